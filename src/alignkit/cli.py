@@ -1,0 +1,172 @@
+"""The command line: names and flags only; everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.errors import AlignkitError
+
+app = typer.Typer(
+    name="alignkit",
+    help="Take a pretrained language model through alignment, exactly.",
+    rich_markup_mode=None,  # Rich doubles the time of --help
+    pretty_exceptions_enable=False,  # a traceback with locals can print tokens
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def _complete(context: typer.Context, incomplete: str) -> list[str]:
+    from alignkit.completion import complete
+
+    stage = context.info_name or "sft"
+    return complete(context.params.get("stage") or stage, incomplete)
+
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[config=FILE] [key=value]...", help="Files and settings; later ones win.", autocompletion=_complete
+    ),
+]
+ConfigDir = Annotated[Path | None, typer.Option(help="Folder with your own model/, data/, lora/ … options.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"alignkit {version('alignkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def sft(
+    words: Words = None,
+    cfg: Annotated[str | None, typer.Option(help="Show the composed job, hydra or all; run nothing.")] = None,
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Run every combination of a sweep.")] = False,
+    config_dir: ConfigDir = None,
+    info: Annotated[str | None, typer.Option(help=f"Show how it is composed: {', '.join(INFO)}.")] = None,
+) -> None:
+    """Supervised fine-tuning: the loss sees the response, never the prompt.
+
+    alignkit sft config=configs/smoke/sft.yaml train.learning_rate=1e-4
+
+    Settings are name, seed, resume, overwrite, samples, early_stopping and the sections model, data, template, lora,
+    sampling and train; --cfg job shows them all with their values. The run is written to runs/sft/<name>.
+    """
+    from alignkit.launch import launch
+
+    launch("sft", words or [], config_dir=config_dir, multirun=multirun, show=cfg, info=info)
+
+
+@app.command()
+def inspect(
+    stage: Annotated[str, typer.Argument(help="sft")],
+    words: Words = None,
+    rows: Annotated[int, typer.Option(help="How many rows to show.", min=0)] = 5,
+    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print every kept row as one JSON object, nothing else.")] = False,
+    assert_: Annotated[
+        Path | None, typer.Option("--assert", help="Compare with a saved --json; exit 2 and show where they differ.")
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """See exactly what the loss sees, without loading a model."""
+    from alignkit.inspection import inspect as run
+
+    run(stage, words or [], num_rows=rows, html=html, as_json=json, golden=assert_, config_dir=config_dir)
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="A run directory, a model folder or a hub id.")],
+    words: Words = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A data file of prompts; .txt holds one a line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of the terminal.")] = None,
+) -> None:
+    """Answer prompts with a model, rendered by the template it was trained with.
+
+    alignkit generate runs/sft/tiny --prompt "Repeat the word." sampling.temperature=0.7 sampling.top_k=50
+    """
+    from alignkit.launch import compose_job
+
+    job = compose_job("generate", words or [], model={"name": run})
+    from alignkit.evaluate.generate import run as answer
+
+    answer(job, prompts=prompt or [], prompts_path=prompts, out=out)
+
+
+@app.command()
+def demo(
+    keep: Annotated[Path, typer.Option(help="Folder for the demo's run.")] = Path("runs/demo"),
+) -> None:
+    """Train a tiny model from nothing in front of your eyes: the rows, the mask, before and after."""
+    from alignkit.demo import show
+
+    show(keep)
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0, 2 for the user's mistake, 1 for a bug of ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    try:
+        app(args=_with_info(sys.argv[1:]))
+    except AlignkitError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"alignkit: {line}", err=True)
+        sys.exit(error.exit_status)
+    except Exception as error:
+        if os.environ.get("ALIGNKIT_DEBUG"):
+            raise
+        typer.echo(f"alignkit: internal error: {_brief(error)}; the traceback is in {_traceback_file()}", err=True)
+        sys.exit(1)
+
+
+def _with_info(argv: list[str]) -> list[str]:
+    """`--info` alone means `--info all`, as in Hydra."""
+    at = argv.index("--info") if "--info" in argv else -1
+    if at >= 0 and (at + 1 == len(argv) or argv[at + 1] not in INFO):
+        return [*argv[: at + 1], "all", *argv[at + 1 :]]
+    return argv
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _traceback_file() -> str:
+    """Where the traceback of the current exception is: the run's own log, or a file made for it."""
+    import logging
+    import tempfile
+    import traceback
+
+    for handler in logging.getLogger("alignkit").handlers:
+        if isinstance(handler, logging.FileHandler):
+            return handler.baseFilename
+    with tempfile.NamedTemporaryFile("w", prefix="alignkit-", suffix=".log", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+if __name__ == "__main__":
+    main()

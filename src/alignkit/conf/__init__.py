@@ -1,0 +1,1 @@
+"""Defaults and option groups that ship with the package."""

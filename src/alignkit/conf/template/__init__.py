@@ -1,0 +1,1 @@
+"""Shipped chat templates: a Jinja file and its option."""

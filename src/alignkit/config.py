@@ -1,0 +1,205 @@
+"""Our settings, typed, each with its default, its help line and its bounds.
+
+`train` and `lora` are open on purpose: they are keyword arguments of the trainer's and PEFT's own classes, checked
+against those by `alignkit.upstream`, never mirrored here. Later stages reuse these sections under the same names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+# Members are spelled as they are written in YAML, because OmegaConf matches an enum's names.
+class Init(StrEnum):
+    pretrained = "pretrained"
+    random = "random"
+    PRETRAINED = "pretrained"
+    RANDOM = "random"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Quantization(StrEnum):
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+    NONE = "none"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
+class Overlength(StrEnum):
+    drop = "drop"
+    keep_end = "keep_end"
+    keep_start = "keep_start"
+    DROP = "drop"
+    KEEP_END = "keep_end"
+    KEEP_START = "keep_start"
+
+
+class Malformed(StrEnum):
+    stop = "stop"
+    drop = "drop"
+    STOP = "stop"
+    DROP = "drop"
+
+
+class TrainOn(StrEnum):
+    assistant = "assistant"
+    last_turn = "last_turn"
+    everything = "everything"
+    ASSISTANT = "assistant"
+    LAST_TURN = "last_turn"
+    EVERYTHING = "everything"
+
+
+class ControlTokens(StrEnum):
+    refuse = "refuse"
+    neutralise = "neutralise"
+    REFUSE = "refuse"
+    NEUTRALISE = "neutralise"
+
+
+class Batching(StrEnum):
+    auto = "auto"
+    padded = "padded"
+    grouped = "grouped"
+    packed = "packed"
+    AUTO = "auto"
+    PADDED = "padded"
+    GROUPED = "grouped"
+    PACKED = "packed"
+
+
+def setting(help: str, default: Any = MISSING, **bounds: float) -> Any:
+    """A field with its help line and, where they exist, its bounds (`ge`, `gt`, `le`, `lt`)."""
+    metadata = {"help": help, **bounds}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    name: str = setting("hub id, model folder, or run directory")
+    init: Init = setting("pretrained weights, or random ones built from model.config", Init.PRETRAINED)
+    dtype: Dtype = setting("weights: auto takes bfloat16 where the device has it, else float32", Dtype.AUTO)
+    attn_implementation: str | None = setting("eager, sdpa, flash_attention_2, …; null lets transformers choose", None)
+    quantization: Quantization = setting("load the frozen base in 8 bits (int8) or 4 (nf4); needs bitsandbytes", Quantization.NONE)
+    revision: str | None = setting("branch, tag or commit of a hub model", None)
+    trust_remote_code: bool = setting("run Python code that came with the model", False)
+    config: dict[str, Any] = setting("architecture of a random model: model_type and its sizes", {})
+
+
+@dataclass
+class DataConfig:
+    path: Any = setting("file, folder, glob or hub id; or a list of them or of {path, weight, format, columns, split}")
+    format: str = setting("auto, a format's name, or module:function of your own", "auto")
+    columns: dict[str, Any] = setting("field: column, or a path into nested data such as instances.0.input", {})
+    split: str | None = setting("split of a hub data set, such as train or train[:10%]; null takes train", None)
+    eval_path: Any = setting("held-out rows: like path, or {name: path, …} for several sets", None)
+    eval_fraction: float = setting("share of prompts held out from path", 0.0, ge=0, lt=1)
+    limit: int | None = setting("read at most this many rows, for each of path and eval_path", None, ge=1)
+    shuffle: bool = setting("reshuffle the rows every epoch", True)
+    max_length: int | None = setting("most tokens in a row; null takes the model's positions, at most 2048", None, ge=1)
+    overlength: Overlength = setting("a row longer than that: drop, keep_end or keep_start", Overlength.DROP)
+    malformed: Malformed = setting("a row that cannot be read: stop the run, or drop and count it", Malformed.STOP)
+    max_dropped: float = setting("most rows that may be dropped, as a share", 0.05, ge=0, le=1)
+    train_on: TrainOn = setting("what the loss sees: assistant, last_turn or everything", TrainOn.ASSISTANT)
+    control_tokens: ControlTokens = setting(
+        "special tokens typed in the text: refuse (drop the row) or neutralise (plain characters)", ControlTokens.REFUSE
+    )
+    batching: Batching = setting("auto, padded, grouped (by length) or packed (no padding)", Batching.AUTO)
+    num_proc: int = setting("processes that format and encode", 1, ge=1)
+
+
+@dataclass
+class TemplateConfig:
+    name: str = setting("a shipped template, or native for the tokenizer's own", "instruction")
+    file: str | None = setting("a Jinja chat template of your own, with {% generation %} markers", None)
+
+
+@dataclass
+class SamplingConfig:
+    do_sample: bool | None = setting("draw tokens, or take the likeliest; null draws if a setting below asks", None)
+    temperature: float | None = setting("divides the logits; below 1 sharper, above 1 flatter", None, gt=0)
+    top_k: int | None = setting("draw from the k likeliest tokens", None, ge=1)
+    top_p: float | None = setting("draw from the smallest set with this probability", None, gt=0, le=1)
+    min_p: float | None = setting("draw from tokens at least this share of the likeliest one's probability", None, ge=0, le=1)
+    repetition_penalty: float | None = setting("above 1 makes tokens seen before less likely", None, gt=0)
+    max_new_tokens: int = setting("longest response, in tokens", 256, ge=1)
+    min_new_tokens: int = setting("shortest response, in tokens", 0, ge=0)
+
+
+@dataclass
+class SftJob:
+    name: str = setting("the run is runs/sft/<name>", "default")
+    seed: int = setting("of every random draw", 0, ge=0)
+    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
+    overwrite: bool = setting("delete a finished run of this name first", False)
+    early_stopping: int | None = setting(
+        "stop after this many evaluations without improvement, and keep the best", None, ge=1
+    )
+    samples: int = setting("prompts answered before and after training, written to samples.jsonl", 3, ge=0)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    train: dict[str, Any] = setting("trl.SFTConfig, which is transformers.TrainingArguments and more", {})
+
+
+@dataclass
+class GenerateJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("prompts answered together", 16, ge=1)
+    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
+    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+JOBS: dict[str, type] = {"sft": SftJob, "generate": GenerateJob}
+
+
+def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every setting of a job class with its dotted key, sections after the plain settings they follow."""
+    for item in dataclasses.fields(section):
+        default = item.default_factory
+        if isinstance(default, type) and dataclasses.is_dataclass(default):
+            yield from settings(default, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item
+
+
+def out_of_bounds(job: Any, prefix: str = "") -> list[str]:
+    """One line for each setting outside its bounds; empty where all is well."""
+    problems = []
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    for item in dataclasses.fields(job):
+        value = getattr(job, item.name)
+        if dataclasses.is_dataclass(value):
+            problems += out_of_bounds(value, f"{prefix}{item.name}.")
+        elif isinstance(value, (int, float)):
+            bounds = {k: v for k, v in item.metadata.items() if k in words}
+            held = {"ge": value >= bounds.get("ge", value), "gt": "gt" not in bounds or value > bounds["gt"]}
+            held |= {"le": value <= bounds.get("le", value), "lt": "lt" not in bounds or value < bounds["lt"]}
+            if not all(held.values()):
+                wanted = " and ".join(f"{words[k]} {v:g}" for k, v in bounds.items())
+                problems.append(f"{prefix}{item.name} is {value}: it must be {wanted}")
+    return problems

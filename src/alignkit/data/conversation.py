@@ -1,0 +1,47 @@
+"""One representation for every row: a conversation of messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: the text, exactly as in the data (never stripped).
+        input: the context of an instruction (Alpaca's `input` column); only user turns have one.
+        train: whether the loss sees this turn; None leaves it to `data.train_on`.
+        tool_calls: structured calls of an assistant turn in OpenAI's shape, passed to the template as they are.
+    """
+
+    role: str
+    content: str
+    input: str = ""
+    train: bool | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in order; `text` rows (plain language modelling) are one assistant message without a template.
+
+    Attributes:
+        messages: at least one.
+        plain: the row is plain text: no template is applied, every token is trained.
+    """
+
+    messages: tuple[Message, ...]
+    plain: bool = False
+
+    def prompt_key(self) -> str:
+        """What two rows must share to count as the same prompt (for the evaluation split)."""
+        if self.plain:
+            return self.messages[0].content
+        last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
+        return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in self.messages[:last])

@@ -1,0 +1,271 @@
+"""From the `data` section to encoded rows: sources, formats, encoding and length policy, with every row accounted for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.config import DataConfig, Malformed
+from alignkit.data.batching import FILLER, IGNORED
+from alignkit.data.conversation import Conversation
+from alignkit.data.formats import RowError, detect_format, to_conversation
+from alignkit.data.ledger import Ledger
+from alignkit.data.lengths import apply_length
+from alignkit.data.masking import Encoding, encode_rows
+from alignkit.data.sources import Source, SourceRow, parse_sources, read_rows, repeats
+from alignkit.data.split import split_by_prompt
+from alignkit.data.templates import Template
+from alignkit.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few hundred
+
+Progress = Callable[[int], None]
+
+
+@dataclass
+class EncodedSet:
+    """Encoded rows of one set.
+
+    Attributes:
+        dataset: columns `input_ids`, `labels` (lists of int32), `row_index` (the row's number) and `source` (`file:N`).
+    """
+
+    dataset: Dataset
+
+    @property
+    def sources(self) -> list[str]:
+        """`file:N` of each row."""
+        return list(self.dataset["source"])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each row."""
+        return pa.compute.list_value_length(self.dataset.data.column("input_ids")).to_pylist()  # type: ignore[no-any-return]
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that carry loss."""
+        flat = pa.compute.list_flatten(self.dataset.data.column("labels"))
+        return int(pa.compute.sum(pa.compute.not_equal(flat, -100)).as_py() or 0)
+
+    def filled(self, multiple: int) -> EncodedSet:
+        """The same rows followed by as few fillers as make their number a multiple of `multiple`.
+
+        With several processes the last batch of an epoch would else repeat rows; a filler carries no loss.
+        """
+        missing = -len(self.dataset) % multiple
+        if not missing:
+            return self
+        filler = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED], "row_index": FILLER, "source": "filler"}
+        fillers = Dataset.from_list([filler] * missing, features=self.dataset.features)
+        return EncodedSet(concatenate_datasets([self.dataset, fillers]))
+
+
+@dataclass
+class SftData:
+    """Everything that was read.
+
+    Attributes:
+        train: rows to train on.
+        evals: held-out rows by set name (`eval` where there is one set).
+        ledger: the fate of every source row.
+        formats: format of each source, as detected or named.
+        prompts: a few held-out conversations (training ones where nothing is held out), for samples.
+    """
+
+    train: EncodedSet
+    evals: dict[str, EncodedSet]
+    ledger: Ledger
+    formats: dict[str, str] = field(default_factory=dict)
+    prompts: list[Conversation] = field(default_factory=list)
+
+
+@dataclass
+class _Named:
+    source: str
+    conversation: Conversation
+
+
+def load_sft(
+    data: DataConfig,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    seed: int,
+    num_prompts: int = 0,
+    on_rows: Progress | None = None,
+) -> SftData:
+    """Read, format, split, encode and cut every row the section names.
+
+    Args:
+        data: the section.
+        template: bound to `tokenizer`.
+        tokenizer: of the model.
+        max_length: most tokens in a row.
+        seed: of the evaluation split and of fractional source weights.
+        num_prompts: how many conversations to keep for samples.
+        on_rows: called with the number of rows each chunk encoded.
+
+    Raises:
+        DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to train on.
+    """
+    ledger, formats = Ledger(), {}
+    wanted = {"train": data.path} | {
+        f"{name}": path for name, path in (_eval_paths(data.eval_path).items() if data.eval_path else ())
+    }
+    conversations: dict[str, list[_Named]] = {}
+    for name, value in wanted.items():
+        setting = "data.path" if name == "train" else "data.eval_path"
+        sources = parse_sources(
+            value, setting=setting, format=data.format, columns=data.columns, split=data.split if name == "train" else None
+        )
+        conversations[name] = list(_conversations(sources, name, data, ledger, formats, seed=seed))
+    if data.eval_fraction:
+        rows = conversations["train"]
+        keys = [row.conversation.prompt_key() for row in rows]
+        kept, held_out = split_by_prompt(keys, fraction=data.eval_fraction, seed=seed)
+        conversations["train"] = [rows[i] for i in kept]
+        conversations["eval"] = [rows[i] for i in held_out]
+    encode = partial(_encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
+    sets = {name: _encode_set(rows, name, encode, ledger, data.num_proc, on_rows) for name, rows in conversations.items()}
+    ledger.check_budget(data.max_dropped)
+    shown = next((rows for name, rows in conversations.items() if name != "train"), conversations["train"])
+    prompts = [row.conversation for row in shown if not row.conversation.plain][:num_prompts]
+    return SftData(sets.pop("train"), sets, ledger, formats, prompts)
+
+
+def _eval_paths(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"eval": value}
+
+
+def _conversations(
+    sources: Iterable[Source], name: str, data: DataConfig, ledger: Ledger, formats: dict[str, str], *, seed: int
+) -> Iterator[_Named]:
+    """Rows of a set as conversations; malformed ones are dropped into the ledger, or stop the run all together."""
+    malformed: list[str] = []
+    left = data.limit
+    for number, source in enumerate(sources):
+        rows = list(read_rows(source, limit=left))
+        if left is not None:
+            left -= len(rows)
+        format_ = _format_of(source, rows)
+        formats[source.path] = format_
+        for row, times in zip(rows, repeats(len(rows), weight=source.weight, seed=seed + number), strict=True):
+            try:
+                conversation = _conversation(row, format_, source.columns)
+            except RowError as error:
+                malformed.append(f"{row.source}: {error}")
+                ledger.drop(row.source, str(error), name, malformed=True)
+                continue
+            if not times:
+                ledger.drop(row.source, "weight", name)
+            yield from [_Named(row.source, conversation)] * times
+    if malformed and data.malformed == Malformed.stop:
+        raise DataError(*malformed, "mend these rows, or leave them out with data.malformed=drop")
+
+
+def _format_of(source: Source, rows: list[SourceRow]) -> str:
+    if source.format != "auto":
+        return source.format
+    first = next((row.row for row in rows if not row.problem and isinstance(row.row, dict)), None)
+    if first is None:
+        return "text"  # every row is malformed and will say so itself
+    return detect_format(first.keys(), first, columns=source.columns)
+
+
+def _conversation(row: SourceRow, format_: str, columns: dict[str, Any]) -> Conversation:
+    if row.problem:
+        raise RowError(row.problem)
+    return to_conversation(row.row, format_, columns)
+
+
+@dataclass
+class _Fate:
+    encoding: Encoding | None
+    reason: str = ""
+
+
+def _encode_chunk(
+    conversations: list[Conversation],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    max_length: int,
+) -> list[_Fate]:
+    fates = []
+    encodings = encode_rows(conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens)
+    for encoding in encodings:
+        if isinstance(encoding, str):
+            fates.append(_Fate(None, encoding))
+        else:
+            fates.append(_Fate(*apply_length(encoding, max_length=max_length, policy=data.overlength)))
+    return fates
+
+
+def _encode_set(
+    rows: list[_Named],
+    name: str,
+    encode: Callable[[list[Conversation]], list[_Fate]],
+    ledger: Ledger,
+    num_proc: int,
+    on_rows: Progress | None,
+) -> EncodedSet:
+    chunks = [rows[at : at + _CHUNK] for at in range(0, len(rows), _CHUNK)]
+    work = ([row.conversation for row in chunk] for chunk in chunks)
+    tables, sources = [], []
+    for chunk, fates in zip(chunks, _mapped(encode, work, num_proc), strict=True):
+        kept = []
+        for row, fate in zip(chunk, fates, strict=True):
+            if fate.encoding is None:
+                ledger.drop(row.source, fate.reason, name)
+                continue
+            if fate.reason:
+                ledger.truncate(row.source, fate.reason, name)
+            else:
+                ledger.keep(row.source, name)
+            ledger.notes.update(fate.encoding.notes)
+            kept.append(fate.encoding)
+            sources.append(row.source)
+        tables.append(_table(kept))
+        if on_rows is not None:
+            on_rows(len(chunk))
+    table = pa.concat_tables(tables) if tables else _table([])
+    table = table.append_column("row_index", pa.array(range(len(sources)), pa.int32()))
+    return EncodedSet(Dataset(table.append_column("source", pa.array(sources, pa.string()))))
+
+
+def _mapped(
+    function: Callable[[list[Conversation]], list[_Fate]], work: Iterator[list[Conversation]], num_proc: int
+) -> Iterator[list[_Fate]]:
+    if num_proc == 1:
+        yield from map(function, work)
+        return
+    # Spawned, not forked: the tokenizer's threads do not survive a fork.
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+        while batch := list(islice(work, num_proc * 4)):
+            yield from pool.map(function, batch)
+
+
+def _table(encodings: list[Encoding]) -> pa.Table:
+    lists = pa.list_(pa.int32())
+    return pa.table(
+        {
+            "input_ids": pa.array([e.input_ids for e in encodings], lists),
+            "labels": pa.array([e.labels for e in encodings], lists),
+        }
+    )

@@ -1,0 +1,162 @@
+"""What became of every source row."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from alignkit.errors import DataError
+
+# Left out because the user asked for fewer rows, not because the rows did not fit: no part of the drop budget.
+UNBUDGETED = frozenset({"weight"})
+NUM_EXAMPLES = 2
+NUM_REASONS = 5
+
+_WAYS_OUT = {
+    "too_long": "raise data.max_length, choose data.overlength=keep_end",
+    "control_tokens": "choose data.control_tokens=neutralise",
+    "malformed": "mend the malformed rows",
+    "nothing_to_learn": "look at data.train_on and the rows' train flags",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """The fate of one source row.
+
+    Attributes:
+        source: `file:N`.
+        fate: kept as it is, kept in part, or dropped.
+        reason: of a cut or a drop, from a small stable vocabulary: `too_long`, `malformed: 'output' is null`, ….
+        set: `train`, `eval`, or the name of one of several evaluation sets.
+    """
+
+    source: str
+    fate: Literal["kept", "truncated", "dropped"]
+    reason: str = ""
+    set: str = "train"
+
+    @property
+    def label(self) -> str:
+        """The line of the summary this row counts in: `kept`, `dropped: too_long`."""
+        return f"{self.fate}: {self.reason}" if self.reason else self.fate
+
+
+class Ledger:
+    """Every source row ends here exactly once.
+
+    Attributes:
+        rows: in the order they were entered.
+        notes: things counted that change no fate, such as neutralised control tokens.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[LedgerRow] = []
+        self.notes: Counter[str] = Counter()
+
+    def keep(self, source: str, set: str = "train") -> None:
+        """Enter a row that is used as it is."""
+        self.rows.append(LedgerRow(source, "kept", set=set))
+
+    def truncate(self, source: str, reason: str, set: str = "train") -> None:
+        """Enter a row that is used in part."""
+        self.rows.append(LedgerRow(source, "truncated", reason, set))
+
+    def drop(self, source: str, reason: str, set: str = "train", *, malformed: bool = False) -> None:
+        """Enter a row that is left out; `malformed` says that the row itself is wrong, and `reason` what of it."""
+        self.rows.append(LedgerRow(source, "dropped", f"malformed: {reason}" if malformed else reason, set))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows by set, then by label (`kept`, `truncated: cut_end`, `dropped: too_long`)."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for row in self.rows:
+            counts[row.set][row.label] += 1
+        return {name: dict(labels) for name, labels in counts.items()}
+
+    def check_budget(self, max_dropped: float) -> None:
+        """Refuse to go on with too little of a set.
+
+        Args:
+            max_dropped: share of a set's rows that may be dropped, 0 to 1; rows left out by weight do not count.
+
+        Raises:
+            DataError: one line for each set that is over the budget or has no row left, with reasons and places.
+        """
+        by_set: dict[str, list[LedgerRow]] = {"train": []}
+        for row in self.rows:
+            if row.reason not in UNBUDGETED:
+                by_set.setdefault(row.set, []).append(row)
+        problems = [problem for name, rows in by_set.items() if (problem := _over_budget(name, rows, max_dropped))]
+        if problems:
+            raise DataError(*problems)
+
+    def write(self, path: Path) -> None:
+        """Write one JSON object per row and line: `source`, `fate`, `reason`, `set`; in the order of the sources."""
+        with path.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(asdict(row)) + "\n" for row in self._in_source_order())
+
+    def table(self) -> str:
+        """The summary, plain text: a line for each fate and reason, a column for each set, and the first places."""
+        counts = self.counts()
+        lines = [["", *counts, ""]]
+        for label, sources in _by_label(self._in_source_order()).items():
+            numbers = [f"{counts[name].get(label, 0):,}" for name in counts]
+            lines.append([label, *numbers, "" if label == "kept" else _examples(sources)])
+        lines.append(["all rows", *(f"{sum(labels.values()):,}" for labels in counts.values()), ""])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = [
+            [label.ljust(widths[0]), *map(str.rjust, numbers, widths[1:-1]), places]
+            for label, *numbers, places in lines
+        ]
+        notes = [f"{note}: {count:,}" for note, count in self.notes.items()]
+        return "\n".join(["  ".join(line).rstrip() for line in aligned] + notes)
+
+    def _in_source_order(self) -> list[LedgerRow]:
+        """Rows are entered when work on them ends, so malformed ones come early; a reader looks for file and number."""
+        places = [row.source.rpartition(":") for row in self.rows]
+        files = {file: order for order, file in enumerate(dict.fromkeys(file for file, _, _ in places))}
+        keys = [(files[file], int(number)) for file, _, number in places]
+        return [self.rows[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def _by_label(rows: Iterable[LedgerRow]) -> dict[str, list[str]]:
+    """Sources by label: kept rows, then truncated, then dropped ones; among these the most frequent first."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        sources[row.label].append(row.source)
+    fates = ("kept", "truncated", "dropped")
+    return dict(sorted(sources.items(), key=lambda item: (fates.index(item[0].partition(":")[0]), -len(item[1]))))
+
+
+def _examples(sources: list[str]) -> str:
+    return ", ".join([*sources[:NUM_EXAMPLES], "…"] if len(sources) > NUM_EXAMPLES else sources)
+
+
+def _over_budget(name: str, rows: list[LedgerRow], max_dropped: float) -> str:
+    where = "data" if name == "train" else f"data (set {name})"
+    if not rows:
+        return f"{where}: there are no rows"
+    dropped = [row for row in rows if row.fate == "dropped"]
+    is_empty = len(dropped) == len(rows)
+    share = len(dropped) / len(rows)
+    if share <= max_dropped and not is_empty:
+        return ""
+    by_reason = {label.partition(": ")[2]: sources for label, sources in _by_label(dropped).items()}
+    reasons = [f"{len(sources)} {reason} ({_examples(sources)})" for reason, sources in by_reason.items()]
+    if len(reasons) > NUM_REASONS:
+        reasons[NUM_REASONS:] = [f"… and {len(reasons) - NUM_REASONS} more reasons"]
+    ways_out = list(dict.fromkeys(_WAYS_OUT[key] for r in by_reason if (key := r.partition(":")[0]) in _WAYS_OUT))
+    if is_empty:
+        verdict = f"no row is left of {len(rows)}"
+    else:
+        verdict = (
+            f"{len(dropped)} of {len(rows)} rows were dropped ({100 * share:.3g} %), "
+            f"more than data.max_dropped={max_dropped:g} allows"
+        )
+        ways_out.append("raise data.max_dropped")
+    advice = ", or ".join([", ".join(ways_out[:-1])] * (len(ways_out) > 1) + ways_out[-1:])
+    return f"{where}: {verdict}: {', '.join(reasons)}" + (f"; {advice}" if advice else "")

@@ -1,0 +1,78 @@
+"""What can go wrong, in the words a person reads.
+
+Every error that is the user's to mend is an `AlignkitError`: the command line prints its text (no stack trace) and exits
+with its `exit_status`. Anything else that escapes is a bug of ours and exits 1 with its traceback in the log.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+SHOWN_PROBLEMS = 10
+
+
+class AlignkitError(Exception):
+    """A mistake, or several, each told in one line: setting or file:row, what is wrong, the way out.
+
+    Args:
+        *problems: one line each; at least one.
+    """
+
+    exit_status = 2
+
+    def __init__(self, *problems: str) -> None:
+        assert problems, "an error needs words"
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        shown = list(self.problems[:SHOWN_PROBLEMS])
+        hidden = len(self.problems) - len(shown)
+        return "\n".join([*shown, f"… and {hidden} more"] if hidden else shown)
+
+
+class ConfigError(AlignkitError, ValueError):
+    """A setting, flag or configuration file is wrong."""
+
+
+class DataError(AlignkitError, ValueError):
+    """A data file, a row of it, or what is left of it after the policies, is wrong."""
+
+
+class TemplateError(AlignkitError, ValueError):
+    """A chat template cannot be used: missing, broken, unmarked, or it breaks one of the checks."""
+
+
+class ModelError(AlignkitError, ValueError):
+    """A model, adapter or tokenizer cannot be loaded or does not fit what is asked of it."""
+
+
+class RunError(AlignkitError, RuntimeError):
+    """A run directory cannot be written, resumed, or would be written over."""
+
+
+class TrainingError(AlignkitError, RuntimeError):
+    """Training cannot go on (a loss that is not finite, a full disk); nothing bad was saved."""
+
+    exit_status = 1
+
+
+class Interrupted(AlignkitError, RuntimeError):
+    """A signal ended the run after a checkpoint was written.
+
+    Args:
+        signal_number: 2 for Ctrl-C, 15 for SIGTERM; the exit status is 128 + this, as shells do.
+        message: what was saved and how to go on.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.args = (signal_number, message)  # so that pickling rebuilds it
+        self.exit_status = 128 + signal_number
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The suggestion to append to a refusal: `; did you mean 'x'?`, or nothing where no choice is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

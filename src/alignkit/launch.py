@@ -1,0 +1,230 @@
+"""From words on the command line to a typed job handed to its stage; the only module that knows Hydra."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra import main as hydra_main
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from alignkit import mistakes
+from alignkit.config import JOBS, out_of_bounds, settings
+from alignkit.errors import ConfigError, RunError
+
+
+def launch(
+    stage: str,
+    words: list[str],
+    *,
+    config_dir: Path | None = None,
+    multirun: bool = False,
+    show: str | None = None,
+    info: str | None = None,
+) -> None:
+    """Compose the job of a stage and run it, or print what was asked about it.
+
+    Args:
+        stage: a key of `JOBS`; `alignkit.stages.<stage>` has the `run(job, run_dir, record=...)` it is handed to.
+        words: `key=value` overrides and `config=FILE` overlays, in the order they win.
+        config_dir: a folder of the user's own group options.
+        multirun: run every combination of a sweep.
+        show: print the composed `job`, `hydra` or `all` instead of running (`--cfg`).
+        info: print what Hydra knows about `defaults`, `config`, … instead of running (`--info`).
+
+    Raises:
+        AlignkitError: the user's mistake, in words.
+    """
+    if multirun and (show or info):
+        raise ConfigError("--multirun runs jobs, --cfg and --info only show one: give one of them")
+    overrides = _prepare(stage, words, config_dir, sweep=multirun)
+    flags = [*(["--multirun"] if multirun else []), *(["--cfg", show] if show else [])]
+    flags += [*(["--info", info] if info else []), *(["--config-dir", str(config_dir)] if config_dir else [])]
+
+    failures: list[Exception] = []
+
+    def task(cfg: DictConfig) -> None:
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            job = typed(stage, cfg)
+            record = OmegaConf.to_container(cfg, resolve=False)  # unresolved: ${oc.env:TOKEN} must not be written out
+            import_module(f"alignkit.stages.{stage}").run(job, run_dir, record=record)
+        except Exception as error:
+            # Hydra prints its own line about an error that passes through it; a launcher in another process must see it.
+            if "BasicLauncher" not in str(HydraConfig.get().launcher):
+                raise
+            failures.append(error)
+        finally:
+            _remove_if_empty(run_dir)
+
+    _run_hydra(stage, task, [*overrides, *flags])
+    if failures:
+        raise failures[0]
+
+
+def compose_job(stage: str, words: list[str], *, config_dir: Path | None = None, **given: Any) -> Any:
+    """The typed job, without a run directory (for `inspect`, `generate` and notebooks).
+
+    Args:
+        stage: a key of `JOBS`.
+        words: as in `launch`.
+        config_dir: as in `launch`.
+        **given: top-level sections laid under the words, such as `model={"name": run}`.
+    """
+    overrides = _prepare(stage, words, config_dir, given=given)
+    if config_dir is not None:
+        overrides.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
+    with _hydra_words(), initialize_config_module("alignkit.conf", version_base="1.3"):
+        return typed(stage, compose(stage, overrides))
+
+
+def typed(stage: str, cfg: DictConfig) -> Any:
+    """The job as plain dataclasses.
+
+    Raises:
+        ConfigError: a setting is missing, of the wrong type or out of its bounds; all of them at once.
+    """
+    with _hydra_words():
+        node = OmegaConf.merge(OmegaConf.structured(JOBS[stage]), OmegaConf.to_container(cfg, resolve=True))
+        missing = [key for key, _ in settings(JOBS[stage]) if OmegaConf.is_missing(node, key) or _is_missing(node, key)]
+        if missing:
+            raise ConfigError(*(f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing))
+        job = OmegaConf.to_object(node)
+    if problems := out_of_bounds(job):
+        raise ConfigError(*problems)
+    return job
+
+
+def _is_missing(node: DictConfig, key: str) -> bool:
+    section, _, leaf = key.rpartition(".")
+    return bool(section) and OmegaConf.is_missing(OmegaConf.select(node, section), leaf)
+
+
+def _group_hint(key: str) -> str:
+    group = key.split(".")[0]
+    if group not in mistakes.GROUPS:
+        return ""
+    return f", or choose {group}= one of {', '.join(mistakes.group_options(group))}"
+
+
+def _prepare(
+    stage: str,
+    words: list[str],
+    config_dir: Path | None,
+    *,
+    sweep: bool = False,
+    given: dict[str, Any] | None = None,
+) -> list[str]:
+    """Check everything that can be checked, register schema and overlays, and return Hydra's overrides."""
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir: '{config_dir}' is no folder")
+    files = [word.removeprefix("config=") for word in words if word.startswith("config=")]
+    overrides = [word for word in words if not word.startswith("config=")]
+    overlays, problems = _read_overlays(files)
+    problems += mistakes.in_files(stage, overlays, config_dir)
+    problems += mistakes.in_overrides(stage, overrides, config_dir, sweep=sweep)
+    if problems:
+        raise ConfigError(*problems)
+    store = ConfigStore.instance()
+    store.store(name=f"{stage}_schema", node=_schema(stage))
+    chosen = []
+    for number, content in enumerate([*([given] if given else []), *overlays.values()]):
+        store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
+        chosen.append(f"+overlay{number}=file")
+    OmegaConf.register_new_resolver("shipped", _shipped, replace=True)
+    return [*chosen, *overrides]
+
+
+def _shipped(name: str) -> str:
+    """`${shipped:train.jsonl}` is a data file of the package, wherever it is installed."""
+    return str(resources.files("alignkit.demo").joinpath(name))
+
+
+def _schema(stage: str) -> DictConfig:
+    schema = OmegaConf.structured(JOBS[stage])
+    for key, item in settings(JOBS[stage]):
+        if "dict" in str(item.type):
+            OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    return schema  # type: ignore[no-any-return]
+
+
+def _read_overlays(files: list[str]) -> tuple[dict[str, Any], list[str]]:
+    overlays: dict[str, Any] = {}
+    problems = []
+    for file in files:
+        path = Path(file)
+        if not path.is_file():
+            what = "it is a folder" if path.is_dir() else "there is no such file"
+            problems.append(f"config={file}: {what}")
+            continue
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f":{mark.line + 1}" if mark else ""
+            problems.append(f"{file}{where}: it is not YAML: {getattr(error, 'problem', None) or error}")
+            continue
+        if not content:
+            problems.append(f"config={file}: the file is empty")
+        elif not isinstance(content, dict):
+            problems.append(f"config={file}: it holds a list where settings belong; write key: value lines")
+        else:
+            overlays[file] = content
+    return overlays, problems
+
+
+def _as_overlay(content: dict[str, Any]) -> dict[str, Any]:
+    """`model: tiny_gpt2` in a file chooses a group's option, as `model=tiny_gpt2` on the command line does."""
+    chosen = {key: value for key, value in content.items() if key in mistakes.GROUPS and isinstance(value, str)}
+    rest = {key: value for key, value in content.items() if key not in chosen}
+    defaults = [*rest.pop("defaults", []), *({f"override /{group}": name} for group, name in chosen.items())]
+    return {"defaults": [*defaults, "_self_"], **rest}
+
+
+def _run_hydra(stage: str, task: Callable[[DictConfig], None], argv: list[str]) -> None:
+    saved, saved_full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [f"alignkit {stage}", *argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes are raised to us instead of printed with a stack trace
+    try:
+        with _hydra_words():
+            hydra_main(config_path="pkg://alignkit.conf", config_name=stage, version_base="1.3")(task)()
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise RunError(f"the run directory cannot be made: {error.strerror}: '{error.filename}'") from error
+    finally:
+        sys.argv = saved
+        if saved_full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = saved_full_error
+
+
+@contextlib.contextmanager
+def _hydra_words() -> Iterator[None]:
+    """What Hydra and OmegaConf raise for a user's mistake, as one line of ours."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        cause: BaseException = error
+        while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
+            cause = cause.__cause__
+        raise ConfigError(str(cause).splitlines()[0]) from error
+
+
+def _remove_if_empty(run_dir: Path) -> None:
+    # Hydra makes the folder before the job can be checked; a refused run leaves nothing behind.
+    for folder in (run_dir, run_dir.parent, run_dir.parent.parent):
+        try:
+            folder.rmdir()
+        except OSError:
+            return

@@ -1,0 +1,1 @@
+"""Models: loading, tiny random ones, LoRA, saving."""

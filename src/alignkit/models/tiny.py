@@ -1,0 +1,117 @@
+"""Models of a few megabytes with random weights, and the byte-level tokenizer they read with.
+
+Nothing is downloaded and nothing is read from disk: both are functions of the code below, the configuration and a seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from alignkit.errors import ModelError, did_you_mean
+
+SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
+FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that gives back any text exactly: one token per UTF-8 byte, nothing merged, nothing added.
+
+    Returns:
+        Ids 0 to 255 are the byte values; 256 to 260 are `SPECIAL_TOKENS` in their order.
+    """
+    core = Tokenizer(BPE(vocab={char: byte for byte, char in enumerate(_byte_chars())}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    pad, bos, eos, *turns = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        extra_special_tokens=turns,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def config_problems(config: dict[str, Any]) -> list[str]:
+    """What is wrong with the keys of `model.config`, one line each; empty where a model can be tried."""
+    model_type = config.get("model_type")
+    if model_type is None:
+        return ["model.config: model_type is missing; model=tiny_gpt2 and model=tiny_llama are complete examples"]
+    if model_type not in CONFIG_MAPPING:
+        return [f"model.config.model_type: unknown '{model_type}'{did_you_mean(str(model_type), CONFIG_MAPPING)}"]
+    config_class = CONFIG_MAPPING[model_type]
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return [f"model.config.model_type: '{model_type}' has no causal language model in transformers"]
+    known = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    problems = []
+    for key in config.keys() - {"model_type"}:
+        if key in FROM_TOKENIZER:
+            problems.append(f"model.config.{key}: comes from the tokenizer, leave it out")
+        elif key not in known:
+            problems.append(f"model.config.{key}: {model_type} has no such setting{did_you_mean(key, known)}")
+    return sorted(problems)
+
+
+def random_model(
+    config: dict[str, Any],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model with fresh float32 weights.
+
+    Args:
+        config: `model_type` and keyword arguments of its transformers configuration class.
+        tokenizer: gives the vocabulary size and the pad, bos and eos ids.
+        seed: the weights are a function of this and `config` alone; the global random state is left as it was.
+        attn_implementation: as in transformers; None lets it choose.
+
+    Raises:
+        ModelError: a key that the architecture does not have, or sizes it cannot be built with.
+    """
+    if problems := config_problems(config):
+        raise ModelError(*problems)
+    special_ids = {key: getattr(tokenizer, key) for key in FROM_TOKENIZER[1:]}
+    try:
+        # forked on the CPU alone: that is where the weights are drawn
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            arguments = {key: value for key, value in config.items() if key != "model_type"}
+            built: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]](
+                **arguments, **special_ids, vocab_size=len(tokenizer)
+            )
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                built, attn_implementation=attn_implementation, dtype=torch.float32
+            )
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"model.config: {config['model_type']} cannot be built: {reason}") from error
+    return model.eval()
+
+
+def _byte_chars() -> list[str]:
+    """The printable character that stands for each byte value in the ByteLevel pre-tokenizer of `tokenizers`.
+
+    Bytes that print in Latin-1 stand for themselves; the others take the code points from 256 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    substitutes = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]

@@ -1,0 +1,87 @@
+"""From scores to advantages: the reward of each token, and how much better it went than expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alignkit.ppo.kl import token_kl
+
+
+def token_rewards(
+    scores_B: Tensor, old_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, kl_coef: float
+) -> Tensor:
+    """Reward of each token: −β (ln π_old − ln π_ref), and the row's score on top at its last one.
+
+    Ziegler et al. 2019, eq. 2, written token by token; Ouyang et al. 2022, eq. 2, without the pretraining term.
+
+    Args:
+        scores_B: one per completion. That of a row without any token has nowhere to go and is left out.
+        old_logprobs_BT: under the policy that drew the tokens.
+        ref_logprobs_BT: under the reference.
+        mask_BT: where there are tokens.
+        kl_coef: β, at least 0.
+
+    Returns:
+        `[B, T]`, 0 where there is no token.
+    """
+    places_T = torch.arange(mask_BT.shape[-1], device=mask_BT.device)
+    last_B1 = places_T.where(mask_BT, -1).amax(-1, keepdim=True)
+    penalties_BT = kl_coef * token_kl(old_logprobs_BT, ref_logprobs_BT, mask_BT, estimator="k1")
+    return torch.where(places_T == last_B1, scores_B[:, None], 0.0) - penalties_BT
+
+
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
+
+    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, where nothing is worth anything after a row's last token.
+    λ = 0 trusts the values (A = δ), λ = 1 the rewards (discounted rewards to come − V).
+
+    Args:
+        rewards_BT: of each token.
+        values_BT: V_t, what was expected before token t.
+        mask_BT: where there are tokens; each row's in one run.
+        gamma: discount, from 0 to 1.
+        lam: from 0 to 1.
+
+    Returns:
+        Advantages and returns (advantages + values), `[B, T]` each, 0 where there is no token.
+    """
+    rewards_BT = rewards_BT.masked_fill(~mask_BT, 0.0)
+    values_BT = values_BT.masked_fill(~mask_BT, 0.0)
+    advantages_BT = torch.zeros_like(values_BT)
+    next_value_B = next_advantage_B = torch.zeros_like(values_BT[:, 0])
+    for t in reversed(range(mask_BT.shape[-1])):
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
+        next_advantage_B = (delta_B + gamma * lam * next_advantage_B).masked_fill(~mask_BT[:, t], 0.0)
+        next_value_B = values_BT[:, t]
+        advantages_BT[:, t] = next_advantage_B
+    return advantages_BT, advantages_BT + values_BT
+
+
+def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Number, sum and sum of squares of the masked values, `[3]` in float64.
+
+    Those of several batches or processes add up to those of all, which is what `whiten` is to be given.
+    """
+    values = values_BT[mask_BT].double()
+    return torch.stack([torch.full_like(values.sum(), values.numel()), values.sum(), values.square().sum()])
+
+
+def whiten(values_BT: Tensor, mask_BT: Tensor, moments_3: Tensor) -> Tensor:
+    """Shift and scale to mean 0 and (biased) variance 1 over all tokens that went into the moments.
+
+    Args:
+        values_BT: such as advantages.
+        mask_BT: where there are tokens.
+        moments_3: of the global batch (see `moments`).
+
+    Returns:
+        `[B, T]`, 0 where there is no token; values that are all alike become 0.
+    """
+    count, total, squares = moments_3.unbind()
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0.0)
+    # The 1e-8 is lm-human-preferences': it keeps all but vanishing variances as they are.
+    whitened_BT = (values_BT.double() - mean) * (variance + 1e-8).rsqrt()
+    return whitened_BT.masked_fill(~mask_BT, 0.0).to(values_BT.dtype)

@@ -1,0 +1,81 @@
+"""The sampling section: what in it contradicts itself, and what it says in transformers' words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import GenerationConfig
+
+from alignkit.config import SamplingConfig
+
+DRAW_SETTINGS = ("temperature", "top_k", "top_p", "min_p")
+
+
+def draws(sampling: SamplingConfig) -> bool:
+    """Whether tokens are drawn, or the likeliest is taken: `do_sample`, else whether a setting of a draw is there."""
+    if sampling.do_sample is not None:
+        return sampling.do_sample
+    return any(getattr(sampling, name) is not None for name in DRAW_SETTINGS)
+
+
+def check(sampling: SamplingConfig, prefix: str = "sampling.") -> list[str]:
+    """One line for each setting that would have no effect or contradicts another; empty where all is well.
+
+    The bounds of each setting alone are `config.out_of_bounds`' to check.
+    """
+    problems = []
+    if not draws(sampling):
+        for name in DRAW_SETTINGS:
+            if (value := getattr(sampling, name)) is not None:
+                problems.append(
+                    f"{prefix}{name}={value} has no effect with {prefix}do_sample=false: "
+                    f"remove it, or set {prefix}do_sample=true"
+                )
+    if sampling.min_new_tokens > sampling.max_new_tokens:
+        problems.append(
+            f"{prefix}min_new_tokens={sampling.min_new_tokens} is more than "
+            f"{prefix}max_new_tokens={sampling.max_new_tokens}: lower the first or raise the second"
+        )
+    return problems
+
+
+def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_id: int) -> GenerationConfig:
+    """The section as transformers knows it, for `model.generate` and for the folder of a saved model.
+
+    What `generate` finds unset it takes from the model's own generation config, where many models ship a temperature
+    and truncations, and then from its own defaults, which keep the top 50. So everything that shapes the distribution
+    is set here, to its neutral value where the section leaves it open.
+
+    Args:
+        sampling: settings without problems (see `check`).
+        eos_ids: the tokens that end a response.
+        pad_id: what fills the left of shorter prompts.
+    """
+    settings = {
+        "do_sample": draws(sampling),
+        "max_new_tokens": sampling.max_new_tokens,
+        "min_new_tokens": sampling.min_new_tokens,
+        "repetition_penalty": _or(sampling.repetition_penalty, 1.0),
+        "eos_token_id": list(eos_ids),
+        "pad_token_id": pad_id,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "no_repeat_ngram_size": 0,
+        "encoder_repetition_penalty": 1.0,
+        "use_cache": True,
+    }
+    if settings["do_sample"]:  # without a draw these are refused when such a config is saved, even at neutral values
+        settings |= {
+            "temperature": _or(sampling.temperature, 1.0),
+            "top_k": _or(sampling.top_k, 0),
+            "top_p": _or(sampling.top_p, 1.0),
+            "min_p": _or(sampling.min_p, 0.0),
+            "typical_p": 1.0,
+            "epsilon_cutoff": 0.0,
+            "eta_cutoff": 0.0,
+        }
+    return GenerationConfig.from_dict(settings)
+
+
+def _or(value: float | None, neutral: float) -> float:
+    return neutral if value is None else value

@@ -1,0 +1,120 @@
+"""Next-token cross entropy that applies the LM head to supervised positions only, a few of them at a time.
+
+Prompts and padding are most of a batch, and the head most of a small model's work. The gradient is made beside the loss,
+chunk by chunk, so that [positions, vocabulary] never exists as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+# 8 M float32 logits are 32 MB: glibc serves that from its heap again and again, and maps anything larger anew, page fault
+# by page fault. Measured with a vocabulary of 49 k on one core: 2.1 s for 2000 positions in bfloat16, 2.8 s unchunked.
+_LOGITS_AT_ONCE = 8_000_000
+
+
+def lm_head(model: nn.Module) -> nn.Module:
+    """The output embeddings of a causal model, adapters or not."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    assert isinstance(head, nn.Module), "a causal model has an LM head"
+    return head
+
+
+def is_plain_head(model: nn.Module) -> bool:
+    """Whether logits are hidden states times the head's weight and nothing else (Gemma caps them, Granite scales them).
+
+    Tried on the model itself: the head's output is replaced by a ramp, which must come out of the model as it went in.
+    """
+    head = lm_head(model)
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    ramp = torch.linspace(-100, 100, head.out_features, device=head.weight.device).to(head.weight.dtype)
+    replaced = head.register_forward_hook(lambda module, args, output: ramp.expand_as(output))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            ids = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
+            return torch.equal(model(input_ids=ids, use_cache=False).logits.flatten(), ramp)
+    finally:
+        replaced.remove()
+        model.train(was_training)
+
+
+@contextmanager
+def hidden_states(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Catch what the model hands to its head, [B, L, H], and let the head itself work on one position only."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        dtype = torch.get_autocast_dtype(args[0].device.type)
+        caught.append(args[0].to(dtype) if torch.is_autocast_enabled(args[0].device.type) else args[0])
+        return (args[0][:1, :1],)
+
+    handle = head.register_forward_pre_hook(catch)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def cross_entropy(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy of softmax(hidden · weightᵀ) against the targets, in float32.
+
+    Args:
+        hidden_NH: last hidden states of the supervised positions.
+        weight_VH: the head's weight, cast to the hidden states' dtype.
+        targets_N: the token that follows each position.
+
+    Returns:
+        The sum over N of −log p(target), and how many targets are the likeliest token; both scalars.
+    """
+    weight_VH = weight_VH.to(hidden_NH.dtype)
+    if not torch.is_grad_enabled():
+        hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
+    loss, num_correct = _CrossEntropy.apply(hidden_NH, weight_VH, targets_N)
+    return loss, num_correct
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
+        grad_VH = torch.zeros_like(weight_VH) if needs_weight else None
+        loss = hidden_NH.new_zeros((), dtype=torch.float32)
+        num_correct = targets_N.new_zeros(())
+        rows = max(1, _LOGITS_AT_ONCE // len(weight_VH))
+        for start in range(0, len(targets_N), rows):
+            hidden, target = hidden_NH[start : start + rows], targets_N[start : start + rows, None]
+            logits = (hidden @ weight_VH.T).float()
+            largest = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(1, target)
+            num_correct += (chosen == largest).sum()
+            normaliser = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+            loss += (normaliser.log() + largest - chosen).sum()
+            if grad_NH is None and grad_VH is None:
+                continue
+            # d loss / d logits = softmax − one-hot
+            grad_logits = logits.div_(normaliser).scatter_add_(1, target, -torch.ones_like(chosen)).to(hidden.dtype)
+            if grad_NH is not None:
+                torch.mm(grad_logits, weight_VH, out=grad_NH[start : start + rows])
+            if grad_VH is not None:
+                grad_VH.addmm_(grad_logits.T, hidden)
+        ctx.save_for_backward(grad_NH, grad_VH)
+        ctx.mark_non_differentiable(num_correct)
+        return loss, num_correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_NH, grad_VH = ctx.saved_tensors
+        scaled = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in (grad_NH, grad_VH)]
+        return scaled[0], scaled[1], None

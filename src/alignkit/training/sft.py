@@ -1,0 +1,102 @@
+"""TRL's SFT trainer on encoded rows: our order, our loss, our checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer as UpstreamTrainer
+
+from alignkit.training.durable import DurableTrainer
+from alignkit.training.loss import cross_entropy, hidden_states, is_plain_head, lm_head
+
+Order = Callable[[Any], Sampler[int]]
+
+
+class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer` for rows that are already encoded.
+
+    Args:
+        train_order: from the training rows, their order in each epoch.
+        eval_order: from held-out rows, the order they are scored in.
+        **rest: as upstream and `DurableTrainer` take them.
+    """
+
+    def __init__(self, *, train_order: Order, eval_order: Order, **rest: Any) -> None:
+        self._train_order, self._eval_order = train_order, eval_order
+        self._eval_loss: Tensor | None = None
+        super().__init__(**rest)
+        # Upstream's head is compact on CUDA only: elsewhere it scores every position, prompts and padding too. Sharded
+        # weights cannot be read outside the model's forward.
+        self._own_head = (
+            self.args.device.type != "cuda"
+            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.aux_loss_enabled)
+            and is_plain_head(self.model)
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        return self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
+        return self._eval_order(eval_dataset)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Cross entropy of the supervised tokens, over their number in the global batch.
+
+        Shapes: `input_ids` and `labels` [B, L]; the token at t is predicted from those before it.
+        """
+        if not self._own_head or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels_BL = inputs["labels"][:, 1:]
+        supervised_BL = labels_BL != -100
+        head = lm_head(self.model)
+        with hidden_states(head) as caught:
+            model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
+        loss, num_correct = cross_entropy(caught[0][:, :-1][supervised_BL], head.weight, labels_BL[supervised_BL])
+        count = supervised_BL.sum()
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["mean_token_accuracy"].append((num_correct / count.clamp(min=1)).item())
+        if num_items_in_batch is None:
+            return loss / count.clamp(min=1)
+        # DDP averages the gradients of its ranks, and num_items_in_batch counts the tokens of all of them.
+        across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss / torch.as_tensor(num_items_in_batch).clamp(min=1) * across
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        count = (inputs["labels"][:, 1:] != -100).sum()
+        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
+        assert self._eval_loss is not None
+        self._eval_loss += torch.stack([loss.double() * count, count.double()])
+        return loss, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Upstream's loop, with the loss per supervised token of the whole set.
+
+        Upstream averages the batches' means, so that its figure depends on which rows happen to share a batch.
+        """
+        # MPS has no float64; elsewhere a long evaluation would lose digits without it
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        self._eval_loss = torch.zeros(2, dtype=dtype, device=self.args.device)
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        total, count = self.accelerator.reduce(self._eval_loss, reduction="sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+        return output

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from alignkit.config import SamplingConfig
+from alignkit.errors import ModelError
+from alignkit.sampling.generate import Completion, generate
+from alignkit.sampling.settings import generation_config
+
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},  # takes no position ids
+    "mistral": {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "sliding_window": 8,
+    },  # its cache forgets
+}  # fmt: skip
+STOP, PAD, NUM_TOKENS = 2, 0, 90
+GREEDY = SamplingConfig(max_new_tokens=12)
+DRAWN = SamplingConfig(temperature=1.0, max_new_tokens=12)
+
+
+def tiny(kind: str = "llama", **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    # wide weights: a model of the usual ones repeats a single token
+    config = AutoConfig.for_model(kind, vocab_size=NUM_TOKENS, initializer_range=0.3, **SIZES[kind] | changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def prompts(num: int = 9) -> list[list[int]]:
+    source = random.Random(0)
+    return [[source.randrange(3, NUM_TOKENS) for _ in range(source.randint(1, 20))] for _ in range(num)]
+
+
+def run(model: PreTrainedModel, sampling: SamplingConfig, batch_size: int = 4, **changes: Any) -> list[Completion]:
+    settings = {"prompts": prompts(), "eos_ids": [STOP], "pad_id": PAD, "seed": 0, "batch_size": batch_size} | changes
+    return generate(model, sampling=sampling, **settings)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_greedy_equals_transformers(kind: str) -> None:
+    model = tiny(kind).eval()
+    # two frequent tokens end a response, so that rows end at different steps
+    free = run(model, GREEDY, eos_ids=[])
+    stops = [free[0].token_ids[3], free[1].token_ids[6]]
+    config = generation_config(GREEDY, eos_ids=stops, pad_id=PAD)
+    completions = run(model, GREEDY, eos_ids=stops)
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    for prompt, completion in zip(prompts(), completions, strict=True):
+        theirs = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+        stopped = theirs[-1] in stops
+        assert completion.token_ids == (theirs[:-1] if stopped else theirs)
+        assert completion.finish_reason == ("stop" if stopped else "length")
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("sampling", [DRAWN, SamplingConfig(top_p=0.8, temperature=1.4, repetition_penalty=1.3)])
+def test_batch_size_and_padding_change_nothing(kind: str, sampling: SamplingConfig) -> None:
+    model = tiny(kind)
+    alone = run(model, sampling, batch_size=1, eos_ids=range(10))
+    assert {c.finish_reason for c in alone} >= {"stop"}
+    assert len({tuple(c.token_ids) for c in alone}) == 9
+    for batch_size in (2, 4, 16):
+        together = run(model, sampling, batch_size=batch_size, eos_ids=range(10))
+        assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+        assert [c.logprob for c in together] == pytest.approx([c.logprob for c in alone], abs=1e-4)
+
+
+def test_a_row_is_reproducible_and_differs_by_seed_and_place() -> None:
+    model, same = tiny(), [[5, 6, 7]] * 3
+    first = run(model, DRAWN, prompts=same)
+    assert len({tuple(c.token_ids) for c in first}) == 3
+    assert run(model, DRAWN, prompts=same) == first
+    assert run(model, DRAWN, prompts=same[:2]) == pytest.approx(first[:2])
+    other = run(model, DRAWN, prompts=same, seed=1)
+    assert not {tuple(c.token_ids) for c in other} & {tuple(c.token_ids) for c in first}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.6, top_k=20, max_new_tokens=12)])
+def test_logprob_is_the_plain_models_end_token_included(sampling: SamplingConfig) -> None:
+    model = tiny().eval()
+    ends = list(range(0, NUM_TOKENS, 7))
+    completions = run(model, sampling, eos_ids=ends)
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    for prompt, completion in zip(prompts(), completions, strict=True):
+        ids = torch.tensor([prompt + completion.token_ids])
+        logprobs = model(ids).logits.log_softmax(-1)[0, len(prompt) - 1 :]
+        response = sum(logprobs[t, token].item() for t, token in enumerate(completion.token_ids))
+        if completion.finish_reason == "length":
+            assert completion.logprob == pytest.approx(response, abs=1e-4)
+        else:
+            endings = [response + logprobs[completion.num_tokens, end].item() for end in ends]
+            assert min(abs(completion.logprob - ending) for ending in endings) < 1e-4
+
+
+def test_draws_follow_the_models_distribution() -> None:
+    model = tiny().eval()
+    sampling = SamplingConfig(temperature=0.8, top_k=5, max_new_tokens=1)
+    completions = run(model, sampling, prompts=[[5, 6, 7]] * 4000, eos_ids=[], batch_size=500)
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in completions]), minlength=NUM_TOKENS)
+    top = (model(torch.tensor([[5, 6, 7]])).logits[0, -1] / 0.8).topk(5)
+    expected = top.values.softmax(-1) * 4000
+    assert counts.sum() == counts[top.indices].sum()
+    assert ((counts[top.indices] - expected).square() / expected).sum() < 18.5  # p = 0.001 at 4 degrees
+
+
+def test_min_new_tokens_holds_the_end_back() -> None:
+    model = tiny()
+    everything_ends = range(1, NUM_TOKENS)
+    for sampling in (GREEDY, DRAWN):
+        sampling = SamplingConfig(temperature=sampling.temperature, min_new_tokens=5, max_new_tokens=12)
+        for completion in run(model, sampling, eos_ids=everything_ends):
+            assert completion.token_ids == [0] * completion.num_tokens  # the one token that does not end
+            assert completion.num_tokens >= 5
+    short = SamplingConfig(max_new_tokens=12)
+    assert all(c.num_tokens < 12 for c in run(model, short, eos_ids=everything_ends))
+
+
+def test_the_end_token_is_left_out_and_a_response_may_be_empty() -> None:
+    model = tiny()
+    completions = run(model, GREEDY, eos_ids=range(NUM_TOKENS))
+    assert all((c.token_ids, c.finish_reason, c.num_tokens) == ([], "stop", 0) for c in completions)
+
+
+def test_a_lora_model_generates_as_its_merged_weights_do() -> None:
+    model = tiny()
+    base = run(model, GREEDY)
+    lora = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    with_adapter = run(lora, GREEDY)
+    assert [c.token_ids for c in with_adapter] != [c.token_ids for c in base]
+    merged = run(lora.merge_and_unload(), GREEDY)
+    assert [c.token_ids for c in merged] == [c.token_ids for c in with_adapter]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_and_the_mode_comes_back(training: bool) -> None:
+    model = tiny("gpt2", resid_pdrop=0.5).train(training)
+    assert run(model, GREEDY) == run(model, GREEDY)
+    assert model.training is training
+
+
+def test_progress_is_told() -> None:
+    seen: list[int] = []
+    completions = run(tiny(), DRAWN, on_progress=seen.append)
+    assert seen == sorted(set(seen))
+    assert seen[-1] == len(completions) == 9
+
+
+def test_no_prompts_no_completions() -> None:
+    assert run(tiny(), GREEDY, prompts=[]) == []
+
+
+def test_prompts_that_cannot_be_completed_are_named_together() -> None:
+    model = tiny(max_position_embeddings=32)
+    with pytest.raises(ModelError) as error:
+        run(model, GREEDY, prompts=[[5] * 20, [5] * 21, [], [5]])
+    assert error.value.problems == (
+        "prompt 2 has 21 tokens, which with sampling.max_new_tokens=12 is more than the model's 32 positions: "
+        "shorten the one or the other",
+        "prompt 3 has no tokens: give it some text",
+    )
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = torch.nan
+    for sampling in (GREEDY, DRAWN):
+        with pytest.raises(ModelError, match=r"^prompt 2: the model's logits are not finite numbers$"):
+            run(model, sampling, prompts=[[5], [6, 7], [8]])
+
+
+def test_a_model_without_a_cache_is_refused() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=NUM_TOKENS, hidden_size=16, num_hidden_layers=1)
+    with pytest.raises(ModelError, match="MambaForCausalLM keeps no key/value cache"):
+        run(AutoModelForCausalLM.from_config(config), GREEDY)

@@ -1,0 +1,143 @@
+"""Every mistake in files and overrides is answered in one line, all at once, before anything heavy is imported."""
+
+from pathlib import Path
+
+import pytest
+
+from alignkit.config import SftJob
+from alignkit.errors import ConfigError
+from alignkit.launch import compose_job, launch
+
+
+def refusal(*words: str, config_dir: Path | None = None, multirun: bool = False) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        launch("sft", list(words), config_dir=config_dir, multirun=multirun)
+    return list(caught.value.problems)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("nmae=x", "unknown key 'nmae'; did you mean 'name'?"),
+        ("data.maxlength=3", "unknown key 'data.maxlength'; did you mean 'data.max_length'?"),
+        ("learning_rate=1e-4", "unknown key 'learning_rate'; did you mean 'train.learning_rate'?"),
+        ("max_length=3", "unknown key 'max_length'; did you mean 'data.max_length'?"),
+        ("r=8", "unknown key 'r'; did you mean 'lora.r'?"),
+        ("+extra=1", "unknown key 'extra'"),
+        (
+            "train.lerning_rate=1",
+            "unknown key 'lerning_rate' in 'train': it is no argument of trl.SFTConfig; did you mean 'learning_rate'?",
+        ),
+        ("lora.rank=1", "unknown key 'rank' in 'lora': today it is r"),
+        ("data.limit=many", "data.limit is 'many': Value 'many' of type 'str' could not be converted to Integer"),
+        (
+            "data.overlength=keepend",
+            "data.overlength is 'keepend': choose drop, keep_end, keep_start; did you mean 'keep_end'?",
+        ),
+        ("data=alpaca", None),
+        ("model.name", "'model.name' is not key=value"),
+        ("a.yaml", "'a.yaml' is not key=value: a configuration file is given as config=a.yaml"),
+        ("~name", "'~name': a setting cannot be deleted; give name=null or another value"),
+        ("data.path._target_=os.system", None),
+        ("config=gone.yaml", "config=gone.yaml: there is no such file"),
+        ("config=.", "config=.: it is a folder"),
+    ],
+)
+def test_a_mistake_on_the_command_line(word: str, line: str | None) -> None:
+    (found,) = refusal("model.name=m", "data.path=d", word)
+    if line is not None:
+        assert found == line
+
+
+def test_an_unknown_group_option_lists_the_options_and_the_way_out() -> None:
+    assert refusal("model=tiny_gpt") == [
+        "no option 'tiny_gpt' in the group 'model', which has gpt2, llama32_1b, qwen3_0_6b, smollm2_135m, tiny_gpt2, "
+        "tiny_llama; did you mean 'tiny_gpt2'?"
+    ]
+    (line,) = refusal("model=org/thing")
+    assert line.endswith("; a hub id or a folder is given as model.name=org/thing")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("", "config=a.yaml: the file is empty"),
+        ("- 1\n- 2\n", "config=a.yaml: it holds a list where settings belong; write key: value lines"),
+        ("a: [1\n", "a.yaml:2: it is not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("name: x\nname: y\n", "a.yaml:2: it is not YAML: found duplicate key name"),
+        ("naem: x\n", "a.yaml: unknown key 'naem'; did you mean 'name'?"),
+        ("data: 3\n", "a.yaml: data is a section of settings: give it keys, such as data.path"),
+        (
+            "lora: {_target_: torch.load}\n",
+            "a.yaml: lora._target_ is refused: a configuration file must not name code to run",
+        ),
+        (
+            "hydra: {callbacks: {x: 1}}\n",
+            "a.yaml: hydra.callbacks is refused: it can run code; of hydra only run, sweep, sweeper, launcher, mode, "
+            "job may be set",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file(tmp_path: Path, content: str, line: str) -> None:
+    (tmp_path / "a.yaml").write_text(content, encoding="utf-8")
+    assert line in refusal("config=a.yaml")
+
+
+def test_mistakes_are_reported_together(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("naem: x\ndata: {pth: y}\ntrain: {lr: 1}\n", encoding="utf-8")
+    assert refusal("config=a.yaml", "seeed=1") == [
+        "a.yaml: unknown key 'naem'; did you mean 'name'?",
+        "a.yaml: unknown key 'data.pth'; did you mean 'data.path'?",
+        "a.yaml: unknown key 'lr' in 'train': today it is learning_rate",
+        "unknown key 'seeed'; did you mean 'seed'?",
+    ]
+
+
+def test_what_is_missing_and_out_of_bounds_is_named() -> None:
+    missing = refusal()
+    assert missing[0].startswith("model.name is missing: give it as model.name=…, or choose model= one of gpt2, ")
+    assert missing[1].startswith("data.path is missing: give it as data.path=…")
+    assert refusal("model.name=m", "data.path=d", "data.limit=0", "data.eval_fraction=1", "seed=-1") == [
+        "seed is -1: it must be at least 0",
+        "data.eval_fraction is 1.0: it must be at least 0 and below 1",
+        "data.limit is 0: it must be at least 1",
+    ]
+
+
+def test_a_config_dir_must_exist_and_holds_no_code(tmp_path: Path) -> None:
+    assert refusal(config_dir=tmp_path / "gone") == [f"--config-dir: '{tmp_path / 'gone'}' is no folder"]
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("_target_: os.system\n", encoding="utf-8")
+    (line,) = refusal("model=mine", "data.path=d", config_dir=tmp_path / "own")
+    assert line.endswith("mine.yaml: _target_ is refused: a configuration file must not name code to run")
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    refusal("model.name=m", "data.path=d", "data.limit=0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_and_showing_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="--multirun runs jobs, --cfg and --info only show one"):
+        launch("sft", [], multirun=True, show="job")
+
+
+def test_files_and_words_win_in_order(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: tiny_gpt2\nname: a\ndata: {path: x}\ntrain: {max_steps: 3}\n")
+    (tmp_path / "b.yaml").write_text("name: b\nlora: {r: 4}\n")
+    job = compose_job("sft", ["config=a.yaml", "config=b.yaml", "train.max_steps=5", "sampling=top_k"])
+    assert isinstance(job, SftJob)
+    assert (job.name, job.lora["r"], job.train["max_steps"], job.model.init) == ("b", 4, 5, "random")
+    assert job.sampling.top_k == 50
+
+
+def test_a_folder_of_own_options_is_found(tmp_path: Path) -> None:
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("name: org/mine\n", encoding="utf-8")
+    job = compose_job("sft", ["model=mine", "data.path=d"], config_dir=tmp_path / "own")
+    assert job.model.name == "org/mine"
