@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+STAGES = ("sft",)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -89,9 +90,18 @@ def inspect(
     config_dir: ConfigDir = None,
 ) -> None:
     """See exactly what the loss sees, without loading a model."""
-    from alignkit.inspection import inspect as run
+    from importlib import import_module
 
-    run(stage, words or [], num_rows=rows, html=html, as_json=json, golden=assert_, config_dir=config_dir)
+    from alignkit.errors import ConfigError, did_you_mean
+    from alignkit.launch import compose_job
+
+    if stage not in STAGES:
+        raise ConfigError(f"inspect: there is no stage '{stage}', only {', '.join(STAGES)}{did_you_mean(stage, STAGES)}")
+    job = compose_job(stage, words or [], config_dir=config_dir)
+    from alignkit.data.inspect import inspect as show
+
+    view = import_module(f"alignkit.stages.{stage}").view(job)
+    show(view, num_rows=rows, html=html, as_json=json, golden=assert_)
 
 
 @app.command()
@@ -137,7 +147,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("ALIGNKIT_DEBUG"):
             raise
-        typer.echo(f"alignkit: internal error: {_brief(error)}; the traceback is in {_traceback_file()}", err=True)
+        typer.echo(f"alignkit: internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}", err=True)
         sys.exit(1)
 
 
@@ -154,17 +164,15 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _traceback_file() -> str:
-    """Where the traceback of the current exception is: the run's own log, or a file made for it."""
-    import logging
+def _traceback_file(error: Exception) -> str:
+    """Where the traceback is: the run's own log, or a file made for it."""
     import tempfile
     import traceback
 
-    for handler in logging.getLogger("alignkit").handlers:
-        if isinstance(handler, logging.FileHandler):
-            return handler.baseFilename
+    if notes := getattr(error, "__notes__", []):
+        return str(notes[-1])
     with tempfile.NamedTemporaryFile("w", prefix="alignkit-", suffix=".log", delete=False) as file:
-        traceback.print_exc(file=file)
+        traceback.print_exception(error, file=file)
     return file.name
 
 

@@ -47,13 +47,14 @@ def run(model: PreTrainedModel, sampling: SamplingConfig, batch_size: int = 4, *
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_greedy_equals_transformers(kind: str) -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(repetition_penalty=1.5, max_new_tokens=12)])
+def test_greedy_equals_transformers(kind: str, sampling: SamplingConfig) -> None:
     model = tiny(kind).eval()
-    # two frequent tokens end a response, so that rows end at different steps
-    free = run(model, GREEDY, eos_ids=[])
+    # two tokens that come up end a response, so that rows end at different steps
+    free = run(model, sampling, eos_ids=[])
     stops = [free[0].token_ids[3], free[1].token_ids[6]]
-    config = generation_config(GREEDY, eos_ids=stops, pad_id=PAD)
-    completions = run(model, GREEDY, eos_ids=stops)
+    config = generation_config(sampling, eos_ids=stops, pad_id=PAD)
+    completions = run(model, sampling, eos_ids=stops)
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     for prompt, completion in zip(prompts(), completions, strict=True):
         theirs = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
@@ -63,12 +64,13 @@ def test_greedy_equals_transformers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SIZES)
-@pytest.mark.parametrize("sampling", [DRAWN, SamplingConfig(top_p=0.8, temperature=1.4, repetition_penalty=1.3)])
+@pytest.mark.parametrize(
+    "sampling", [DRAWN, SamplingConfig(top_p=0.8, temperature=1.4, repetition_penalty=1.3, max_new_tokens=12)]
+)
 def test_batch_size_and_padding_change_nothing(kind: str, sampling: SamplingConfig) -> None:
     model = tiny(kind)
     alone = run(model, sampling, batch_size=1, eos_ids=range(10))
-    assert {c.finish_reason for c in alone} >= {"stop"}
-    assert len({tuple(c.token_ids) for c in alone}) == 9
+    assert len({c.num_tokens for c in alone}) > 2, "rows end at different steps"
     for batch_size in (2, 4, 16):
         together = run(model, sampling, batch_size=batch_size, eos_ids=range(10))
         assert [c.token_ids for c in together] == [c.token_ids for c in alone]
@@ -80,7 +82,7 @@ def test_a_row_is_reproducible_and_differs_by_seed_and_place() -> None:
     first = run(model, DRAWN, prompts=same)
     assert len({tuple(c.token_ids) for c in first}) == 3
     assert run(model, DRAWN, prompts=same) == first
-    assert run(model, DRAWN, prompts=same[:2]) == pytest.approx(first[:2])
+    assert [c.token_ids for c in run(model, DRAWN, prompts=same[:2])] == [c.token_ids for c in first[:2]]
     other = run(model, DRAWN, prompts=same, seed=1)
     assert not {tuple(c.token_ids) for c in other} & {tuple(c.token_ids) for c in first}
 

@@ -25,12 +25,11 @@ class Controls:
     ids: frozenset[int]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, end_token: str) -> Controls:
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        tokens = {token for token in special | {end_token} if token.strip()}
-        pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-        ids = frozenset(tokenizer.convert_tokens_to_ids(token) for token in tokens - {tokenizer.unk_token})
-        return cls(re.compile(pattern or "(?!)"), ids)
+    def of(cls, tokenizer: PreTrainedTokenizerBase, *, end_token: str, end_id: int) -> Controls:
+        special = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ids = {token: i for token, i in {**special, end_token: end_id}.items() if token.strip()}
+        pattern = "|".join(re.escape(token) for token in sorted(ids, key=len, reverse=True))
+        return cls(re.compile(pattern or "(?!)"), frozenset(ids.values()) - {tokenizer.unk_token_id})
 
     def find(self, messages: Sequence[Message]) -> str:
         """The first one typed in a message, as words for a person; empty where there is none."""

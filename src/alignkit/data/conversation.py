@@ -39,9 +39,13 @@ class Conversation:
     messages: tuple[Message, ...]
     plain: bool = False
 
+    def asked(self) -> Conversation:
+        """What a model is asked: everything before the last assistant turn."""
+        last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
+        return Conversation(self.messages[:last])
+
     def prompt_key(self) -> str:
         """What two rows must share to count as the same prompt (for the evaluation split)."""
         if self.plain:
             return self.messages[0].content
-        last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
-        return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in self.messages[:last])
+        return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in self.asked().messages)

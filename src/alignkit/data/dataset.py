@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-from datasets import Dataset, concatenate_datasets
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, Malformed
 from alignkit.data.batching import FILLER, IGNORED
 from alignkit.data.conversation import Conversation
-from alignkit.data.formats import RowError, detect_format, to_conversation
+from alignkit.data.formats import RowError, check_columns, detect_format, to_conversation
 from alignkit.data.ledger import Ledger
 from alignkit.data.lengths import apply_length
 from alignkit.data.masking import Encoding, encode_rows
-from alignkit.data.sources import Source, SourceRow, parse_sources, read_rows, repeats
+from alignkit.data.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeats
 from alignkit.data.split import split_by_prompt
 from alignkit.data.templates import Template
-from alignkit.errors import DataError
+from alignkit.errors import AlignkitError, DataError
 
 logger = logging.getLogger(__name__)
 
+_LOOKED_AT = 10  # rows whose columns tell the format
 _CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few hundred
 
 Progress = Callable[[int], None]
@@ -97,6 +101,7 @@ class SftData:
 class _Named:
     source: str
     conversation: Conversation
+    is_copy: bool = False  # of a row with a weight above 1; the ledger enters a row once
 
 
 def load_sft(
@@ -124,16 +129,10 @@ def load_sft(
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to train on.
     """
     ledger, formats = Ledger(), {}
-    wanted = {"train": data.path} | {
-        f"{name}": path for name, path in (_eval_paths(data.eval_path).items() if data.eval_path else ())
+    conversations = {
+        name: list(_conversations(_sources(data, name, path), name, data, ledger, formats, seed=seed))
+        for name, path in _wanted(data).items()
     }
-    conversations: dict[str, list[_Named]] = {}
-    for name, value in wanted.items():
-        setting = "data.path" if name == "train" else "data.eval_path"
-        sources = parse_sources(
-            value, setting=setting, format=data.format, columns=data.columns, split=data.split if name == "train" else None
-        )
-        conversations[name] = list(_conversations(sources, name, data, ledger, formats, seed=seed))
     if data.eval_fraction:
         rows = conversations["train"]
         keys = [row.conversation.prompt_key() for row in rows]
@@ -148,8 +147,53 @@ def load_sft(
     return SftData(sets.pop("train"), sets, ledger, formats, prompts)
 
 
-def _eval_paths(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {"eval": value}
+def check_data(data: DataConfig) -> list[str]:
+    """What is wrong with the section before a row is read, one line each; empty where all is well."""
+    problems = []
+    if data.eval_path is not None and data.eval_fraction > 0:
+        problems.append("data.eval_path and data.eval_fraction both name held-out rows: give one of them")
+    for name, path in _wanted(data).items():
+        try:
+            check_sources(_sources(data, name, path))
+        except AlignkitError as error:
+            problems += error.problems
+    return list(dict.fromkeys(problems))
+
+
+def shared(load: Callable[[], SftData], folder: Path) -> SftData:
+    """Let the main process read and encode, and the others map what it wrote; the files are gone when all have them.
+
+    Args:
+        load: reads the data.
+        folder: one that every process sees.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return load()
+    if state.is_main_process:
+        data = load()
+        for name, rows in {"train": data.train, **data.evals}.items():
+            rows.dataset.save_to_disk(str(folder / name))
+        state.wait_for_everyone()
+    else:
+        state.wait_for_everyone()
+        sets = {path.name: EncodedSet(load_from_disk(str(path), keep_in_memory=True)) for path in folder.iterdir()}
+        data = SftData(sets.pop("train"), dict(sorted(sets.items())), Ledger())
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder)
+    return data
+
+
+def _wanted(data: DataConfig) -> dict[str, Any]:
+    """The sets to read: `train` and the held-out ones, each with its path or paths."""
+    held_out = data.eval_path if isinstance(data.eval_path, dict) else {"eval": data.eval_path}
+    return {"train": data.path} | {str(name): path for name, path in held_out.items() if path is not None}
+
+
+def _sources(data: DataConfig, name: str, path: Any) -> list[Source]:
+    setting, split = ("data.path", data.split) if name == "train" else ("data.eval_path", None)
+    return parse_sources(path, setting=setting, format=data.format, columns=data.columns, split=split)
 
 
 def _conversations(
@@ -173,18 +217,21 @@ def _conversations(
                 continue
             if not times:
                 ledger.drop(row.source, "weight", name)
-            yield from [_Named(row.source, conversation)] * times
+            yield from (_Named(row.source, conversation, is_copy=copy > 0) for copy in range(times))
     if malformed and data.malformed == Malformed.stop:
-        raise DataError(*malformed, "mend these rows, or leave them out with data.malformed=drop")
+        way_out = f"{len(malformed)} malformed rows: mend them, or leave them out with data.malformed=drop"
+        raise DataError(*([way_out] if len(malformed) > 1 else []), *malformed)
 
 
 def _format_of(source: Source, rows: list[SourceRow]) -> str:
-    if source.format != "auto":
-        return source.format
-    first = next((row.row for row in rows if not row.problem and isinstance(row.row, dict)), None)
-    if first is None:
+    first = [row.row for row in rows if not row.problem and isinstance(row.row, dict)][:_LOOKED_AT]
+    if not first:
         return "text"  # every row is malformed and will say so itself
-    return detect_format(first.keys(), first, columns=source.columns)
+    found = dict.fromkeys(key for row in first for key in row)
+    if source.format == "auto":
+        return detect_format(found, first[0], columns=source.columns)
+    check_columns(found, source.columns)
+    return source.format
 
 
 def _conversation(row: SourceRow, format_: str, columns: dict[str, Any]) -> Conversation:
@@ -232,9 +279,12 @@ def _encode_set(
         kept = []
         for row, fate in zip(chunk, fates, strict=True):
             if fate.encoding is None:
-                ledger.drop(row.source, fate.reason, name)
+                if not row.is_copy:
+                    ledger.drop(row.source, fate.reason, name)
                 continue
-            if fate.reason:
+            if row.is_copy:
+                pass
+            elif fate.reason:
                 ledger.truncate(row.source, fate.reason, name)
             else:
                 ledger.keep(row.source, name)
@@ -266,6 +316,7 @@ def _table(encodings: list[Encoding]) -> pa.Table:
     return pa.table(
         {
             "input_ids": pa.array([e.input_ids for e in encodings], lists),
-            "labels": pa.array([e.labels for e in encodings], lists),
+            # Nothing predicts the first token of a row.
+            "labels": pa.array([[IGNORED, *e.labels[1:]] for e in encodings], lists),
         }
     )

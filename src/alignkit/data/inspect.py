@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.data.batching import IGNORED, Collator, rows_of
 from alignkit.data.dataset import EncodedSet
+from alignkit.data.ledger import Ledger
 from alignkit.errors import DataError
 
 _BUCKETS = 8
@@ -67,51 +70,100 @@ class RowView:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What is said beside the rows.
+class View:
+    """What a stage would train on.
 
     Attributes:
         title: stage and run.
-        table: the ledger's summary.
-        facts: one line each: template, batching, shares.
-        lengths: tokens of each row.
+        sets: `train` and the held-out ones.
+        ledger: what became of every source row.
+        collator: the very one that trains.
+        batch_size: rows it is given at once.
+        tokenizer: of the model.
+        facts: one line each: formats, template, batching.
     """
 
     title: str
-    table: str
+    sets: dict[str, EncodedSet]
+    ledger: Ledger
+    collator: Collator
+    batch_size: int
+    tokenizer: PreTrainedTokenizerBase
     facts: Sequence[str]
-    lengths: Sequence[int]
+
+    def rows(self, name: str = "train", num_rows: int | None = None) -> Iterator[RowView]:
+        """The first rows of a set, in the order of the data, read back from batches."""
+        rows = self.sets[name]
+        sources = rows.sources
+        wanted = len(sources) if num_rows is None else min(num_rows, len(sources))
+        for start in range(0, wanted, self.batch_size):
+            batch = self.collator([rows.dataset[i] for i in range(start, min(start + self.batch_size, wanted))])
+            views = {i: RowView(sources[i], ids, labels) for i, ids, labels in rows_of(batch)}
+            yield from (views[i] for i in sorted(views))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each row of every set."""
+        return [length for rows in self.sets.values() for length in rows.lengths]
+
+    def shares(self) -> str:
+        """How much of the tokens is supervised, and of the rows cut."""
+        counts = Counter(row.fate for row in self.ledger.rows)
+        supervised = sum(rows.num_supervised for rows in self.sets.values()) / max(sum(self.lengths), 1)
+        truncated = counts["truncated"] / max(counts["truncated"] + counts["kept"], 1)
+        return f"{supervised:.1%} of the tokens supervised, {truncated:.1%} of the kept rows truncated"
 
 
-def read_back(rows: EncodedSet, collator: Collator, *, batch_size: int, num_rows: int | None = None) -> Iterator[RowView]:
-    """The first rows, in the order of the data, out of batches made by the collator that trains."""
-    sources = rows.sources
-    wanted = len(sources) if num_rows is None else min(num_rows, len(sources))
-    for start in range(0, wanted, batch_size):
-        batch = collator([rows.dataset[i] for i in range(start, min(start + batch_size, wanted))])
-        views = {i: RowView(sources[i], ids, labels) for i, ids, labels in rows_of(batch)}
-        yield from (views[i] for i in sorted(views))
+def inspect(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
+    """Show a view in the terminal, and write or compare what else was asked for.
+
+    Args:
+        view: of a stage.
+        num_rows: to show.
+        html: also write a page here.
+        as_json: print every kept row as an object a line to standard output, and nothing else.
+        golden: compare with rows saved by `as_json`.
+
+    Raises:
+        DataError: rows differ from the golden ones.
+    """
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_page(html, view, list(view.rows(num_rows=num_rows)))
+    if as_json or golden is not None:
+        every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
+    if as_json:
+        sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in every)
+        return
+    console = Console(soft_wrap=True)
+    if golden is not None:
+        num_same = check_golden(golden, {row["source"]: row for row in every})
+        console.print(f"{num_same} rows are as they were in {golden}", markup=False, highlight=False)
+        return
+    show(view, list(view.rows(num_rows=num_rows)), console)
+    if html is not None:
+        console.print(f"page: {html}", markup=False, highlight=False)
 
 
-def show(views: Sequence[RowView], report: Report, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
-    """Print rows, supervised text coloured, and the report."""
-    console.print(Text(report.title, style="bold"))
+def show(view: View, rows: Sequence[RowView], console: Console) -> None:
+    """Print rows, supervised text coloured, and what became of all of them."""
+    console.print(Text(view.title, style="bold"))
     console.print(Text.assemble("the loss sees ", ("this", _style(True, False)), ", never this; ", ("⟨special⟩", "magenta")))
-    for view in views:
-        head = f"\n{view.source}: {len(view.input_ids)} tokens, {view.num_supervised} supervised"
+    for row in rows:
+        head = f"\n{row.source}: {len(row.input_ids)} tokens, {row.num_supervised} supervised"
         console.print(Text(head, style="bold"))
         text = Text()
-        for span in view.spans(tokenizer):
+        for span in row.spans(view.tokenizer):
             shown = f"⟨{span.text}⟩" if span.special else span.text
             text.append(shown, style=_style(span.supervised, span.special))
         console.print(text)
     console.print()
-    console.print(report.table, markup=False, highlight=False)
-    for fact in report.facts:
-        console.print(fact, markup=False, highlight=False)
-    for label, count in histogram(report.lengths):
-        bar = "█" * round(_BAR_WIDTH * count / max(c for _, c in histogram(report.lengths)))
-        console.print(f"{label:>13} tokens {count:>7} {bar}", markup=False, highlight=False)
+    for line in (view.ledger.table(), *view.facts, view.shares()):
+        console.print(line, markup=False, highlight=False)
+    buckets = histogram(view.lengths)
+    for label, count in buckets:
+        bar = "█" * round(_BAR_WIDTH * count / max(count for _, count in buckets))
+        console.print(f"{label:>11} tokens {count:>7} {bar}", markup=False, highlight=False)
 
 
 def _style(supervised: bool, special: bool) -> str:
@@ -129,33 +181,30 @@ def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
     return [(f"{b * width}-{(b + 1) * width - 1}", count) for b, count in enumerate(counts)]
 
 
-def write_page(path: Path, views: Sequence[RowView], report: Report, tokenizer: PreTrainedTokenizerBase) -> None:
+def write_page(path: Path, view: View, rows: Sequence[RowView]) -> None:
     """Write one self-contained HTML page: no script, no font, no image from elsewhere."""
-    rows = "".join(
-        f"<section><h2>{escape(view.source)} <small>{len(view.input_ids)} tokens, {view.num_supervised} supervised"
-        f"</small></h2><pre>{_marked(view, tokenizer)}</pre></section>"
-        for view in views
+    sections = "".join(
+        f"<section><h2>{escape(row.source)} <small>{len(row.input_ids)} tokens, {row.num_supervised} supervised"
+        f"</small></h2><pre>{''.join(_marked(span) for span in row.spans(view.tokenizer))}</pre></section>"
+        for row in rows
     )
-    most = max((count for _, count in histogram(report.lengths)), default=1)
+    buckets = histogram(view.lengths)
+    most = max((count for _, count in buckets), default=1)
     bars = "".join(
         f"<tr><td>{label}</td><td>{count}</td><td><i style='width:{100 * count / most:.1f}%'></i></td></tr>"
-        for label, count in histogram(report.lengths)
+        for label, count in buckets
     )
-    facts = "".join(f"<li>{escape(fact)}</li>" for fact in report.facts)
-    path.write_text(
-        _PAGE.format(title=escape(report.title), rows=rows, table=escape(report.table), facts=facts, bars=bars),
-        encoding="utf-8",
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in (*view.facts, view.shares()))
+    page = _PAGE.format(
+        title=escape(view.title), rows=sections, table=escape(view.ledger.table()), facts=facts, bars=bars
     )
+    path.write_text(page, encoding="utf-8")
 
 
-def _marked(view: RowView, tokenizer: PreTrainedTokenizerBase) -> str:
-    pieces = []
-    for span in view.spans(tokenizer):
-        text = escape(f"⟨{span.text}⟩" if span.special else span.text)
-        classes = " ".join([*(["special"] if span.special else [])])
-        tag = "mark" if span.supervised else "span"
-        pieces.append(f"<{tag} class='{classes}'>{text}</{tag}>" if classes or span.supervised else text)
-    return "".join(pieces)
+def _marked(span: Span) -> str:
+    text = escape(f"⟨{span.text}⟩" if span.special else span.text)
+    text = f"<span class='special'>{text}</span>" if span.special else text
+    return f"<mark>{text}</mark>" if span.supervised else text
 
 
 _PAGE = """<!doctype html>

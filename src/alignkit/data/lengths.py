@@ -24,6 +24,9 @@ def apply_length(encoding: Encoding, *, max_length: int, policy: Overlength) -> 
     """
     if len(encoding.input_ids) <= max_length:
         return encoding, ""
+    encoding = _without_rest(encoding)
+    if len(encoding.input_ids) <= max_length:
+        return encoding, ""
     if policy is Overlength.drop:
         return None, "too_long"
     row = _keep_end(encoding, max_length) if policy is Overlength.keep_end else _keep_start(encoding, max_length)
@@ -34,21 +37,29 @@ def apply_length(encoding: Encoding, *, max_length: int, policy: Overlength) -> 
     return row, "cut_start" if policy is Overlength.keep_end else "cut_end"
 
 
+def _without_rest(encoding: Encoding) -> Encoding:
+    """The row up to the last token with loss: what comes after teaches nothing."""
+    length = max((i for i, label in enumerate(encoding.labels, start=1) if label != IGNORED), default=0)
+    return replace(encoding, input_ids=encoding.input_ids[:length], labels=encoding.labels[:length])
+
+
 def _keep_end(encoding: Encoding, max_length: int) -> Encoding | None:
     length, head = len(encoding.input_ids), encoding.head_length
     start = length - (max_length - head)  # tokens from here on stay
     whole_from = encoding.responses[-1][0] - encoding.cue_length if encoding.responses else length
     if start > whole_from:
         return None
-    labels = list(encoding.labels)
+    labels, responses = list(encoding.labels), []
     for begin, end in encoding.responses:
-        if begin < start:  # without its beginning a response is no answer to anything
+        if begin - encoding.cue_length >= start:
+            responses.append((begin - start + head, end - start + head))
+        else:  # without its heading or its beginning a response is no answer to anything
             labels[begin:end] = [IGNORED] * (end - begin)
     return replace(
         encoding,
         input_ids=encoding.input_ids[:head] + encoding.input_ids[start:],
         labels=labels[:head] + labels[start:],
-        responses=tuple((a - start + head, b - start + head) for a, b in encoding.responses if a >= start),
+        responses=tuple(responses),
     )
 
 

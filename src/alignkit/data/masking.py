@@ -6,9 +6,10 @@ feeds (the same stretches up to the answer, by the same function) is the beginni
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,8 +17,14 @@ from alignkit.config import ControlTokens, TrainOn
 from alignkit.data.batching import IGNORED
 from alignkit.data.control_tokens import Controls
 from alignkit.data.conversation import Conversation, Message
-from alignkit.data.rendering import bounded
-from alignkit.data.templates import RowRefused, Segment, Template, adds_bos, joined, parting
+from alignkit.data.rendering import RowRefused, Segment, Template, joined
+from alignkit.data.sandbox import bounded
+from alignkit.data.supervision import supervise
+from alignkit.data.templates import adds_bos
+
+__all__ = ["Encoding", "RowRefused", "encode", "encode_prompt", "encode_rows"]
+
+T = TypeVar("T")
 
 NEUTRALISED = "neutralised control tokens"
 OTHERWISE = "history tokenised otherwise by a server"
@@ -102,7 +109,7 @@ def encode_prompt(
     return _Encoder.of(template, tokenizer, control_tokens).prompt(conversation)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Draft:
     """A row between text and tokens.
 
@@ -122,11 +129,9 @@ class _Draft:
         """Each segment cut at the marks: typed control tokens are at odd places."""
         return [segment.text.split(self.mark) if self.mark else [segment.text] for segment in self.segments]
 
-    def history(self) -> list[Segment]:
-        """The segments before the last response, where it is more than one piece of text; else none."""
-        turns = [i for i, s in enumerate(self.segments) if self.loss[i] and s.message is not None]
-        segments = self.segments[: turns[-1]] if turns else []
-        return segments if len(segments) > 1 or any(self.mark and self.mark in s.text for s in segments) else []
+    def num_before_last_response(self) -> int:
+        turns = [i for i, segment in enumerate(self.segments) if self.loss[i] and segment.message is not None]
+        return turns[-1] if turns else 0
 
 
 @dataclass(frozen=True)
@@ -138,123 +143,122 @@ class _Encoder:
 
     @classmethod
     def of(cls, template: Template, tokenizer: PreTrainedTokenizerBase, policy: ControlTokens) -> _Encoder:
-        return cls(template, tokenizer, policy, Controls.of(tokenizer, template.end_token))
+        return cls(
+            template, tokenizer, policy, Controls.of(tokenizer, end_token=template.end_token, end_id=template.end_id)
+        )
 
     def supervised(self, conversations: Sequence[Conversation], train_on: TrainOn) -> list[Encoding | RowRefused]:
         heads: dict[tuple[str, ...], str] = {}
-        drafts = [self._try_draft(conversation, train_on, heads) for conversation in conversations]
-        sound = [draft for draft in drafts if isinstance(draft, _Draft)]
-        rows = iter(self._encodings(sound))
+        drafts: list[_Draft | RowRefused] = []
+        with bounded(sum(len(conversation.messages) for conversation in conversations)):
+            for conversation in conversations:
+                try:
+                    drafts.append(self._draft(conversation, train_on, heads))
+                except RowRefused as refusal:
+                    drafts.append(refusal)
+        rows = iter(self._encodings([draft for draft in drafts if isinstance(draft, _Draft)]))
         return [next(rows) if isinstance(draft, _Draft) else draft for draft in drafts]
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        messages, mark = self._read(conversation.messages)
+        messages, mark = self._read(conversation)
         if conversation.plain:
-            segments = self._plain(messages)[:-1]
+            segments = self._plain(messages[0].content)[:-1]
         else:
-            with bounded():
+            with bounded(len(messages)):
                 segments = self.template.render(messages, add_generation_prompt=True)
         draft = _Draft(segments, [False] * len(segments), mark)
         (tokens,) = self._tokens([draft])
-        return [i for ids in tokens for i in ids]
+        self._check_controls(draft, tokens)
+        return _flat(tokens)
 
-    def _read(self, messages: Sequence[Message]) -> tuple[Sequence[Message], str]:
-        found = self.controls.find(messages)
+    def _read(self, conversation: Conversation) -> tuple[Sequence[Message], str]:
+        found = self.controls.find(conversation.messages)
         if found and self.policy is ControlTokens.refuse:
             raise RowRefused("control_tokens", found)
-        return self.controls.mark(messages) if found else (messages, "")
-
-    def _plain(self, messages: Sequence[Message]) -> list[Segment]:
-        bos = [Segment(str(self.tokenizer.bos_token))] if adds_bos(self.tokenizer) else []
-        return [*bos, Segment(messages[0].content), Segment(self.tokenizer.eos_token or self.template.end_token)]
-
-    def _try_draft(
-        self, conversation: Conversation, train_on: TrainOn, heads: dict[tuple[str, ...], str]
-    ) -> _Draft | RowRefused:
-        try:
-            with bounded(len(conversation.messages)):
-                return self._draft(conversation, train_on, heads)
-        except RowRefused as refusal:
-            return refusal
+        return self.controls.mark(conversation.messages) if found else (conversation.messages, "")
 
     def _draft(self, conversation: Conversation, train_on: TrainOn, heads: dict[tuple[str, ...], str]) -> _Draft:
-        messages, mark = self._read(conversation.messages)
+        messages, mark = self._read(conversation)
         if conversation.plain:
-            segments = self._plain(messages)
+            segments = self._plain(messages[0].content)
             return _Draft(segments, [True] * len(segments), mark, head=joined(segments[:-2]))
-        trained = _trained(messages, train_on)
-        segments = self.template.render(messages)
-        for turn in trained:
-            if messages[turn].role == "assistant":
-                self._check_prefix(messages, turn, segments)
-        loss = _loss(segments, len(messages), trained, train_on)
+        segments, loss = supervise(messages, self.template, train_on)
         system = tuple(m.content for m in takewhile(lambda m: m.role == "system", conversation.messages))
-        if system not in heads:
+        if system not in heads:  # few differ, rendering costs
             heads[system] = self.template.head(conversation.messages)
         return _Draft(segments, loss, mark, heads[system])
 
-    def _check_prefix(self, messages: Sequence[Message], turn: int, segments: list[Segment]) -> None:
-        fed = self.template.render(messages[:turn], add_generation_prompt=True)
-        before = list(takewhile(lambda segment: segment.message != turn, segments))
-        if before == fed:
-            return
-        if any(message.role == "assistant" for message in messages[turn + 1 :]):
-            reason = (
-                "the template renders earlier turns otherwise later on (data.train_on=last_turn trains the last alone)"
-            )
-        else:
-            reason = "the generation prompt is not the beginning of the trained text"
-        raise RowRefused(reason, parting(joined(fed), joined(before)))
+    def _plain(self, text: str) -> list[Segment]:
+        bos = [Segment(str(self.tokenizer.bos_token))] if adds_bos(self.tokenizer) else []
+        return [*bos, Segment(text), Segment(str(self.tokenizer.eos_token or self.template.end_token))]
 
-    def _encodings(self, drafts: list[_Draft]) -> Iterable[Encoding | RowRefused]:
+    def _encodings(self, drafts: list[_Draft]) -> Iterator[Encoding | RowRefused]:
         tokens = self._tokens(drafts)
-        otherwise = self._otherwise(drafts, tokens)
+        served = self._served(drafts)
         heads = list(dict.fromkeys(draft.head for draft in drafts))
         *head_ids, cue_ids = self._call([*heads, self.template.cue])
-        ids_of = dict(zip(heads, head_ids, strict=True))
-        for draft, segment_ids, differs in zip(drafts, tokens, otherwise, strict=True):
+        ids_of_head = dict(zip(heads, head_ids, strict=True))
+        for draft, segment_ids, served_ids in zip(drafts, tokens, served, strict=True):
+            fed = _flat(segment_ids[: draft.num_before_last_response()])
+            notes = [NEUTRALISED] * bool(draft.mark) + [OTHERWISE] * (served_ids not in (None, fed))
             try:
-                yield self._assemble(draft, segment_ids, ids_of[draft.head], cue_ids, (OTHERWISE,) if differs else ())
+                self._check_controls(draft, segment_ids)
+                input_ids, labels, responses = self._side_by_side(draft, segment_ids)
             except RowRefused as refusal:
                 yield refusal
+                continue
+            yield Encoding(
+                input_ids,
+                labels,
+                tuple(responses),
+                head_length=_num_shared(ids_of_head[draft.head], input_ids),
+                cue_length=_num_shared(cue_ids[::-1], fed[::-1]),
+                notes=tuple(notes),
+            )
 
-    def _assemble(
-        self, draft: _Draft, tokens: list[list[int]], head_ids: list[int], cue_ids: list[int], notes: tuple[str, ...]
-    ) -> Encoding:
+    def _side_by_side(
+        self, draft: _Draft, tokens: list[list[int]]
+    ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
         input_ids: list[int] = []
         labels: list[int] = []
         responses = []
         for segment, ids, loss in zip(draft.segments, tokens, draft.loss, strict=True):
             if loss and segment.message is not None:
                 if ids[-1] != self.template.end_id:
-                    raise RowRefused("a turn does not end in the end token", repr(segment.text[-40:]))
+                    raise RowRefused("a trained turn does not end in the end token", repr(segment.text[-40:]))
                 responses.append((len(input_ids), len(input_ids) + len(ids)))
             input_ids += ids
             labels += ids if loss else [IGNORED] * len(ids)
         if all(label == IGNORED for label in labels[1:]):  # nothing predicts a row's first token
             raise RowRefused("nothing_to_learn")
-        prompt = input_ids[: responses[-1][0]] if responses else []
-        return Encoding(
-            input_ids,
-            labels,
-            tuple(responses),
-            head_length=_num_shared(head_ids, input_ids),
-            cue_length=_num_shared(cue_ids[::-1], prompt[::-1]),
-            notes=(NEUTRALISED, *notes) if draft.mark else notes,
-        )
+        return input_ids, labels, responses
+
+    def _check_controls(self, draft: _Draft, tokens: list[list[int]]) -> None:
+        """Refuses what the tokenizer, by its own normalisation, turns into a control token, or cannot spell out."""
+        for pieces, ids in zip(draft.pieces(), tokens, strict=True):
+            num_written = sum(len(self.controls.pattern.findall(text)) for text in pieces[::2])
+            if sum(map(self.controls.ids.__contains__, ids)) > num_written:
+                raise RowRefused("control_tokens", "the tokenizer makes one of ordinary text")
+            if len(pieces) > 1 and self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) != "".join(pieces):
+                raise RowRefused("control_tokens", "the tokenizer cannot spell it in ordinary characters")
 
     def _tokens(self, drafts: list[_Draft]) -> list[list[list[int]]]:
         """Ids of every segment of every draft, from one call of the tokenizer; typed control tokens are spelled out."""
-        pieces = [piece for draft in drafts for pieces in draft.pieces() for piece in enumerate(pieces)]
-        written = iter(self._call([text for at, text in pieces if at % 2 == 0]))
-        spelled = iter(self._call([text for at, text in pieces if at % 2], split_special_tokens=True))
+        rows = [draft.pieces() for draft in drafts]
+        texts = [piece for row in rows for pieces in row for piece in pieces[::2]]
+        typed = [piece for row in rows for pieces in row for piece in pieces[1::2]]
+        ids = iter(self._call(texts))
+        spelled = iter(self._call(typed, split_special_tokens=True))
         return [
-            [
-                [i for at, _ in enumerate(pieces) for i in next(spelled if at % 2 else written)]
-                for pieces in draft.pieces()
-            ]
-            for draft in drafts
+            [_flat(next(spelled if at % 2 else ids) for at in range(len(pieces))) for pieces in row] for row in rows
         ]
+
+    def _served(self, drafts: list[_Draft]) -> list[list[int] | None]:
+        """The prompt of each last response as a server tokenises it, as one text; None where it is one text here."""
+        histories = [draft.pieces()[: draft.num_before_last_response()] for draft in drafts]
+        texts = ["".join(_flat(history)) if len(_flat(history)) > 1 else None for history in histories]
+        ids = iter(self._call([text for text in texts if text is not None]))
+        return [None if text is None else next(ids) for text in texts]
 
     def _call(self, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
         if not texts:
@@ -265,55 +269,16 @@ class _Encoder:
             split_special_tokens=split_special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,
+            verbose=False,  # lengths are our own concern
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def _otherwise(self, drafts: list[_Draft], tokens: list[list[list[int]]]) -> list[bool]:
-        """Whether a server, which tokenises the prompt of the last response as one text, feeds other ids than we do."""
-        histories = [draft.history() for draft in drafts]
-        asked = [
-            joined(h).replace(d.mark, "") if d.mark else joined(h) for d, h in zip(drafts, histories, strict=True) if h
-        ]
-        served = iter(self._call(asked))
-        return [
-            bool(history) and next(served) != [i for ids in segment_ids[: len(history)] for i in ids]
-            for history, segment_ids in zip(histories, tokens, strict=True)
-        ]
 
-
-def _trained(messages: Sequence[Message], train_on: TrainOn) -> list[int]:
-    """Numbers of the messages that carry loss: the flag in the data wins over the setting."""
-    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    chosen = {
-        TrainOn.assistant: turns,
-        TrainOn.last_turn: turns[-1:],
-        TrainOn.everything: range(len(messages)),
-    }[train_on]
-    trained = [i for i, message in enumerate(messages) if (i in chosen if message.train is None else message.train)]
-    for i in trained:
-        if messages[i].role != "assistant" and train_on is not TrainOn.everything:
-            raise RowRefused(f"train: true on a {messages[i].role} message needs data.train_on=everything")
-    return trained
-
-
-def _loss(segments: list[Segment], num_messages: int, trained: list[int], train_on: TrainOn) -> list[bool]:
-    """Whether each segment carries loss; what is between two turns does under `everything` alone."""
-    flags = []
-    for at, segment in enumerate(segments):
-        if segment.message is not None:
-            flags.append(segment.message in trained)
-            continue
-        since = segments[at - 1].message if at else None
-        until = segments[at + 1].message if at + 1 < len(segments) else num_messages
-        between = {i in trained for i in range(0 if since is None else since + 1, until or 0)}
-        if len(between) > 1:
-            raise RowRefused("train: false on a part of a prompt only")  # its tokens may reach into the other part's
-        flags.append(train_on is TrainOn.everything and False not in between)
-    return flags
+def _flat(lists: Iterable[list[T]]) -> list[T]:
+    return [item for some in lists for item in some]
 
 
 def _num_shared(some: list[int], others: list[int]) -> int:
     """How many ids both begin with."""
-    return next((n for n, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))

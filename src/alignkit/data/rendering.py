@@ -1,124 +1,150 @@
-"""Rendering a chat template: the very text transformers renders, and a bound on what a stranger's template may cost."""
+"""A conversation becomes text, cut where the assistant begins and stops to speak."""
 
 from __future__ import annotations
 
-import os
-import re
-import resource
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
-import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
+from alignkit.data.conversation import Message
+from alignkit.data.sandbox import RENDER_ERRORS, Span, is_marked, render_chat
+from alignkit.errors import DataError, TemplateError
 
-from alignkit.errors import TemplateError
-
-MAX_SECONDS = 5.0  # of processor time, so that a busy machine refuses nothing; for every started hundred messages
-MAX_BYTES = 2**31  # on top of what the process holds
-MAX_CHARS = 1_000_000  # a template may write around its messages
-
-# what a template can stumble over: its own words, a missing field, a type it did not expect
-RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
-
-Span = tuple[int, int]
+PLACEHOLDER = "question-4711"  # a user's words that no template has of its own
 
 
-@lru_cache
-def is_marked(jinja: str) -> bool:
-    """Whether the template marks what the assistant says with `{% generation %}` blocks."""
-    return re.search(r"{%-?\s*generation\s*-?%}", jinja) is not None
-
-
-def render_chat(
-    jinja: str, messages: Sequence[dict[str, Any]], *, variables: Mapping[str, Any], add_generation_prompt: bool
-) -> tuple[str, list[Span]]:
-    """The text `tokenizer.apply_chat_template(tokenize=False)` gives, and where the generation blocks are in it.
+class RowRefused(DataError):
+    """A row that never reaches the trainer.
 
     Args:
-        jinja: the chat template.
-        messages: dicts with `role`, `content` and what else the template reads.
-        variables: what the template sees beside the messages (`bos_token`, `eos_token`, …).
-        add_generation_prompt: end with the beginning of an assistant turn.
-
-    Returns:
-        The text, and `(start, stop)` in characters for every generation block, in order.
-
-    Raises:
-        TemplateError: more text than `MAX_CHARS` around the messages.
-        Exception: one of `RENDER_ERRORS`, as the template raised it.
+        reason: short and the same for every row refused for it: what the ledger counts.
+        detail: what a person wants to see of this one row.
     """
-    rendered: Any = render_jinja_template(
-        conversations=[list(messages)],
-        chat_template=jinja,
-        add_generation_prompt=add_generation_prompt,
-        return_assistant_tokens_mask=is_marked(jinja),
-        **variables,
-    )
-    text: str = rendered[0][0]
-    if len(text) > MAX_CHARS and len(text) > MAX_CHARS + 10 * sum(len(str(m)) for m in messages):
-        raise TemplateError(
-            f"the chat template writes {len(text):,} characters around its messages: is it the right one?"
-        )
-    return text, rendered[1][0] if rendered[1] else []
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.args = (reason, detail)  # so that pickling rebuilds it
+        self.reason = reason
 
 
-@contextmanager
-def bounded(num_messages: int = 1) -> Iterator[None]:
-    """Bounds time and memory of the rendering inside: the sandbox of transformers stops escapes, not `'a' * 5e8`.
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of rendered text that is tokenised on its own.
 
-    The limits are the operating system's, because a template has more ways to be large than a list of forbidden
-    words could name. Time is bounded in the main thread only, memory where the system tells its use (Linux).
-
-    Raises:
-        TemplateError: a limit was reached.
+    Attributes:
+        text: never empty.
+        message: index of the assistant message that says it, end token included; None for everything else.
     """
-    try:
-        with _memory_limit(MAX_BYTES), _time_limit(MAX_SECONDS * (1 + num_messages // 100)):
-            yield
-    except _TimeIsUp:
-        raise TemplateError("the chat template takes too long to render: is it the right one?") from None
-    except MemoryError:
-        raise TemplateError("the chat template takes too much memory to render: is it the right one?") from None
+
+    text: str
+    message: int | None = None
 
 
-class _TimeIsUp(BaseException):
-    """Not an Exception: Jinja swallows those while it folds constants."""
+@dataclass(frozen=True)
+class Template:
+    """A chat template bound to one tokenizer.
+
+    Attributes:
+        name: as configured, or the file's name.
+        jinja: what is stored in the tokenizer.
+        variables: what the template sees beside the messages.
+        end_token: what every assistant turn ends in; one token.
+        end_id: its id; belongs into the stop ids of the generation config.
+        response_lead: what the assistant's turn begins with before the content.
+        cue: what the generation prompt ends with after the last user's content.
+        uses_input: the template places `Message.input` itself; else it follows the content after an empty line.
+        refused: what the template cannot render (`system`, `tool`, `tool_calls`) and why.
+    """
+
+    name: str
+    jinja: str
+    variables: dict[str, Any]
+    end_token: str = ""
+    end_id: int = -1
+    response_lead: str = ""
+    cue: str = ""
+    uses_input: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Segment]:
+        """Cuts the rendered conversation before and after everything the assistant says.
+
+        An assistant turn that the template renders otherwise once the conversation goes on (reasoning stripped from
+        the history) has no segment of its own when the template has no generation markers.
+
+        Raises:
+            RowRefused: the template has no place for a role, or raises an error of its own.
+        """
+        roles = [m.role for m in messages] + ["tool_calls" for m in messages if m.tool_calls]
+        for role in self.refused.keys() & set(roles):
+            what = "tool calls" if role == "tool_calls" else f"{role} messages"
+            raise RowRefused(f"template {self.name} refuses {what}: {self.refused[role]}")
+        text, marks = self._text(messages, add_generation_prompt)
+        turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        if not is_marked(self.jinja):
+            spans = self._spans_by_difference(messages, turns, text)
+        elif len(marks) == len(turns):
+            spans = dict(zip(turns, marks, strict=True))
+        else:
+            raise RowRefused(f"template {self.name} marks {len(marks)} stretches for {len(turns)} assistant turns")
+        return self._cut(text, spans)
+
+    def head(self, messages: Sequence[Message]) -> str:
+        """What the text of this conversation begins with, system message included, before the first user's content."""
+        system = list(takewhile(lambda m: m.role == "system", messages))
+        return self._text([*system, Message("user", PLACEHOLDER)], add_generation_prompt=False)[0].rpartition(
+            PLACEHOLDER
+        )[0]
+
+    def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, list[Span]]:
+        dicts = [self._as_dict(message) for message in messages]
+        try:
+            return render_chat(self.jinja, dicts, variables=self.variables, add_generation_prompt=add_generation_prompt)
+        except TemplateError:
+            raise
+        except RENDER_ERRORS as error:
+            raise RowRefused(f"template {self.name} refuses this conversation: {error}") from error
+
+    def _as_dict(self, message: Message) -> dict[str, Any]:
+        fields: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.input and self.uses_input:
+            fields["input"] = message.input
+        elif message.input:
+            fields["content"] = f"{message.content}\n\n{message.input}"
+        if message.tool_calls:
+            fields["tool_calls"] = list(message.tool_calls)
+        return fields
+
+    def _spans_by_difference(self, messages: Sequence[Message], turns: list[int], text: str) -> dict[int, Span]:
+        """What each turn adds to the prompt that asks for it; turns later rewritten are left out."""
+        spans = {}
+        for i in turns:
+            prompt, _ = self._text(messages[:i], add_generation_prompt=True)
+            turn, _ = self._text(messages[: i + 1], add_generation_prompt=False)
+            stop = turn.rfind(self.end_token) + len(self.end_token)
+            if stop > len(prompt) and turn.startswith(prompt) and text.startswith(turn[:stop]):
+                spans[i] = (len(prompt), len(turn))
+        return spans
+
+    def _cut(self, text: str, spans: dict[int, Span]) -> list[Segment]:
+        segments, done = [], 0
+        for message, (start, stop) in spans.items():
+            end = text.rfind(self.end_token, start, stop)  # a line break after it is not the assistant's
+            stop = end + len(self.end_token) if end >= 0 else stop
+            segments += [Segment(text[done:start]), Segment(text[start:stop], message)]
+            done = stop
+        segments.append(Segment(text[done:]))
+        return [segment for segment in segments if segment.text]
 
 
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only the main thread can be interrupted
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise _TimeIsUp
-
-    handler = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.1)  # again and again, should the first be swallowed
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, handler)
+def joined(segments: Iterable[Segment]) -> str:
+    """The text the segments were cut from."""
+    return "".join(segment.text for segment in segments)
 
 
-@contextmanager
-def _memory_limit(num_bytes: int) -> Iterator[None]:
-    usage = Path("/proc/self/statm")
-    if not usage.exists():
-        yield
-        return
-    held = int(usage.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    ceilings = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([held + num_bytes, *ceilings]), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+def parting(fed: str, trained: str) -> str:
+    """Where the prompt that inference feeds and the one that training has go apart, with the words around it."""
+    at = next((i for i, (a, b) in enumerate(zip(fed, trained, strict=False)) if a != b), min(len(fed), len(trained)))
+    around = slice(max(0, at - 40), at + 40)
+    return f"from character {at} on inference feeds {fed[around]!r} where training has {trained[around]!r}"

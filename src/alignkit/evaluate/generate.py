@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel
 
 from alignkit.config import ControlTokens, GenerateJob, TemplateConfig
 from alignkit.data.conversation import Conversation, Message
@@ -22,6 +21,7 @@ from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.models.load import check_model, load_model, load_tokenizer
 from alignkit.sampling.generate import generate
 from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +97,6 @@ def read_prompts(path: Path, job: GenerateJob) -> list[tuple[str, Conversation]]
     if problems:
         raise DataError(*problems)
     return prompts
-
-
-def stop_ids(model: PreTrainedModel, end_id: int) -> list[int]:
-    """The template's end token first, then what else the model's generation config stops at."""
-    known = model.generation_config.eos_token_id if model.generation_config is not None else None
-    others = known if isinstance(known, list) else [] if known is None else [known]
-    return list(dict.fromkeys([end_id, *others]))
 
 
 def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, out: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from alignkit.config import SamplingConfig
 
@@ -75,6 +75,13 @@ def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_i
             "eta_cutoff": 0.0,
         }
     return GenerationConfig.from_dict(settings)
+
+
+def stop_ids(model: PreTrainedModel, end_id: int) -> list[int]:
+    """The token that ends a turn of the template, then whatever else the model's own generation config stops at."""
+    known = model.generation_config.eos_token_id if model.generation_config is not None else None
+    others = known if isinstance(known, list) else [] if known is None else [known]
+    return list(dict.fromkeys([end_id, *others]))
 
 
 def _or(value: float | None, neutral: float) -> float:

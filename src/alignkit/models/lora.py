@@ -1,0 +1,133 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): which layers it goes on, and PEFT's configuration for it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from alignkit.errors import ModelError, did_you_mean
+
+ATTENTION = "attention"
+_LINEAR = (nn.Linear, Conv1D)
+_ADAPTABLE = (*_LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+_ATTENTION_BLOCK = re.compile("attn|attention", re.IGNORECASE)
+_ATTENTION_LAYER = re.compile(r"attn|attention|query|key|value|qkv|^[qkvo](_|$)", re.IGNORECASE)
+
+
+def build_lora(lora: dict[str, Any], model: PreTrainedModel | PeftModel, *, task_type: str = "CAUSAL_LM") -> LoraConfig:
+    """PEFT's configuration from the section `lora`, with its target modules found in this model.
+
+    Args:
+        lora: keyword arguments of `peft.LoraConfig`, names already checked. `target_modules` may also be `attention`:
+            every linear layer inside the attention blocks, whatever this architecture calls them.
+        model: the loaded base.
+        task_type: PEFT's name of what the model is for; a wrong one leaves new heads untrained, silently.
+
+    Raises:
+        ModelError: target modules that this model does not have, or that cannot carry LoRA.
+    """
+    if isinstance(model, PeftModel):
+        raise ModelError(
+            "lora: model.name is an adapter already: leave lora out to train it further, or merge it into its base first"
+        )
+    modules = dict(model.named_modules())
+    arguments = {"task_type": task_type, **lora}
+    if arguments.get("target_modules", ATTENTION) == ATTENTION:
+        arguments["target_modules"] = attention_layers(model)
+    targets = arguments["target_modules"]
+    targeted = _targeted(targets, modules)
+    if problems := _target_problems(targets, targeted, model) + _saved_problems(lora.get("modules_to_save"), modules):
+        raise ModelError(*problems)
+    # GPT-2's Conv1D keeps its weight as (inputs, outputs)
+    arguments.setdefault("fan_in_fan_out", any(isinstance(modules[name], Conv1D) for name in targeted))
+    try:
+        return LoraConfig(**arguments)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"lora: {error}") from error
+
+
+def attention_layers(model: PreTrainedModel) -> list[str]:
+    """The linear layers inside attention blocks, as `block.layer`, such as `attn.c_attn` or `self_attn.q_proj`.
+
+    The block's name is kept because the layer's alone can be ambiguous: GPT-2 has a `c_proj` in its MLP too.
+
+    Raises:
+        ModelError: no block is called attention.
+    """
+    found = set()
+    for name, module in model.named_modules():
+        *blocks, layer = name.split(".")
+        if isinstance(module, _LINEAR) and any(_ATTENTION_BLOCK.search(block) for block in blocks):
+            found.add(f"{blocks[-1]}.{layer}")
+    if not found:
+        raise ModelError(
+            f"lora.target_modules: this {model.config.model_type} model calls no block attention; name its layers: "
+            f"{', '.join(_linear_names(model))}"
+        )
+    return sorted(found)
+
+
+def _targeted(targets: str | list[str], modules: dict[str, nn.Module]) -> list[str]:
+    """Names of the modules that PEFT will match: all linear ones, a regular expression, or names and their ends."""
+    if targets == "all-linear":
+        return [name for name, module in modules.items() if isinstance(module, _LINEAR)]
+    if isinstance(targets, str):
+        try:
+            return [name for name in modules if re.fullmatch(targets, name)]
+        except re.error as error:
+            raise ModelError(f"lora.target_modules: '{targets}' is no regular expression: {error}") from error
+    return [name for name in modules if any(_ends_in(name, target) for target in targets)]
+
+
+def _target_problems(targets: str | list[str], targeted: list[str], model: PreTrainedModel) -> list[str]:
+    if targets == "all-linear":  # PEFT leaves the output layer out by itself
+        return []
+    modules = dict(model.named_modules())
+    output = model.get_output_embeddings()
+    problems = []
+    for target in [targets] if isinstance(targets, str) else targets:
+        matched = targeted if isinstance(targets, str) else [name for name in targeted if _ends_in(name, target)]
+        if any(modules[name] is output for name in matched):
+            problems.append(f"lora.target_modules: '{target}' is the output layer, which LoRA cannot train here")
+        elif not matched or not all(isinstance(modules[name], _ADAPTABLE) for name in matched):
+            problems.append(_mismatch(target, model))
+    return problems
+
+
+def _saved_problems(names: Iterable[str] | None, modules: dict[str, nn.Module]) -> list[str]:
+    known = {name.rpartition(".")[2] for name in modules}
+    return [
+        f"lora.modules_to_save: '{name}' matches no module of this model{did_you_mean(name, known)}"
+        for name in names or ()
+        if not any(_ends_in(module, name) for module in modules)
+    ]
+
+
+def _mismatch(target: str, model: PreTrainedModel) -> str:
+    names = _linear_names(model)
+    # spelling says little between families: q_proj looks like GPT-2's c_proj and means its c_attn
+    meant = difflib.get_close_matches(target, names, n=1, cutoff=0.85)
+    if not meant and _ATTENTION_LAYER.search(target.rpartition(".")[2]):
+        meant = [layer.rpartition(".")[2] for layer in attention_layers(model)]
+    hint = f"; did you mean '{meant[0]}'?" if meant else did_you_mean(target, names) or ";"
+    return (
+        f"lora.target_modules: '{target}' matches no linear layer of this {model.config.model_type} model{hint} "
+        f"it has {', '.join(names)}"
+    )
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    output = model.get_output_embeddings()
+    layers = [name for name, m in model.named_modules() if isinstance(m, _LINEAR) and m is not output]
+    return sorted({name.rpartition(".")[2] for name in layers})
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -1,0 +1,99 @@
+"""A trained model as a folder that alignkit, transformers and PEFT can load, from anywhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# transformers refuses to save these beside greedy decoding, where they mean nothing
+_SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out_dir: Path,
+    *,
+    jinja: str,
+    end_id: int,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write weights (an adapter alone where there is one), tokenizer, chat template and generation config.
+
+    An adapter names its base by absolute path or hub id and commit. A base with random weights is found nowhere else,
+    so it is saved in `out_dir/base`, where `alignkit.models.load` looks first: such a run can be moved.
+
+    Args:
+        model: not wrapped by DDP, FSDP or DeepSpeed.
+        tokenizer: its chat template becomes `jinja`.
+        out_dir: made if it is not there.
+        jinja: the chat template that was trained with.
+        end_id: the token that ended every trained turn; it joins the model's own stop ids.
+        state_dict: the gathered weights where `model` holds only a shard.
+    """
+    generation = _generation_config(model, tokenizer, end_id)
+    if isinstance(model, PeftModel):
+        if not model.get_base_model().name_or_path:
+            plain = copy.deepcopy(model).unload()  # a copy: unloading takes LoRA off
+            _save_full(plain, tokenizer, out_dir / "base", jinja, generation, None)
+        _name_base(model, out_dir)
+        model.save_pretrained(str(out_dir), state_dict=state_dict)
+        (out_dir / "README.md").unlink()  # PEFT's model card, a form nobody filled in
+        generation.save_pretrained(out_dir)
+        _save_tokenizer(tokenizer, out_dir, jinja)
+    else:
+        _save_full(model, tokenizer, out_dir, jinja, generation, state_dict)
+    for weights in [*out_dir.glob("*.safetensors"), *out_dir.glob("base/*.safetensors")]:
+        weights.chmod(0o644)  # written 0600, unlike the files beside them
+
+
+def _save_full(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out_dir: Path,
+    jinja: str,
+    generation: GenerationConfig,
+    state_dict: Mapping[str, torch.Tensor] | None,
+) -> None:
+    model.generation_config = generation
+    model.save_pretrained(out_dir, state_dict=state_dict)
+    _save_tokenizer(tokenizer, out_dir, jinja)
+
+
+def _name_base(model: PeftModel, out_dir: Path) -> None:
+    base, adapter = model.get_base_model(), model.active_peft_config
+    folder = Path(base.name_or_path) if base.name_or_path else out_dir / "base"
+    if folder.is_dir():
+        adapter.base_model_name_or_path = str(folder.resolve())  # a relative one would only load from this directory
+    else:
+        adapter.base_model_name_or_path = base.name_or_path
+        adapter.revision = getattr(base.config, "_commit_hash", None)
+
+
+def _generation_config(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, end_id: int
+) -> GenerationConfig:
+    config = copy.deepcopy(model.generation_config)
+    own = config.eos_token_id
+    own_ids = [] if own is None else [own] if isinstance(own, int) else list(own)
+    config.eos_token_id = list(dict.fromkeys([*own_ids, end_id]))
+    config.pad_token_id = tokenizer.pad_token_id
+    if not config.do_sample:
+        for name in _SAMPLING_ONLY:
+            setattr(config, name, None)
+    return config
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, out_dir: Path, jinja: str) -> None:
+    tokenizer.chat_template = jinja
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # the last batch's padding and truncation would be written along, and applied by whoever reads the file
+        backend.no_padding()
+        backend.no_truncation()
+    tokenizer.save_pretrained(out_dir)

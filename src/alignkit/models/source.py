@@ -1,0 +1,140 @@
+"""Where a model comes from: a folder, an adapter on a base, or the hub; and what is wrong with it before it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from alignkit.config import ModelConfig
+from alignkit.errors import did_you_mean
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_HUB_TIMEOUT = 10.0  # seconds
+_CONVERT = "convert it at https://huggingface.co/spaces/safetensors/convert, or take a revision that has safetensors"
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that `model.name` means, or None where it can only be a hub id."""
+    path = Path(name).expanduser()
+    return path if path.is_dir() else None
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def base_of(folder: Path, model: ModelConfig) -> ModelConfig:
+    """The model an adapter folder sits on: its own `base/` first, so that a run directory can be moved."""
+    if (folder / "base" / "config.json").is_file():
+        return dataclasses.replace(model, name=str(folder / "base"), revision=None)
+    adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return dataclasses.replace(model, name=adapter["base_model_name_or_path"], revision=adapter.get("revision"))
+
+
+def source_problems(model: ModelConfig) -> list[str]:
+    """What is wrong with `model.name` and `model.revision`, one line each; a hub id costs one request."""
+    folder = local_folder(model.name)
+    if folder is None:
+        return _hub_problems(model)
+    problems = _adapter_problems(folder, model) if is_adapter(folder) else _full_model_problems(folder)
+    if model.revision is not None:
+        problems.append(f"model.revision: {model.name} is a folder, only a hub model has revisions; leave it out")
+    return problems
+
+
+def hub_options(model: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that say where to look: nothing for a folder, a revision for the hub."""
+    if local_folder(model.name) is not None:
+        return {}
+    options: dict[str, Any] = {"revision": model.revision or "main"}
+    try:
+        model_info(model.name, revision=model.revision, timeout=_HUB_TIMEOUT)
+    except (HTTPError, OSError):
+        # transformers would try again for most of a minute, file by file, before it looks into the cache
+        options["local_files_only"] = True
+    return options
+
+
+def _full_model_problems(folder: Path) -> list[str]:
+    if not (folder / "config.json").is_file():
+        inside = [*folder.glob("*/config.json"), *folder.glob(f"*/{ADAPTER_CONFIG}")]
+        hint = f"; did you mean '{min(inside).parent}'?" if inside else ""
+        return [f"model.name: {folder} holds no model, config.json is missing{hint}"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return _weight_problems(folder, [folder / name for name in sorted(shards)])
+    return _weight_problems(folder, sorted(folder.glob("model*.safetensors")))
+
+
+def _adapter_problems(folder: Path, model: ModelConfig) -> list[str]:
+    problems = _weight_problems(folder, sorted(folder.glob(ADAPTER_WEIGHTS)))
+    base = base_of(folder, model)
+    if local_folder(base.name) is None and Path(base.name).is_absolute():
+        return [
+            *problems,
+            f"model.name: the base of the adapter {folder} is missing: {base.name}; put it back, or name its new place "
+            f"as base_model_name_or_path in {folder / ADAPTER_CONFIG}",
+        ]
+    return problems + [f"{problem} (the base of the adapter {folder})" for problem in source_problems(base)]
+
+
+def _weight_problems(folder: Path, files: list[Path]) -> list[str]:
+    if not files:
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        if pickles:
+            return [f"model.name: {folder} has its weights in a pickle, {pickles[0]}, which can run code: {_CONVERT}"]
+        return [f"model.name: {folder} has no weights, no *.safetensors file"]
+    problems = []
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):  # compares the header with the size of the file, reads no weights
+                pass
+        except FileNotFoundError:
+            problems.append(f"model.name: {file} is missing")
+        except (SafetensorError, OSError) as error:
+            problems.append(f"model.name: {file} is damaged, or no safetensors file: {error}")
+    return problems
+
+
+def _hub_problems(model: ModelConfig) -> list[str]:
+    name, path = model.name, Path(model.name).expanduser()
+    near = did_you_mean(path.name, (item.name for item in path.parent.glob("*") if item.is_dir()))
+    if path.is_file():
+        return [f"model.name: {name} is a file; name the folder it is in"]
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return [f"model.name: there is no folder {name}{near}"]
+    try:
+        siblings = model_info(name, revision=model.revision, timeout=_HUB_TIMEOUT).siblings or []
+    except GatedRepoError:
+        return [f"model.name: {name} is gated: accept its terms at https://huggingface.co/{name}, then `hf auth login`"]
+    except RevisionNotFoundError:
+        return [f"model.revision: {name} has no revision '{model.revision}'"]
+    except RepositoryNotFoundError:
+        return [f"model.name: '{name}' is neither a folder here nor a model on the hub that you may read{near}"]
+    except (HTTPError, OSError):
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str):
+            return []
+        return [f"model.name: there is no folder '{name}', and the hub cannot be reached to look there{near}"]
+    files = {sibling.rfilename for sibling in siblings}
+    if ADAPTER_CONFIG in files:
+        return [f"model.name: {name} is an adapter: `hf download` it and name the folder"]
+    if not any(file.endswith(".safetensors") for file in files):
+        return [f"model.name: {name} has no safetensors weights: {_CONVERT}"]
+    return []

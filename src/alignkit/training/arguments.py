@@ -1,0 +1,55 @@
+"""What we tell upstream's training arguments when the user has not: facts of the machine and of the data at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def chosen_arguments(
+    train: Mapping[str, Any], *, run_dir: Path, seed: int, bf16: bool, held_out: bool, keep_best: bool
+) -> dict[str, Any]:
+    """The user's `train` section laid over the defaults that depend on machine and data, and ours laid over both.
+
+    Args:
+        train: as given; only keys that upstream has.
+        run_dir: checkpoints go below it.
+        seed: of the trainer.
+        bf16: whether this machine computes in bfloat16 and the model's dtype allows it.
+        held_out: there are rows to evaluate on.
+        keep_best: the result is the checkpoint with the lowest held-out loss (early stopping needs it too).
+    """
+    defaults: dict[str, Any] = {
+        "bf16": bf16 and not train.get("fp16", False),
+        "eval_strategy": "epoch" if held_out else "no",
+        "eval_on_start": held_out,
+        "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
+        "use_cpu": not torch.accelerator.is_available(),  # upstream refuses bfloat16 on a CPU that it was not told of
+        "per_device_eval_batch_size": train.get("per_device_train_batch_size", 8),
+    }
+    if keep_best or train.get("load_best_model_at_end"):
+        evaluation = train.get("eval_strategy", defaults["eval_strategy"])
+        defaults |= {"load_best_model_at_end": True, "save_strategy": evaluation}
+        defaults |= {"save_steps": train["eval_steps"]} if "eval_steps" in train else {}
+    ours = {
+        "output_dir": str(run_dir / "checkpoints"),
+        "seed": seed,
+        "disable_tqdm": False,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+    }
+    return {**defaults, **train, **ours}
+
+
+def check_evaluation(train: Mapping[str, Any], *, held_out: bool, early_stopping: int | None) -> list[str]:
+    """One line for each setting that asks for held-out rows where there are none."""
+    if held_out:
+        return []
+    asking = [f"train.{key}" for key in ("load_best_model_at_end", "eval_on_start") if train.get(key)]
+    asking += ["train.eval_strategy"] if train.get("eval_strategy", "no") != "no" else []
+    asking += ["early_stopping"] if early_stopping else []
+    return [f"{key} needs held-out rows: data.eval_path or data.eval_fraction" for key in asking]

@@ -1,0 +1,109 @@
+"""What is measured while training: tokens, and the file `metrics.jsonl` that every number ends up in."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_IGNORED = -100
+
+
+class TokenMeter:
+    """Counts the tokens of this process's batches, and the time its steps take.
+
+    Attributes:
+        counts: [tokens without padding, supervised tokens] since the run began; they stay on the batches' device, so
+            that counting waits for nothing.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(2, dtype=torch.long)
+        self._reported = self.counts
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def start(self) -> None:
+        """A step begins; what lies between steps (evaluating, saving) is not training time."""
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._seconds += time.perf_counter() - self._started
+
+    def add(self, batch: Mapping[str, Any], *, num_rows: int) -> None:
+        """Count one collated batch.
+
+        Args:
+            batch: `attention_mask`, or `position_ids` where rows lie end to end; `labels` if any.
+            num_rows: rows in it.
+        """
+        if (mask := batch.get("attention_mask")) is not None:
+            num_tokens = mask.sum()
+        else:  # each row has one position 0, and so has every token of padding
+            num_tokens = batch["position_ids"].count_nonzero() + num_rows
+        labels = batch.get("labels")
+        num_supervised = torch.zeros_like(num_tokens) if labels is None else (labels[..., 1:] != _IGNORED).sum()
+        self.counts = self.counts.to(num_tokens.device) + torch.stack([num_tokens, num_supervised])
+
+    def report(self, accelerator: Any) -> dict[str, float]:
+        """Counts since the run began, and rates since the last report, over all processes (all must call this)."""
+        both = torch.stack([self.counts, self._reported.to(self.counts.device)])[None].to(accelerator.device)
+        (tokens, supervised), (tokens_before, supervised_before) = accelerator.gather(both).sum(0).tolist()
+        seconds = max(self._seconds, 1e-9)
+        self._reported, self._seconds = self.counts, 0.0
+        logs = {"tokens": tokens, "tokens_per_second": (tokens - tokens_before) / seconds}
+        if supervised:
+            rate = (supervised - supervised_before) / seconds
+            logs |= {"supervised_tokens": supervised, "supervised_tokens_per_second": rate}
+        return logs
+
+    def restore(self, counts: Tensor) -> None:
+        """Go on counting from a checkpoint's totals."""
+        self.counts = self._reported = counts
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every log of the trainer to a JSON-lines file, one object a line, each with its `step`.
+
+    A resumed run goes on where its checkpoint was: what a killed process had written beyond that is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+            shorter = self.path.with_suffix(".tmp")
+            shorter.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            shorter.replace(self.path)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # The closing summary describes one session, not the run: its loss and times start anew with every resume.
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        numbers = {key: value if math.isfinite(value) else None for key, value in logs.items()}  # JSON knows no NaN
+        with self.path.open("a", encoding="utf-8") as file:  # closed each time, so that it outlives a killed process
+            file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics file, in order; a last line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]

@@ -1,0 +1,61 @@
+"""One sitting at a run: from its start or its newest sound checkpoint, to its end or a signal."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alignkit.errors import Interrupted, TrainingError
+from alignkit.training.checkpoints import is_disk_full, newest_sound
+from alignkit.training.durable import DurableTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(trainer: DurableTrainer, *, resume: bool) -> None:
+    """Train to the end, so that the trainer holds the result and its held-out loss is in the log history.
+
+    Args:
+        trainer: ready to train.
+        resume: go on from the newest checkpoint whose checksums are right; those passed over are named.
+
+    Raises:
+        Interrupted: a signal came; a checkpoint was saved.
+        TrainingError: the loss is not finite, or the disk is full.
+    """
+    checkpoint = None
+    if resume:
+        checkpoint, passed_over = newest_sound(Path(trainer.args.output_dir))
+        for line in passed_over:
+            logger.warning("passed over %s", line)
+        logger.info("going on from %s", checkpoint or "the start: no checkpoint was saved yet")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.interrupted:
+        step = trainer.state.global_step
+        raise Interrupted(trainer.interrupted, f"stopped at step {step}, which is saved: go on with resume=true")
+    evaluated = [line["step"] for line in trainer.state.log_history if any(key.endswith("_loss") for key in line)]
+    if trainer.eval_dataset is not None and not trainer.args.load_best_model_at_end:
+        if trainer.state.global_step not in evaluated:
+            trainer.evaluate()
+
+
+@contextmanager
+def full_disk_in_words(folder: Path) -> Iterator[None]:
+    """What a full disk raises while the result is written, as one line.
+
+    Raises:
+        TrainingError: there is no room; the checkpoints are as they were.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            free = shutil.disk_usage(folder).free / 1e6
+            raise TrainingError(
+                f"the disk that holds {folder} is full: {free:,.1f} MB are free, too few for the trained model; its "
+                "checkpoints are intact: free space and go on with resume=true"
+            ) from error
+        raise

@@ -1,0 +1,168 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, GPT2Model, LlamaConfig, PreTrainedTokenizerFast, T5Config
+
+from alignkit.config import Dtype, Init, ModelConfig, Quantization
+from alignkit.errors import ModelError
+from alignkit.models.load import check_model, default_dtype, load_model, load_tokenizer, num_positions
+from alignkit.models.tiny import byte_tokenizer, random_model
+
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}
+TOKENIZER = byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "gpt2"
+    random_model(GPT2, tokenizer=TOKENIZER, seed=1).save_pretrained(path)
+    TOKENIZER.save_pretrained(path)
+    return path
+
+
+def refusal(**settings: object) -> tuple[str, ...]:
+    with pytest.raises(ModelError) as caught:
+        check_model(ModelConfig(**settings))  # type: ignore[arg-type]  # settings vary by case
+    return caught.value.problems
+
+
+def load(model: ModelConfig, *, trainable: bool = True) -> torch.nn.Module:
+    return load_model(model, tokenizer=load_tokenizer(model), seed=0, trainable=trainable)
+
+
+def test_a_random_model_reads_bytes_and_passes_the_check() -> None:
+    model = ModelConfig(name="mine", init=Init.RANDOM, config=GPT2)
+    check_model(model)
+    assert len(load_tokenizer(model)) == 261
+    assert load(model).num_parameters() == 8000
+
+
+def test_the_same_draws_in_any_dtype() -> None:
+    wide = load(ModelConfig(name="mine", init=Init.RANDOM, config=GPT2, dtype=Dtype.FLOAT32))
+    narrow = load(ModelConfig(name="mine", init=Init.RANDOM, config=GPT2, dtype=Dtype.BFLOAT16))
+    assert torch.equal(wide.transformer.wte.weight.bfloat16(), narrow.transformer.wte.weight)
+
+
+def test_weights_come_back_as_they_were_saved(folder: Path) -> None:
+    saved = random_model(GPT2, tokenizer=TOKENIZER, seed=1)
+    loaded = load(ModelConfig(name=str(folder)))
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), loaded.parameters(), strict=True))
+    assert not loaded.training
+
+
+@pytest.mark.parametrize(
+    ("dtype", "trainable", "expected"),
+    [
+        (Dtype.AUTO, True, torch.float32),
+        (Dtype.AUTO, False, default_dtype()),
+        (Dtype.FLOAT32, False, torch.float32),
+        (Dtype.BFLOAT16, True, torch.bfloat16),
+        (Dtype.FLOAT16, False, torch.float16),
+    ],
+)
+def test_the_dtype_of_the_weights(folder: Path, dtype: Dtype, trainable: bool, expected: torch.dtype) -> None:
+    assert load(ModelConfig(name=str(folder), dtype=dtype), trainable=trainable).dtype is expected
+
+
+@pytest.mark.parametrize("chosen", ["eager", "sdpa"])
+def test_the_attention_implementation_passes_through(folder: Path, chosen: str) -> None:
+    for model in (
+        ModelConfig(name=str(folder), attn_implementation=chosen),
+        ModelConfig(name="mine", init=Init.RANDOM, config=GPT2, attn_implementation=chosen),
+    ):
+        assert load(model).config._attn_implementation == chosen
+
+
+def test_a_missing_extra_is_one_line(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"^model.name: .* cannot be loaded: .*[Ff]lash.?[Aa]tt") as caught:
+        load(ModelConfig(name=str(folder), attn_implementation="flash_attention_2"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_pad_fills_up_with_eos_and_does_not_grow(tmp_path: Path) -> None:
+    core = Tokenizer(WordLevel({"hello": 0, "<|endoftext|>": 1}, unk_token="<|endoftext|>"))
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>").save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(ModelConfig(name=str(tmp_path)))
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("<|endoftext|>", 1, 2)
+
+
+def test_a_tokenizer_without_pad_and_eos_is_refused(tmp_path: Path) -> None:
+    core = Tokenizer(WordLevel({"hello": 0}, unk_token="hello"))
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has neither a pad nor an eos token"):
+        load_tokenizer(ModelConfig(name=str(tmp_path)))
+
+
+def test_a_folder_without_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^model.name: the tokenizer of .* cannot be loaded: ") as caught:
+        load_tokenizer(ModelConfig(name=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=261, bos_token_id=None, eos_token_id=None)
+    model = GPT2Model(config)
+    state = {name: weight for name, weight in model.state_dict().items() if name != "ln_f.weight"}
+    model.save_pretrained(tmp_path, state_dict=state)
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is no whole causal language model: 1 weights are missing or of another shape"):
+        load(ModelConfig(name=str(tmp_path)))
+
+
+def test_weights_of_another_shape_are_refused(folder: Path, tmp_path: Path) -> None:
+    random_model(GPT2, tokenizer=TOKENIZER, seed=1).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"n_positions": 32', '"n_positions": 64'))
+    with pytest.raises(ModelError, match=r"1 weights are missing or of another shape, such as transformer\.wpe\.weight"):
+        load(ModelConfig(name=str(tmp_path)))
+
+
+def test_an_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
+    T5Config().save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be loaded: Unrecognized configuration class") as caught:
+        load(ModelConfig(name=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_are_reported_together(folder: Path) -> None:
+    assert refusal(name=str(folder), revision="v1", config={"n_layer": 3}, attn_implementation="spda") == (
+        "model.attn_implementation: unknown 'spda'; did you mean 'sdpa'?",
+        f"model.revision: {folder} is a folder, only a hub model has revisions; leave it out",
+        "model.config: pretrained weights bring their own; only init=random builds from it",
+    )
+
+
+def test_an_attention_implementation_that_resembles_none_is_told_all() -> None:
+    (problem,) = refusal(name="mine", init=Init.RANDOM, config=GPT2, attn_implementation="kernels-community/zzz")
+    assert problem.startswith("model.attn_implementation: unknown 'kernels-community/zzz'; it can be eager, ")
+    assert "sdpa" in problem
+
+
+def test_random_weights_take_neither_revision_nor_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = refusal(
+        name="mine", init=Init.RANDOM, config=GPT2, revision="v1", quantization=Quantization.NF4
+    )
+    assert "model.quantization: random weights cannot be quantized; leave it out" in problems
+    assert "model.revision: random weights have no revision; leave it out" in problems
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_quantization_needs_a_gpu(folder: Path) -> None:
+    problems = refusal(name=str(folder), quantization=Quantization.INT8)
+    assert "model.quantization: needs a GPU, and there is none here; leave it out" in problems
+
+
+def test_quantized_weights_do_not_train(folder: Path) -> None:
+    with pytest.raises(ModelError, match="quantized weights cannot train, LoRA on top of them can: lora=qlora"):
+        load(ModelConfig(name=str(folder), quantization=Quantization.NF4))
+
+
+def test_positions() -> None:
+    assert num_positions(GPT2Config(n_positions=77)) == 77
+    assert num_positions(LlamaConfig(max_position_embeddings=88)) == 88
+    assert num_positions(T5Config()) is None

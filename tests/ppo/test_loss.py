@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alignkit.ppo.loss import entropy_bonus, policy_loss, token_entropies, value_loss
+
+NAN = math.nan
+number = st.floats(-3, 3, width=32)
+Rows = tuple[list[list[float]], list[list[float]], list[list[float]], list[list[bool]]]
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Rows:
+    width, num_rows = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    grid = [[[draw(number) for _ in range(width)] for _ in range(num_rows)] for _ in range(3)]
+    mask = [[draw(st.booleans()) for _ in range(width)] for _ in range(num_rows)]
+    return grid[0], grid[1], grid[2], mask
+
+
+def test_policy_loss_by_value() -> None:
+    # ρ = 1.5, 0.5, 1.1, 1.5, 0.5 and one masked; ε = 0.2
+    ratio = torch.tensor([[1.5, 0.5, 1.1], [1.5, 0.5, 9.0]])
+    advantages = torch.tensor([[1.0, 1.0, 2.0], [-1.0, -1.0, NAN]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    result = policy_loss(ratio.log(), torch.zeros(2, 3), advantages, mask, clip_range=0.2, num_tokens=5)
+    # min(ρA, clip A): 1.2 (cut), 0.5, 2.2, −1.5, −0.8 (cut)
+    assert result.loss.item() == pytest.approx(-(1.2 + 0.5 + 2.2 - 1.5 - 0.8) / 5, rel=1e-6)
+    assert result.clip_fraction.item() == pytest.approx(2 / 5)
+    k3 = [r - 1 - math.log(r) for r in (1.5, 0.5, 1.1, 1.5, 0.5)]
+    assert result.approx_kl.item() == pytest.approx(sum(k3) / 5, rel=1e-5)
+    assert result.ratio_max.item() == pytest.approx(1.5)
+
+
+def test_at_the_first_minibatch_the_gradient_is_the_policy_gradient() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, -4.0]], requires_grad=True)
+    advantages = torch.tensor([[3.0, -1.0], [2.0, 5.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    result = policy_loss(logprobs, logprobs.detach(), advantages, mask, clip_range=0.2, num_tokens=3)
+    assert (result.ratio_max.item(), result.approx_kl.item(), result.clip_fraction.item()) == (1, 0, 0)
+    result.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [pytest.approx([-1, 1 / 3]), pytest.approx([-2 / 3, 0])]
+
+
+def test_clipped_tokens_have_no_gradient() -> None:
+    logprobs = torch.tensor([[0.5, -0.5, 0.5, -0.5]], requires_grad=True)
+    advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
+    result = policy_loss(
+        logprobs, torch.zeros(1, 4), advantages, torch.ones(1, 4, dtype=torch.bool), clip_range=0.2, num_tokens=1
+    )
+    result.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [pytest.approx([0, -math.exp(-0.5), math.exp(0.5), 0])]
+
+
+@given(rows(), st.floats(0.05, 0.9))
+def test_policy_loss_against_a_slow_loop(rows: Rows, clip_range: float) -> None:
+    new, old, advantages, mask = rows
+    result = policy_loss(*(torch.tensor(grid) for grid in rows), clip_range=clip_range, num_tokens=7)
+    total, kl, largest = 0.0, 0.0, 0.0
+    for b, row in enumerate(new):
+        for t in range(len(row)):
+            if not mask[b][t]:
+                continue
+            ratio = math.exp(new[b][t] - old[b][t])
+            clipped = max(1 - clip_range, min(1 + clip_range, ratio))
+            total -= min(ratio * advantages[b][t], clipped * advantages[b][t])
+            kl += ratio - 1 - math.log(ratio)
+            largest = max(largest, ratio)
+    assert result.loss.item() == pytest.approx(total / 7, rel=1e-4, abs=1e-4)
+    assert result.approx_kl.item() == pytest.approx(kl / 7, rel=1e-4, abs=1e-4)
+    assert result.ratio_max.item() == pytest.approx(largest, rel=1e-4)
+
+
+def test_value_loss_by_value() -> None:
+    values = torch.tensor([[1.0, 3.0, 0.0, NAN]])
+    old = torch.tensor([[1.1, 1.0, 1.0, NAN]])
+    returns = torch.tensor([[2.0, 4.0, 0.0, NAN]])
+    mask = torch.tensor([[True, True, True, False]])
+    # V near its old one: (1 − 2)²; V clipped to 1.5 is worse: (1.5 − 4)² > 1; V clipped to 0.5 is worse: 0.25 > 0
+    result = value_loss(values, old, returns, mask, clip_range=0.5, num_tokens=3)
+    assert result.loss.item() == pytest.approx((1 + 6.25 + 0.25) / 2 / 3)
+    assert result.clip_fraction.item() == pytest.approx(2 / 3)
+    free = value_loss(values, old, returns, mask, clip_range=math.inf, num_tokens=3)
+    assert free.loss.item() == pytest.approx((1 + 1 + 0) / 2 / 3)
+    assert free.clip_fraction.item() == 0
+
+
+@given(rows(), st.floats(0.05, 3))
+def test_value_loss_against_a_slow_loop(rows: Rows, clip_range: float) -> None:
+    values, old, returns, mask = rows
+    result = value_loss(*(torch.tensor(grid) for grid in rows), clip_range=clip_range, num_tokens=4)
+    total = 0.0
+    for b, row in enumerate(values):
+        for t in range(len(row)):
+            if mask[b][t]:
+                clipped = max(old[b][t] - clip_range, min(old[b][t] + clip_range, values[b][t]))
+                total += max((values[b][t] - returns[b][t]) ** 2, (clipped - returns[b][t]) ** 2)
+    assert result.loss.item() == pytest.approx(total / 2 / 4, rel=1e-4, abs=1e-4)
+
+
+def test_entropies_by_value_and_with_gradient() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0], [1.0, 1.0, -50.0, -50.0]])
+    assert token_entropies(logits).tolist() == pytest.approx([math.log(4), 0, math.log(2)], abs=1e-6)
+    assert torch.autograd.gradcheck(token_entropies, torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True))
+
+
+def test_entropy_bonus_by_value() -> None:
+    entropies, mask = torch.tensor([[1.0, 2.0, NAN]]), torch.tensor([[True, True, False]])
+    assert entropy_bonus(entropies, mask, num_tokens=4).item() == 0.75
+
+
+def losses(parts: slice, leaf: Tensor, num_tokens: int) -> Tensor:
+    """All three losses of some rows of one fixed batch whose lengths differ."""
+    source = torch.Generator().manual_seed(0)
+    old, target = torch.randn(2, 8, 5, generator=source)
+    mask = torch.arange(5) < torch.tensor([5, 1, 2, 5, 3, 4, 1, 1])[:, None]
+    part = (leaf[parts], old[parts], target[parts], mask[parts])
+    policy = policy_loss(*part, clip_range=0.2, num_tokens=num_tokens).loss
+    value = value_loss(*part, clip_range=0.2, num_tokens=num_tokens).loss
+    return policy + 0.1 * value - 0.01 * entropy_bonus(leaf[parts].square(), mask[parts], num_tokens=num_tokens)
+
+
+def test_pieces_of_a_minibatch_add_up_in_loss_and_gradient() -> None:
+    start = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    results = []
+    for cuts in ([slice(0, 8)], [slice(0, 4), slice(4, 8)], [slice(0, 1), slice(1, 6), slice(6, 8)]):
+        leaf = start.clone().requires_grad_()
+        total = sum((losses(cut, leaf, 22) for cut in cuts), torch.zeros(()))
+        total.backward()
+        results.append((total.detach(), leaf.grad))
+    for total, gradient in results[1:]:
+        assert torch.allclose(total, results[0][0], rtol=1e-6)
+        assert torch.allclose(gradient, results[0][1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [policy_loss, value_loss])
+def test_what_lies_outside_the_mask_has_no_part_in_loss_or_gradient(loss: Callable[..., object]) -> None:
+    mask = torch.tensor([[True, False, False]])
+    leaf = torch.tensor([[0.3, 500.0, NAN]], requires_grad=True)
+    others = torch.tensor([[0.1, -500.0, NAN]]), torch.tensor([[1.0, math.inf, NAN]])
+    result = loss(leaf, *others, mask, clip_range=0.5, num_tokens=1)
+    result.loss.backward()
+    alone = loss(leaf[:, :1], *(x[:, :1] for x in others), mask[:, :1], clip_range=0.5, num_tokens=1)
+    assert result.loss.item() == alone.loss.item()
+    assert leaf.grad[0, 0] != 0
+    assert leaf.grad[0, 1:].tolist() == [0, 0]
