@@ -28,7 +28,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("learning_rate=1e-4", "unknown key 'learning_rate'; did you mean 'train.learning_rate'?"),
         ("max_length=3", "unknown key 'max_length'; did you mean 'data.max_length'?"),
         ("r=8", "unknown key 'r'; did you mean 'lora.r'?"),
-        ("+extra=1", "unknown key 'extra'"),
+        ("+zzz=1", "unknown key 'zzz'"),
         (
             "train.lerning_rate=1",
             "unknown key 'lerning_rate' in 'train': it is no argument of trl.SFTConfig; did you mean 'learning_rate'?",

@@ -55,7 +55,7 @@ def launch(
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
+        run_dir = _short(Path(HydraConfig.get().runtime.output_dir))
         try:
             job = typed(stage, cfg)
             record = OmegaConf.to_container(cfg, resolve=False)  # unresolved: ${oc.env:TOKEN} must not be written out
@@ -219,6 +219,11 @@ def _hydra_words() -> Iterator[None]:
         while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
             cause = cause.__cause__
         raise ConfigError(str(cause).splitlines()[0]) from error
+
+
+def _short(path: Path) -> Path:
+    """Relative to where the user stands, if it is below: that is how they will type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _remove_if_empty(run_dir: Path) -> None:

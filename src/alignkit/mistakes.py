@@ -64,11 +64,7 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
         if value is None:
             lines.append(_not_an_override(word))
             continue
-        try:
-            parsed = yaml.safe_load(value) if value else value
-        except yaml.YAMLError:
-            parsed = value
-        content = _nested(key, parsed)
+        content = _nested(key, _parsed(value))
         forbidden = list(_forbidden(content))
         if forbidden or key.split(".")[0].split("/")[0] == "hydra":
             lines += forbidden
@@ -77,6 +73,14 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
         else:
             lines += _in_mapping(content, stage, config_dir)
     return lines
+
+
+def _parsed(text: str) -> Any:
+    """A value as OmegaConf reads it in a file, where 1e-3 is a number; text that is no YAML stays text."""
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[call-overload, index]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        return text
 
 
 def _nested(dotted: str, value: Any) -> dict[str, Any]:
@@ -176,7 +180,7 @@ def _suggestion(dotted: str, stage: str) -> str:
 
 def _wrong_option(group: str, value: str, config_dir: Path | None) -> Iterator[str]:
     options = group_options(group, config_dir)
-    if value not in options and value != "null":
+    if value not in options:
         way_out = {
             "model": f"; a hub id or a folder is given as model.name={value}",
             "data": f"; a file or a hub id is given as data.path={value}",

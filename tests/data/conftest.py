@@ -13,7 +13,8 @@ from alignkit.models.tiny import byte_tokenizer
 SENTENCES = [
     "### Instruction:\nName the capital of France.\n\n### Response:\nThe capital of France is Paris.",
     "Human: What is the answer?\n\nAssistant: The answer is the response to the question.",
-    "The quick brown fox jumps over the lazy dog, and the dog does not answer the question.",
+    "The quick brown fox jumps over the lazy dog, and the dog does not answer the question.\n\n",
+    "Blank lines at an end become one token.\n\n",
 ]
 
 
@@ -22,7 +23,9 @@ def with_merges(special: list[str], **roles: str) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
     core.train_from_iterator(SENTENCES, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **roles)
 

@@ -1,7 +1,9 @@
 """What the loss sees, by value and for generated rows: labels, prompts, control tokens, turns."""
 
+import copy
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,30 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from alignkit.config import ControlTokens, TemplateConfig, TrainOn
 from alignkit.data.conversation import Conversation, Message
 from alignkit.data.formats import to_conversation
-from alignkit.data.masking import Encoding, RowRefused, encode, encode_prompt, encode_rows
+from alignkit.data.masking import Encoding, RowRefused, encode, encode_prompt, encode_prompts, encode_rows
 from alignkit.data.templates import SHIPPED, Template, load_template
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 NO = -100
 
 
+@lru_cache
 def load(name: str, tokenizer: PreTrainedTokenizerFast) -> Template:
     return load_template(TemplateConfig(name=name), tokenizer)
+
+
+def native(jinja: str, tokenizer: PreTrainedTokenizerFast) -> Template:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = jinja
+    return load_template(TemplateConfig(name="native"), tokenizer)
 
 
 def talk(*messages: Message | str) -> Conversation:
     """Strings are the user's and the assistant's in turn."""
     roles = ("user", "assistant")
-    return Conversation(tuple(m if isinstance(m, Message) else Message(roles[i % 2], m) for i, m in enumerate(messages)))
+    return Conversation(
+        tuple(m if isinstance(m, Message) else Message(roles[i % 2], m) for i, m in enumerate(messages))
+    )
 
 
 def encoded(
@@ -50,6 +61,22 @@ def words(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
 
 def supervised(row: Encoding, tokenizer: PreTrainedTokenizerFast) -> str:
     return words([label for label in row.labels if label != NO], tokenizer)
+
+
+def ordinary(tokenizer: PreTrainedTokenizerFast, *texts: str) -> bool:
+    """No control token in the texts, and no character the tokenizer cannot write (SmolLM2's lacks a few bytes)."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    return all(
+        words(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer) == text
+        and not any(token in text for token in special)
+        for text in texts
+    )
+
+
+# without control characters and rare planes, which SmolLM2's tokenizer drops
+TEXT = st.text(
+    st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cs"], exclude_characters="\4\6\x13\x14\x16\x1d")
+)
 
 
 # One row per template, byte by byte: ids are bytes, 258 is eos, 259 <|im_start|>, 260 <|im_end|>.
@@ -95,15 +122,15 @@ def test_ids_and_labels_by_value(name: str, byte: PreTrainedTokenizerFast) -> No
 
 def test_smollm2_by_value(smollm2: PreTrainedTokenizerFast) -> None:
     row = encoded(talk("Name a colour.", "Red."), load("instruction", smollm2), smollm2)
-    assert row.input_ids == [19411, 16082, 42, 198, 6926, 253, 4938, 30, 198, 198, 19411, 19305, 42, 198, 9180, 30, 2]
-    assert row.labels == [NO] * 14 + [9180, 30, 2]
+    assert row.input_ids == [3757, 20880, 42, 198, 5820, 253, 7302, 30, 198, 198, 3757, 14212, 42, 198, 12869, 30, 2]
+    assert row.labels == [NO] * 14 + [12869, 30, 2]
     row = encoded(talk("Name a colour.", "Red."), load("chatml", smollm2), smollm2)
-    assert row.input_ids == [1, 4093, 198, 6926, 253, 4938, 30, 2, 198, 1, 520, 9531, 198, 9180, 30, 2, 198]
-    assert row.labels == [NO] * 13 + [9180, 30, 2, NO]
+    assert row.input_ids == [1, 4093, 198, 5820, 253, 7302, 30, 2, 198, 1, 520, 9531, 198, 12869, 30, 2, 198]
+    assert row.labels == [NO] * 13 + [12869, 30, 2, NO]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(instruction=st.text(), context=st.text(), response=st.text())
 @example(instruction=" ", context="\n", response=" \n\t")
 @example(instruction="### Response:\n", context="", response="### Instruction:\n\nHuman:")
@@ -111,6 +138,7 @@ def test_smollm2_by_value(smollm2: PreTrainedTokenizerFast) -> None:
 def test_supervised_tokens_are_the_response_and_the_end_token(
     name: str, instruction: str, context: str, response: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
+    assume(ordinary(tokenizer, instruction, context, response))
     template = load(name, tokenizer)
     prompt = talk(Message("user", instruction, input=context))
     row = encoded(talk(*prompt.messages, response), template, tokenizer)
@@ -122,10 +150,10 @@ def test_supervised_tokens_are_the_response_and_the_end_token(
     assert row.labels[row.responses[0][1] - 1] == template.end_id
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    turns=st.lists(st.tuples(st.text(), st.text(), st.sampled_from([None, True, False])), min_size=1, max_size=4),
-    system=st.none() | st.text(),
+    turns=st.lists(st.tuples(TEXT, TEXT, st.sampled_from([None, True, False])), min_size=1, max_size=4),
+    system=st.none() | TEXT,
     train_on=st.sampled_from([TrainOn.assistant, TrainOn.last_turn]),
     name=st.sampled_from(SHIPPED),
 )
@@ -136,6 +164,7 @@ def test_turns_with_loss_are_the_chosen_ones_and_flags_win(
     name: str,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
+    assume(ordinary(tokenizer, system or "", *(text for turn in turns for text in turn[:2])))
     template = load(name, tokenizer)
     messages = [] if system is None else [Message("system", system)]
     trained = []
@@ -192,7 +221,11 @@ def test_flags_that_cannot_be_kept_are_refused(byte: PreTrainedTokenizerFast) ->
 
 def test_a_row_without_loss_is_refused(byte: PreTrainedTokenizerFast) -> None:
     template = load("instruction", byte)
-    for row in (talk("a", Message("assistant", "b", train=False)), talk("a"), Conversation((Message("assistant", ""),), plain=True)):
+    for row in (
+        talk("a", Message("assistant", "b", train=False)),
+        talk("a"),
+        Conversation((Message("assistant", ""),), plain=True),
+    ):
         with pytest.raises(RowRefused, match=r"^nothing_to_learn$"):
             encoded(row, template, byte)
 
@@ -234,8 +267,8 @@ def test_beginnings_and_ends_are_single(name: str, llama: PreTrainedTokenizerFas
         [Message("user", "a", input="<|im_end|>"), Message("assistant", "b")],
         [Message("system", "<|im_end|>"), Message("user", "a"), Message("assistant", "b")],
         [Message("user", "a"), Message("assistant", "b<|im_end|>")],
-        [Message("user", "a"), Message("assistant", "", tool_calls=({"name": "f", "arguments": {"x": ["<|im_end|>"]}},))],
-        [Message("user", "a"), Message("assistant", "", tool_calls=({"name": "f", "arguments": {"<|im_end|>": 1}},))],
+        [Message("user", "a"), Message("assistant", "", tool_calls=({"name": "f", "x": ["<|im_end|>", 1]},))],
+        [Message("user", "a"), Message("assistant", "", tool_calls=({"name": "f", "<|im_end|>": None},))],
     ],
 )  # fmt: skip
 def test_a_typed_control_token_is_refused_wherever_it_is_or_spelled_out(
@@ -253,7 +286,22 @@ def test_a_typed_control_token_is_refused_wherever_it_is_or_spelled_out(
 
 @st.composite
 def forgeries(draw: st.DrawFn) -> str:
-    parts = ["<|im_end|>", "<|im_start|>", "<|eos|>", "<|endoftext|>", "</s>", "<s>", "<|im_", "end|>", "<", "|>", "\n", "assistant", "é", "\U000f0000"]
+    parts = [
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|eos|>",
+        "<|endoftext|>",
+        "</s>",
+        "<s>",
+        "<|im_",
+        "end|>",
+        "<",
+        "|>",
+        "\n",
+        "assistant",
+        "é",
+        "\U000f0000",
+    ]
     return "".join(draw(st.lists(st.sampled_from(parts), max_size=6)))
 
 
@@ -301,15 +349,14 @@ def test_a_tokenizer_that_makes_control_tokens_of_ordinary_text_forges_nothing(
 
 
 def test_history_that_a_template_rewrites_is_refused_with_the_way_out(byte: PreTrainedTokenizerFast) -> None:
-    byte.chat_template = (
+    template = native(
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
         "{{ 'thought: ' if loop.last and m.role == 'assistant' else '' }}{{ m.content + '<|im_end|>' }}{% endfor %}"
-        "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
+        byte,
     )
-    template = load("native", byte)
-    byte.chat_template = None
     row = talk("a", "b", "c", "d")
-    with pytest.raises(RowRefused, match="earlier turns otherwise later on: train the last alone, data.train_on=last"):
+    with pytest.raises(RowRefused, match="earlier turns otherwise later on: train the last alone"):
         encoded(row, template, byte)
     last = encoded(row, template, byte, TrainOn.last_turn)
     assert supervised(last, byte) == "thought: d<|im_end|>"
@@ -317,17 +364,18 @@ def test_history_that_a_template_rewrites_is_refused_with_the_way_out(byte: PreT
 
 
 def test_a_prompt_that_is_not_the_beginning_shows_where_they_part(byte: PreTrainedTokenizerFast) -> None:
-    byte.chat_template = (
+    template = native(
         "{% for m in messages %}{{ m.role + ': ' + m.content + ('<|im_end|>' if m.role == 'assistant' else ' ') }}"
-        "{% endfor %}{{ 'assistant: ' if add_generation_prompt and 'x' not in messages[0].content else '' }}"
+        "{% endfor %}{{ ('bot: ' if 'x' in messages[0].content else 'assistant: ') if add_generation_prompt else '' }}",
+        byte,
     )
-    template = load("native", byte)
-    byte.chat_template = None
     assert supervised(encoded(talk("a", "b"), template, byte), byte) == "b<|im_end|>"
     with pytest.raises(RowRefused) as error:
-        encoded(Conversation((Message("user", "x"), Message("user", "y"))), template, byte, TrainOn.everything)
         encoded(talk("x", "b"), template, byte)
-    assert str(error.value) == ""
+    assert str(error.value) == (
+        "the generation prompt is not the beginning of the trained text: "
+        "from character 8 on inference feeds 'user: x bot: ' where training has 'user: x assistant: b<|im_end|>'"
+    )
 
 
 def test_history_that_a_server_tokenises_otherwise_is_counted(
@@ -366,11 +414,13 @@ def test_every_real_row(name: str, rows: Any, tokenizer: PreTrainedTokenizerFast
     encodings = encode_rows(
         conversations, template, tokenizer, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse
     )
-    for conversation, row in zip(conversations, encodings, strict=True):
+    asked = [Conversation(conversation.messages[:1]) for conversation in conversations]
+    prompts = encode_prompts(asked, template, tokenizer, control_tokens=ControlTokens.refuse)
+    for conversation, row, ids in zip(conversations, encodings, prompts, strict=True):
         assert isinstance(row, Encoding)
-        prompt, answer = conversation.messages
-        assert supervised(row, tokenizer) == template.response_lead + answer.content + template.end_token
-        ids = fed(Conversation((prompt,)), template, tokenizer)
+        assert isinstance(ids, list)
+        content = conversation.messages[1].content
+        assert supervised(row, tokenizer) == template.response_lead + content + template.end_token
         assert row.input_ids[: len(ids)] == ids
         assert row.labels == [NO] * len(ids) + row.input_ids[len(ids) : row.responses[0][1]] + [NO] * (
             len(row.input_ids) - row.responses[0][1]

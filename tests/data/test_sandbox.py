@@ -26,8 +26,14 @@ def render(jinja: str) -> str:
         "{% set ns = namespace(s='aaaaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     ],
 )
-def test_a_template_that_wants_the_memory_of_the_machine_is_refused(jinja: str) -> None:
-    with pytest.raises(TemplateError, match="asks for more than 2 GiB of memory"), bounded():
+def test_a_template_that_wants_the_memory_of_the_machine_is_refused(
+    jinja: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "MAX_BYTES", 2**28)
+    with (
+        pytest.raises(TemplateError, match=r"asks for more than 0\.25 GiB of memory: do you trust its source"),
+        bounded(),
+    ):
         render(jinja)
 
 
@@ -44,9 +50,9 @@ def test_a_template_that_never_ends_is_refused(jinja: str, monkeypatch: pytest.M
         render(jinja)
 
 
-def test_five_hundred_million_letters_are_refused() -> None:
-    with pytest.raises(TemplateError, match="writes 500,000,000 characters|more than 2 GiB"), bounded():
-        render("{{ 'a' * 500000000 }}")
+def test_a_page_of_a_million_letters_is_refused() -> None:
+    with pytest.raises(TemplateError, match="writes 20,000,000 characters: do you trust its source"):
+        render("{{ 'a' * (20000000 * messages | length) }}")
 
 
 def test_a_long_conversation_is_not_a_large_template() -> None:
@@ -75,7 +81,7 @@ def test_other_threads_can_render() -> None:
 
 
 def test_blocks_that_touch_are_one() -> None:
-    jinja = "a{% generation %}bc{% endgeneration %}{% generation %}d{% endgeneration %}e{% generation %}f{% endgeneration %}"
+    jinja = "a[bc][d]e[f]".replace("[", "{% generation %}").replace("]", "{% endgeneration %}")
     assert render_chat(jinja, HI, variables={}, add_generation_prompt=False) == ("abcdef", [(1, 4), (5, 6)])
 
 

@@ -75,7 +75,8 @@ RENDERED = {
     ],
     "chatml": [
         Segment(
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?\n\nnumbers<|im_end|>\n<|im_start|>assistant\n"
+            "<|im_start|>system\nBe brief.<|im_end|>\n"
+            "<|im_start|>user\n1+1?\n\nnumbers<|im_end|>\n<|im_start|>assistant\n"
         ),
         Segment(f"{CALL_TEXT}<|im_end|>", 2),
         Segment("\n<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\n"),
@@ -110,7 +111,9 @@ def test_chatml_ends_in_eos_where_its_own_end_is_not_a_token(gpt2: PreTrainedTok
     )
 
 
-def test_bos_is_written_only_where_the_tokenizer_adds_one(llama: PreTrainedTokenizerFast, byte: PreTrainedTokenizerFast) -> None:
+def test_bos_is_written_only_where_the_tokenizer_adds_one(
+    llama: PreTrainedTokenizerFast, byte: PreTrainedTokenizerFast
+) -> None:
     assert joined(load("user_bot", llama).render([Message("user", "a")])) == "<s>### User:\na"
     assert joined(load("user_bot", byte).render([Message("user", "a")])) == "### User:\na"
 
@@ -149,11 +152,11 @@ def test_a_saved_tokenizer_carries_the_template(name: str, tokenizer: PreTrained
 
 UNMARKED = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+TWO_TURNS = [Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")]
 
 
 def test_a_native_template_without_markers_is_cut_after_its_end_token(byte: PreTrainedTokenizerFast) -> None:
-    template = load("native", with_native(UNMARKED, byte))
-    assert template.render([Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")]) == [
+    assert load("native", with_native(UNMARKED, byte)).render(TWO_TURNS) == [
         Segment("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"),
         Segment("b<|im_end|>", 1),
         Segment("\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"),
@@ -171,45 +174,46 @@ SPECIAL = {
 }
 
 
-@pytest.mark.parametrize("model", SPECIAL)
-def test_markers_are_found_where_others_put_them(model: str, byte: PreTrainedTokenizerFast) -> None:
+def of_trl(name: str, tokenizer: PreTrainedTokenizerFast, *special: str) -> Template:
     """TRL keeps real models' templates, as they are and with markers set by hand."""
-    folder = files("trl").joinpath("chat_templates")
-    found, set_by_hand = (
-        load("native", with_native(folder.joinpath(f"{name}.jinja").read_text(), byte, *SPECIAL[model]))
-        for name in (model, f"{model}_training")
-    )
-    chat = [Message("user", "a"), Message("assistant", " b\n"), Message("user", "c"), Message("assistant", "d")]
-    assert [s for s in found.render(chat) if s.message] == [s for s in set_by_hand.render(chat) if s.message]
-    assert found.end_token == set_by_hand.end_token
+    text = files("trl").joinpath("chat_templates", f"{name}.jinja").read_text("utf-8")
+    return load("native", with_native(text, tokenizer, *special))
+
+
+@pytest.mark.parametrize("model", SPECIAL)
+def test_turns_are_found_where_markers_were_set_by_hand(model: str, byte: PreTrainedTokenizerFast) -> None:
+    found, by_hand = (of_trl(name, byte, *SPECIAL[model]) for name in (model, f"{model}_training"))
+    chat = [*TWO_TURNS, Message("user", "e"), Message("assistant", " f\n")]
+    assert [s for s in found.render(chat) if s.message] == [s for s in by_hand.render(chat) if s.message]
+    assert found.end_token == by_hand.end_token
 
 
 def test_a_template_that_rewrites_history_marks_the_last_turn_alone(byte: PreTrainedTokenizerFast) -> None:
-    jinja = files("trl").joinpath("chat_templates", "qwen3.jinja").read_text()
-    template = load("native", with_native(jinja, byte))
-    chat = [Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")]
-    assert template.render(chat) == [
-        Segment("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"),
+    assert of_trl("qwen3", byte).render(TWO_TURNS) == [
+        Segment(
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+            "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+        ),
         Segment("<think>\n\n</think>\n\nd<|im_end|>", 3),
         Segment("\n"),
     ]
 
 
 def test_roles_a_template_refuses_or_leaves_out_are_named(byte: PreTrainedTokenizerFast) -> None:
-    gemma = files("trl").joinpath("chat_templates", "gemma.jinja").read_text()
-    template = load("native", with_native(gemma, byte, "<start_of_turn>", "<end_of_turn>"))
+    with_system = [Message("system", "s"), Message("user", "u")]
     with pytest.raises(RowRefused, match=r"^template native refuses system messages: System role not supported$"):
-        template.render([Message("system", "s"), Message("user", "u")])
-    silent = UNMARKED.replace("{{ '<|im_start|>' + m", "{% if m.role == 'system' %}{% continue %}{% endif %}{{ '<|im_start|>' + m")
+        of_trl("gemma", byte, "<start_of_turn>", "<end_of_turn>").render(with_system)
+    silent = UNMARKED.replace("%}{{", "%}{% if m.role == 'system' %}{% continue %}{% endif %}{{", 1)
     template = load("native", with_native(silent, byte))
     with pytest.raises(RowRefused, match=r"^template native refuses system messages: it leaves them out$"):
-        template.render([Message("system", "s"), Message("user", "u")])
+        template.render(with_system)
     with pytest.raises(RowRefused, match=r"^template native refuses tool calls: it leaves them out$"):
         template.render(CHAT[1:3])
 
 
-MARKED = """{%- for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + end }}
-{%- endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '|' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+MARKED = """{%- for m in messages %}{{ m.role + ': ' }}
+{%- if m.role == 'assistant' %}{% generation %}{{ m.content + end }}{% endgeneration %}{% else %}{{ m.content }}
+{%- endif %}{{- '|' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
 
 
 def test_a_file_of_ones_own(tmp_path: Path, byte: PreTrainedTokenizerFast) -> None:
@@ -226,12 +230,20 @@ def test_a_file_of_ones_own(tmp_path: Path, byte: PreTrainedTokenizerFast) -> No
     ("text", "message"),
     [
         ("{{ messages[0].content }}", "no {% generation %} marker, so nothing says what to train on: write "),
-        (MARKED + "\n\n{% if %}", "my.jinja:4: Expected an expression, got 'end of statement block'"),
-        (MARKED.replace("{{ 'assistant: ' }}", "{{ 'bot: ' }}"), "the generation prompt is not the beginning of the trained text: from character 20 on inference feeds 'user: question-4711|bot: ' where training has 'user: question-4711|assistant: '"),
-        (MARKED.replace("+ end", ""), "the assistant's turn goes on with '', which holds no token that could end it; in a template of yours write {{ end }}"),
+        (MARKED + "\n\n{% if %}", "my.jinja:5: Expected an expression, got 'end of statement block'"),
+        (
+            MARKED.replace("{{ 'assistant: ' }}", "{{ 'bot: ' }}"),
+            "the generation prompt is not the beginning of the trained text: from character 20 on inference feeds "
+            "'user: question-4711|bot: ' where training has 'user: question-4711|assistant: '",
+        ),
+        (
+            MARKED.replace("+ end", ""),
+            "the assistant's turn goes on with '', which holds no token that could end it; "
+            "in a template of yours write {{ end }}",
+        ),
         (MARKED.replace("m.content + end", "end"), "it leaves out what the user or the assistant says"),
         (MARKED.replace("+ end", "+ end + end"), "it writes <|eos|> twice in a row"),
-        (MARKED.replace("{{ '|' }}", "{{ end if m.role == 'assistant' }}"), "it writes <|eos|> twice in a row"),
+        (MARKED.replace("{{- '|' }}", "{{- end if m.role == 'assistant' }}"), "it writes <|eos|> twice in a row"),
         ("{{ raise_exception('no') }}" + MARKED, "my.jinja: no"),
         ("{{ messages[0].nothing.at_all }}" + MARKED, "my.jinja: 'dict object' has no attribute 'nothing'"),
     ],
@@ -252,7 +264,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, byte: PreTrainedTokenizerFast
     with pytest.raises(TemplateError, match=r"^template\.file=none\.jinja: no such file$"):
         load_template(TemplateConfig(file="none.jinja"), byte)
     (tmp_path / "latin.jinja").write_bytes("é".encode("latin-1"))
-    with pytest.raises(TemplateError, match="not UTF-8 text .*at byte 0"):
+    with pytest.raises(TemplateError, match=r"not UTF-8 text .*at byte 0"):
         load_template(TemplateConfig(file=str(tmp_path / "latin.jinja")), byte)
 
 
@@ -263,14 +275,16 @@ def test_unknown_names_and_missing_native_templates(byte: PreTrainedTokenizerFas
         "template.name=instructions: no such template; did you mean 'instruction'?; "
         "there are instruction, user_bot, question_answer, human_assistant, chatml and native"
     )
-    with pytest.raises(TemplateError, match="native: the tokenizer has no chat template of its own: choose one of instr"):
+    with pytest.raises(
+        TemplateError, match="native: the tokenizer has no chat template of its own: choose one of instr"
+    ):
         load("native", byte)
 
 
 def test_a_tokenizer_without_an_end_token(llama: PreTrainedTokenizerFast) -> None:
     tokenizer = copy.deepcopy(llama)
     tokenizer.eos_token = None
-    with pytest.raises(TemplateError, match="no token that could end it .the tokenizer has no eos token"):
+    with pytest.raises(TemplateError, match=r"no token that could end it \(the tokenizer has no eos token\)"):
         load("instruction", tokenizer)
 
 

@@ -34,15 +34,15 @@ def load(model: ModelConfig, *, trainable: bool = True) -> torch.nn.Module:
 
 
 def test_a_random_model_reads_bytes_and_passes_the_check() -> None:
-    model = ModelConfig(name="mine", init=Init.RANDOM, config=GPT2)
+    model = ModelConfig(name="mine", init=Init.random, config=GPT2)
     check_model(model)
     assert len(load_tokenizer(model)) == 261
     assert load(model).num_parameters() == 8000
 
 
 def test_the_same_draws_in_any_dtype() -> None:
-    wide = load(ModelConfig(name="mine", init=Init.RANDOM, config=GPT2, dtype=Dtype.FLOAT32))
-    narrow = load(ModelConfig(name="mine", init=Init.RANDOM, config=GPT2, dtype=Dtype.BFLOAT16))
+    wide = load(ModelConfig(name="mine", init=Init.random, config=GPT2, dtype=Dtype.float32))
+    narrow = load(ModelConfig(name="mine", init=Init.random, config=GPT2, dtype=Dtype.bfloat16))
     assert torch.equal(wide.transformer.wte.weight.bfloat16(), narrow.transformer.wte.weight)
 
 
@@ -56,11 +56,11 @@ def test_weights_come_back_as_they_were_saved(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "trainable", "expected"),
     [
-        (Dtype.AUTO, True, torch.float32),
-        (Dtype.AUTO, False, default_dtype()),
-        (Dtype.FLOAT32, False, torch.float32),
-        (Dtype.BFLOAT16, True, torch.bfloat16),
-        (Dtype.FLOAT16, False, torch.float16),
+        (Dtype.auto, True, torch.float32),
+        (Dtype.auto, False, default_dtype()),
+        (Dtype.float32, False, torch.float32),
+        (Dtype.bfloat16, True, torch.bfloat16),
+        (Dtype.float16, False, torch.float16),
     ],
 )
 def test_the_dtype_of_the_weights(folder: Path, dtype: Dtype, trainable: bool, expected: torch.dtype) -> None:
@@ -71,7 +71,7 @@ def test_the_dtype_of_the_weights(folder: Path, dtype: Dtype, trainable: bool, e
 def test_the_attention_implementation_passes_through(folder: Path, chosen: str) -> None:
     for model in (
         ModelConfig(name=str(folder), attn_implementation=chosen),
-        ModelConfig(name="mine", init=Init.RANDOM, config=GPT2, attn_implementation=chosen),
+        ModelConfig(name="mine", init=Init.random, config=GPT2, attn_implementation=chosen),
     ):
         assert load(model).config._attn_implementation == chosen
 
@@ -108,7 +108,7 @@ def test_a_backbone_without_all_its_weights_is_refused(tmp_path: Path) -> None:
     state = {name: weight for name, weight in model.state_dict().items() if name != "ln_f.weight"}
     model.save_pretrained(tmp_path, state_dict=state)
     TOKENIZER.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="is no whole causal language model: 1 weights are missing or of another shape"):
+    with pytest.raises(ModelError, match="no whole causal language model: 1 weights are missing or of another"):
         load(ModelConfig(name=str(tmp_path)))
 
 
@@ -117,7 +117,7 @@ def test_weights_of_another_shape_are_refused(folder: Path, tmp_path: Path) -> N
     TOKENIZER.save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"n_positions": 32', '"n_positions": 64'))
-    with pytest.raises(ModelError, match=r"1 weights are missing or of another shape, such as transformer\.wpe\.weight"):
+    with pytest.raises(ModelError, match=r"of another shape, such as transformer\.wpe\.weight"):
         load(ModelConfig(name=str(tmp_path)))
 
 
@@ -138,28 +138,26 @@ def test_mistakes_are_reported_together(folder: Path) -> None:
 
 
 def test_an_attention_implementation_that_resembles_none_is_told_all() -> None:
-    (problem,) = refusal(name="mine", init=Init.RANDOM, config=GPT2, attn_implementation="kernels-community/zzz")
+    (problem,) = refusal(name="mine", init=Init.random, config=GPT2, attn_implementation="kernels-community/zzz")
     assert problem.startswith("model.attn_implementation: unknown 'kernels-community/zzz'; it can be eager, ")
     assert "sdpa" in problem
 
 
 def test_random_weights_take_neither_revision_nor_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = refusal(
-        name="mine", init=Init.RANDOM, config=GPT2, revision="v1", quantization=Quantization.NF4
-    )
+    problems = refusal(name="mine", init=Init.random, config=GPT2, revision="v1", quantization=Quantization.nf4)
     assert "model.quantization: random weights cannot be quantized; leave it out" in problems
     assert "model.revision: random weights have no revision; leave it out" in problems
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_quantization_needs_a_gpu(folder: Path) -> None:
-    problems = refusal(name=str(folder), quantization=Quantization.INT8)
+    problems = refusal(name=str(folder), quantization=Quantization.int8)
     assert "model.quantization: needs a GPU, and there is none here; leave it out" in problems
 
 
 def test_quantized_weights_do_not_train(folder: Path) -> None:
     with pytest.raises(ModelError, match="quantized weights cannot train, LoRA on top of them can: lora=qlora"):
-        load(ModelConfig(name=str(folder), quantization=Quantization.NF4))
+        load(ModelConfig(name=str(folder), quantization=Quantization.nf4))
 
 
 def test_positions() -> None:

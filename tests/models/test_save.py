@@ -17,15 +17,15 @@ JINJA = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration 
 END = 260  # <|im_end|>
 RANDOM = ModelConfig(
     name="tiny",
-    init=Init.RANDOM,
-    dtype=Dtype.FLOAT32,
+    init=Init.random,
+    dtype=Dtype.float32,
     config={"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32},
 )
 IDS = torch.arange(40, 52).reshape(2, 6)
 
 
 def load(model: ModelConfig | Path, *, trainable: bool = True) -> torch.nn.Module:
-    config = ModelConfig(name=str(model), dtype=Dtype.FLOAT32) if isinstance(model, Path) else model
+    config = ModelConfig(name=str(model), dtype=Dtype.float32) if isinstance(model, Path) else model
     check_model(config)
     return load_model(config, tokenizer=load_tokenizer(config), seed=3, trainable=trainable)
 
@@ -49,35 +49,35 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
-def logits_elsewhere(auto_class: str, folder: Path, cwd: Path) -> torch.Tensor:
-    """Logits from a fresh process in another directory that knows nothing of alignkit."""
+def test_plain_transformers_and_peft_load_a_run_from_anywhere(tmp_path: Path) -> None:
+    full, adapter = load(RANDOM), with_lora(load(RANDOM))
+    assert not torch.equal(logits(adapter), logits(full))
+    save(full, tmp_path / "full")
+    save(adapter, tmp_path / "adapter")
     code = f"""
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
-model = {auto_class}.from_pretrained({str(folder)!r}, dtype=torch.float32).eval()
-with torch.no_grad():
-    torch.save(model(input_ids=torch.arange(40, 52).reshape(2, 6)).logits, "logits.pt")
+found = {{}}
+plain, peft = AutoModelForCausalLM, AutoPeftModelForCausalLM
+for kind, run in ((plain, "full"), (plain, "adapter"), (peft, "adapter")):
+    model = kind.from_pretrained({str(tmp_path)!r} + "/" + run, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found[kind.__name__ + " " + run] = model(input_ids=torch.arange(40, 52).reshape(2, 6)).logits
+torch.save(found, "logits.pt")
 """
-    cwd.mkdir()
-    subprocess.run([sys.executable, "-c", code], cwd=cwd, check=True, env=os.environ, capture_output=True)
-    found: torch.Tensor = torch.load(cwd / "logits.pt")
-    return found
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "elsewhere", check=True, env=os.environ)
+    found = torch.load(tmp_path / "elsewhere" / "logits.pt")
+    assert torch.equal(found["AutoModelForCausalLM full"], logits(full))
+    assert torch.equal(found["AutoModelForCausalLM adapter"], logits(adapter))
+    assert torch.equal(found["AutoPeftModelForCausalLM adapter"], logits(adapter))
 
 
-def test_full_weights_load_in_transformers_from_anywhere(tmp_path: Path) -> None:
+def test_full_weights_come_back_as_they_were(tmp_path: Path) -> None:
     model = load(RANDOM)
-    save(model, tmp_path / "run")
-    assert torch.equal(logits_elsewhere("AutoModelForCausalLM", tmp_path / "run", tmp_path / "else"), logits(model))
-    assert torch.equal(logits(load(tmp_path / "run")), logits(model))
-
-
-@pytest.mark.parametrize("auto_class", ["AutoPeftModelForCausalLM", "AutoModelForCausalLM"])
-def test_an_adapter_on_random_weights_loads_from_anywhere(auto_class: str, tmp_path: Path) -> None:
-    model = with_lora(load(RANDOM))
-    assert not torch.equal(logits(model), logits(load(RANDOM)))
-    save(model, tmp_path / "run")
-    assert torch.equal(logits_elsewhere(auto_class, tmp_path / "run", tmp_path / "else"), logits(model))
+    save(model, tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(model))
 
 
 def test_saving_an_adapter_leaves_the_model_as_it_was(tmp_path: Path) -> None:
@@ -150,6 +150,7 @@ def test_stop_ids_keep_the_models_own_and_gain_the_trained_end(lora: bool, tmp_p
     save(with_lora(model) if lora else model, tmp_path)
     saved = json.loads((tmp_path / "generation_config.json").read_text())
     assert (saved["eos_token_id"], saved["pad_token_id"]) == ([258, 13, END], 256)
+    assert not saved.get("_from_model_config")
 
 
 def test_sampling_settings_beside_greedy_decoding_do_not_stop_the_save(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_the_last_batch_leaves_no_trace_in_the_tokenizer(tmp_path: Path) -> None
 def test_gathered_weights_are_what_is_written(tmp_path: Path) -> None:
     model = load(RANDOM)
     gathered = {name: weight + 1 for name, weight in model.state_dict().items()}
-    save(model, tmp_path, state_dict=gathered)
+    save(model, tmp_path, state_dict=dict(gathered))
     wanted = gathered["transformer.ln_f.weight"]
     assert torch.equal(load(tmp_path).transformer.ln_f.weight, wanted)
 

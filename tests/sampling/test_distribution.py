@@ -98,6 +98,8 @@ def test_top_p_keeps_the_fewest_that_reach_p() -> None:
     assert kept(keep_top_p(logits, 0.81)) == [0, 1, 3]
     assert kept(keep_top_p(logits, 1.0)) == [0, 1, 2, 3]
     assert kept(keep_top_p(logits, 1e-9)) == [1]
+    # two of four equal tokens reach a half exactly: no third is needed
+    assert keep_top_p(torch.zeros(4), 0.5).isfinite().sum() == 2
 
 
 def test_min_p_is_a_share_of_the_likeliest() -> None:

@@ -71,6 +71,22 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     assert draw(probabilities, seed=0, rows=range(20_000), step=0).eq(17).all()
 
 
+def test_the_slowest_arrival_still_arrives() -> None:
+    """Row 1859, token 6783: its uniform number would round to 1, its arrival to infinity."""
+    assert exponentials(0, [1859], 0, 6784, CPU)[0, 6783].item() == pytest.approx(24 * math.log(2))
+    probabilities = torch.zeros(1, 6784)
+    probabilities[0, 6783] = 1
+    assert draw(probabilities, seed=0, rows=[1859], step=0).item() == 6783
+
+
+def test_no_arrival_is_instantaneous() -> None:
+    """Row 487110, token 360: all bits 0. At time 0 it would win against any odds."""
+    assert exponentials(0, [487110], 0, 361, CPU)[0, 360].item() == pytest.approx(2**-32)
+    probabilities = torch.ones(1, 361)
+    probabilities[0, 360] = 0
+    assert draw(probabilities, seed=0, rows=[487110], step=0).item() != 360
+
+
 def test_the_numbers_are_exponential_and_independent() -> None:
     numbers = exponentials(11, range(64), 2, 50_000, CPU)
     assert numbers.min() > 0

@@ -87,7 +87,9 @@ def test_a_row_is_reproducible_and_differs_by_seed_and_place() -> None:
     assert not {tuple(c.token_ids) for c in other} & {tuple(c.token_ids) for c in first}
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.6, top_k=20, max_new_tokens=12)])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SamplingConfig(temperature=0.6, top_k=20, max_new_tokens=12, min_new_tokens=2)]
+)
 def test_logprob_is_the_plain_models_end_token_included(sampling: SamplingConfig) -> None:
     model = tiny().eval()
     ends = list(range(0, NUM_TOKENS, 7))

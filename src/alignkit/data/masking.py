@@ -6,10 +6,10 @@ feeds (the same stretches up to the answer, by the same function) is the beginni
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
-from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,10 +21,9 @@ from alignkit.data.rendering import RowRefused, Segment, Template, joined
 from alignkit.data.sandbox import bounded
 from alignkit.data.supervision import supervise
 from alignkit.data.templates import adds_bos
+from alignkit.data.tokens import flat, ids_of_pieces, ids_of_texts
 
-__all__ = ["Encoding", "RowRefused", "encode", "encode_prompt", "encode_rows"]
-
-T = TypeVar("T")
+__all__ = ["Encoding", "RowRefused", "encode", "encode_prompt", "encode_prompts", "encode_rows"]
 
 NEUTRALISED = "neutralised control tokens"
 OTHERWISE = "history tokenised otherwise by a server"
@@ -95,18 +94,37 @@ def encode(
     return row
 
 
+def encode_prompts(
+    conversations: Sequence[Conversation],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    control_tokens: ControlTokens,
+) -> list[list[int] | str]:
+    """What inference feeds for conversations that end with the user: the tokens training has before the answer.
+
+    Returns:
+        For each prompt its tokens, or the reason why it is left out.
+    """
+    prompts = _Encoder.of(template, tokenizer, control_tokens).prompts(conversations)
+    return [prompt.reason if isinstance(prompt, RowRefused) else prompt for prompt in prompts]
+
+
 def encode_prompt(
     conversation: Conversation,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     control_tokens: ControlTokens,
 ) -> list[int]:
-    """What inference feeds for a conversation that ends with the user: the tokens training has before the answer.
+    """Encodes one prompt as `encode_prompts` does.
 
     Raises:
         RowRefused: the template has no place for the conversation, or a control token is typed in it.
     """
-    return _Encoder.of(template, tokenizer, control_tokens).prompt(conversation)
+    (prompt,) = _Encoder.of(template, tokenizer, control_tokens).prompts([conversation])
+    if isinstance(prompt, RowRefused):
+        raise prompt
+    return prompt
 
 
 @dataclass(frozen=True)
@@ -149,27 +167,28 @@ class _Encoder:
 
     def supervised(self, conversations: Sequence[Conversation], train_on: TrainOn) -> list[Encoding | RowRefused]:
         heads: dict[tuple[str, ...], str] = {}
+        drafts = self._drafts(conversations, partial(self._row, train_on=train_on, heads=heads))
+        rows = iter(self._encodings([draft for draft in drafts if isinstance(draft, _Draft)]))
+        return [next(rows) if isinstance(draft, _Draft) else draft for draft in drafts]
+
+    def prompts(self, conversations: Sequence[Conversation]) -> list[list[int] | RowRefused]:
+        drafts = self._drafts(conversations, self._prompt)
+        sound = [draft for draft in drafts if isinstance(draft, _Draft)]
+        tokens = ids_of_pieces([draft.pieces() for draft in sound], self.tokenizer)
+        rows = iter(self._forgery(draft, ids) or flat(ids) for draft, ids in zip(sound, tokens, strict=True))
+        return [next(rows) if isinstance(draft, _Draft) else draft for draft in drafts]
+
+    def _drafts(
+        self, conversations: Sequence[Conversation], render: Callable[[Conversation], _Draft]
+    ) -> list[_Draft | RowRefused]:
         drafts: list[_Draft | RowRefused] = []
         with bounded(sum(len(conversation.messages) for conversation in conversations)):
             for conversation in conversations:
                 try:
-                    drafts.append(self._draft(conversation, train_on, heads))
+                    drafts.append(render(conversation))
                 except RowRefused as refusal:
                     drafts.append(refusal)
-        rows = iter(self._encodings([draft for draft in drafts if isinstance(draft, _Draft)]))
-        return [next(rows) if isinstance(draft, _Draft) else draft for draft in drafts]
-
-    def prompt(self, conversation: Conversation) -> list[int]:
-        messages, mark = self._read(conversation)
-        if conversation.plain:
-            segments = self._plain(messages[0].content)[:-1]
-        else:
-            with bounded(len(messages)):
-                segments = self.template.render(messages, add_generation_prompt=True)
-        draft = _Draft(segments, [False] * len(segments), mark)
-        (tokens,) = self._tokens([draft])
-        self._check_controls(draft, tokens)
-        return _flat(tokens)
+        return drafts
 
     def _read(self, conversation: Conversation) -> tuple[Sequence[Message], str]:
         found = self.controls.find(conversation.messages)
@@ -177,7 +196,7 @@ class _Encoder:
             raise RowRefused("control_tokens", found)
         return self.controls.mark(conversation.messages) if found else (conversation.messages, "")
 
-    def _draft(self, conversation: Conversation, train_on: TrainOn, heads: dict[tuple[str, ...], str]) -> _Draft:
+    def _row(self, conversation: Conversation, *, train_on: TrainOn, heads: dict[tuple[str, ...], str]) -> _Draft:
         messages, mark = self._read(conversation)
         if conversation.plain:
             segments = self._plain(messages[0].content)
@@ -188,95 +207,66 @@ class _Encoder:
             heads[system] = self.template.head(conversation.messages)
         return _Draft(segments, loss, mark, heads[system])
 
+    def _prompt(self, conversation: Conversation) -> _Draft:
+        messages, mark = self._read(conversation)
+        if conversation.plain:
+            segments = self._plain(messages[0].content)[:-1]
+        else:
+            segments = self.template.render(messages, add_generation_prompt=True)
+        return _Draft(segments, [False] * len(segments), mark)
+
     def _plain(self, text: str) -> list[Segment]:
         bos = [Segment(str(self.tokenizer.bos_token))] if adds_bos(self.tokenizer) else []
         return [*bos, Segment(text), Segment(str(self.tokenizer.eos_token or self.template.end_token))]
 
     def _encodings(self, drafts: list[_Draft]) -> Iterator[Encoding | RowRefused]:
-        tokens = self._tokens(drafts)
+        tokens = ids_of_pieces([draft.pieces() for draft in drafts], self.tokenizer)
         served = self._served(drafts)
         heads = list(dict.fromkeys(draft.head for draft in drafts))
-        *head_ids, cue_ids = self._call([*heads, self.template.cue])
+        *head_ids, cue_ids = ids_of_texts([*heads, self.template.cue], self.tokenizer)
         ids_of_head = dict(zip(heads, head_ids, strict=True))
-        for draft, segment_ids, served_ids in zip(drafts, tokens, served, strict=True):
-            fed = _flat(segment_ids[: draft.num_before_last_response()])
-            notes = [NEUTRALISED] * bool(draft.mark) + [OTHERWISE] * (served_ids not in (None, fed))
-            try:
-                self._check_controls(draft, segment_ids)
-                input_ids, labels, responses = self._side_by_side(draft, segment_ids)
-            except RowRefused as refusal:
-                yield refusal
-                continue
-            yield Encoding(
-                input_ids,
-                labels,
-                tuple(responses),
-                head_length=_num_shared(ids_of_head[draft.head], input_ids),
-                cue_length=_num_shared(cue_ids[::-1], fed[::-1]),
-                notes=tuple(notes),
-            )
+        for draft, ids, served_ids in zip(drafts, tokens, served, strict=True):
+            fed = flat(ids[: draft.num_before_last_response()])
+            row = self._forgery(draft, ids) or self._side_by_side(draft, ids)
+            if isinstance(row, Encoding):
+                row = replace(
+                    row,
+                    head_length=_num_shared(ids_of_head[draft.head], row.input_ids),
+                    cue_length=_num_shared(cue_ids[::-1], fed[::-1]),
+                    notes=(NEUTRALISED,) * bool(draft.mark) + (OTHERWISE,) * (served_ids not in (None, fed)),
+                )
+            yield row
 
-    def _side_by_side(
-        self, draft: _Draft, tokens: list[list[int]]
-    ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    def _side_by_side(self, draft: _Draft, tokens: list[list[int]]) -> Encoding | RowRefused:
         input_ids: list[int] = []
         labels: list[int] = []
         responses = []
         for segment, ids, loss in zip(draft.segments, tokens, draft.loss, strict=True):
             if loss and segment.message is not None:
-                if ids[-1] != self.template.end_id:
-                    raise RowRefused("a trained turn does not end in the end token", repr(segment.text[-40:]))
+                if ids[-1:] != [self.template.end_id]:
+                    return RowRefused("a trained turn does not end in the end token", repr(segment.text[-40:]))
                 responses.append((len(input_ids), len(input_ids) + len(ids)))
             input_ids += ids
             labels += ids if loss else [IGNORED] * len(ids)
         if all(label == IGNORED for label in labels[1:]):  # nothing predicts a row's first token
-            raise RowRefused("nothing_to_learn")
-        return input_ids, labels, responses
+            return RowRefused("nothing_to_learn")
+        return Encoding(input_ids, labels, tuple(responses))
 
-    def _check_controls(self, draft: _Draft, tokens: list[list[int]]) -> None:
-        """Refuses what the tokenizer, by its own normalisation, turns into a control token, or cannot spell out."""
+    def _forgery(self, draft: _Draft, tokens: list[list[int]]) -> RowRefused | None:
+        """Text that the tokenizer, by its own normalisation, turns into a control token, or cannot spell out."""
         for pieces, ids in zip(draft.pieces(), tokens, strict=True):
             num_written = sum(len(self.controls.pattern.findall(text)) for text in pieces[::2])
             if sum(map(self.controls.ids.__contains__, ids)) > num_written:
-                raise RowRefused("control_tokens", "the tokenizer makes one of ordinary text")
+                return RowRefused("control_tokens", "the tokenizer makes one of ordinary text")
             if len(pieces) > 1 and self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) != "".join(pieces):
-                raise RowRefused("control_tokens", "the tokenizer cannot spell it in ordinary characters")
-
-    def _tokens(self, drafts: list[_Draft]) -> list[list[list[int]]]:
-        """Ids of every segment of every draft, from one call of the tokenizer; typed control tokens are spelled out."""
-        rows = [draft.pieces() for draft in drafts]
-        texts = [piece for row in rows for pieces in row for piece in pieces[::2]]
-        typed = [piece for row in rows for pieces in row for piece in pieces[1::2]]
-        ids = iter(self._call(texts))
-        spelled = iter(self._call(typed, split_special_tokens=True))
-        return [
-            [_flat(next(spelled if at % 2 else ids) for at in range(len(pieces))) for pieces in row] for row in rows
-        ]
+                return RowRefused("control_tokens", "the tokenizer cannot spell it in ordinary characters")
+        return None
 
     def _served(self, drafts: list[_Draft]) -> list[list[int] | None]:
         """The prompt of each last response as a server tokenises it, as one text; None where it is one text here."""
-        histories = [draft.pieces()[: draft.num_before_last_response()] for draft in drafts]
-        texts = ["".join(_flat(history)) if len(_flat(history)) > 1 else None for history in histories]
-        ids = iter(self._call([text for text in texts if text is not None]))
-        return [None if text is None else next(ids) for text in texts]
-
-    def _call(self, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=split_special_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # lengths are our own concern
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
-
-def _flat(lists: Iterable[list[T]]) -> list[T]:
-    return [item for some in lists for item in some]
+        histories = [flat(draft.pieces()[: draft.num_before_last_response()]) for draft in drafts]
+        ids = iter(ids_of_texts(["".join(pieces) for pieces in histories if len(pieces) > 1], self.tokenizer))
+        return [next(ids) if len(pieces) > 1 else None for pieces in histories]
 
 
 def _num_shared(some: list[int], others: list[int]) -> int:

@@ -89,7 +89,10 @@ def bounded(num_messages: int = 1) -> Iterator[None]:
             f"the chat template renders for more than {seconds:.0f} s: do you trust its source?"
         ) from None
     except MemoryError:
-        raise TemplateError("the chat template asks for more than 2 GiB of memory: do you trust its source?") from None
+        gigabytes = f"{MAX_BYTES / 2**30:g} GiB"
+        raise TemplateError(
+            f"the chat template asks for more than {gigabytes} of memory: do you trust its source?"
+        ) from None
 
 
 class _TimeIsUp(BaseException):

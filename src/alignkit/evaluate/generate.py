@@ -19,6 +19,7 @@ from alignkit.data.sources import check_sources, parse_sources, read_rows
 from alignkit.data.templates import load_template
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.models.load import check_model, load_model, load_tokenizer
+from alignkit.runs.log import run_log
 from alignkit.sampling.generate import generate
 from alignkit.sampling.settings import check as check_sampling
 from alignkit.sampling.settings import stop_ids
@@ -34,6 +35,11 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
     Raises:
         ConfigError, DataError, ModelError: the user's mistake; nothing was written.
     """
+    with run_log():
+        _run(job, prompts, prompts_path, out)
+
+
+def _run(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, out: Path | None) -> None:
     _check(job, prompts, prompts_path, out)
     asked = [(f"--prompt {i}", Conversation((Message("user", text),))) for i, text in enumerate(prompts, start=1)]
     if prompts_path is not None:

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -36,7 +37,7 @@ def check_model(model: ModelConfig) -> None:
         ModelError: one line for each problem.
     """
     problems = _quantization_problems(model) + _attention_problems(model)
-    if model.init is Init.RANDOM:
+    if model.init is Init.random:
         problems += config_problems(model.config)
         if model.revision is not None:
             problems.append("model.revision: random weights have no revision; leave it out")
@@ -57,7 +58,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, or has neither a pad nor an eos token.
     """
-    if model.init is Init.RANDOM:
+    if model.init is Init.random:
         return byte_tokenizer()
     folder = local_folder(model.name)
     if folder and is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
@@ -94,17 +95,18 @@ def load_model(
         ModelError: what only loading can tell: not a causal language model, or weights that do not fit it.
     """
     transformers_logging.disable_progress_bar()
-    if model.init is Init.RANDOM:
+    if model.init is Init.random:
         built = random_model(
             model.config, tokenizer=tokenizer, seed=seed, attn_implementation=model.attn_implementation
         )
-        return built.to(_dtype(model, trainable=trainable))
+        torch.nn.Module.to(built, _dtype(model, trainable=trainable))
+        return built
     folder = local_folder(model.name)
     if folder and is_adapter(folder):
         base = load_model(base_of(folder, model), tokenizer=tokenizer, seed=seed, trainable=False)
         with _told_in_a_line(f"the adapter {model.name}"):
             return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
-    if trainable and model.quantization is not Quantization.NONE:
+    if trainable and model.quantization is not Quantization.none:
         raise ModelError("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=qlora")
     return _load_full(model, dtype=_dtype(model, trainable=trainable))
 
@@ -127,8 +129,7 @@ def num_positions(config: PreTrainedConfig) -> int | None:
 
 def _load_full(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
     with _told_in_a_line(model.name):
-        loaded: PreTrainedModel
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        result = AutoModelForCausalLM.from_pretrained(
             local_folder(model.name) or model.name,
             dtype=dtype,
             attn_implementation=model.attn_implementation,
@@ -139,20 +140,21 @@ def _load_full(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # refused below, with their names
             **hub_options(model),
         )
+    loaded, report = cast("tuple[PreTrainedModel, dict[str, Any]]", result)
     # transformers fills the gaps with random numbers and says so in a log line
     if gaps := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
         raise ModelError(
-            f"model.name: {model.name} is no whole causal language model: {len(gaps)} weights are missing or of another "
-            f"shape, such as {gaps[0]}"
+            f"model.name: {model.name} is no whole causal language model: {len(gaps)} weights are missing or of "
+            f"another shape, such as {gaps[0]}"
         )
     return loaded
 
 
 def _quantization_problems(model: ModelConfig) -> list[str]:
-    if model.quantization is Quantization.NONE:
+    if model.quantization is Quantization.none:
         return []
     problems = []
-    if model.init is Init.RANDOM:
+    if model.init is Init.random:
         problems.append("model.quantization: random weights cannot be quantized; leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
         problems.append("model.quantization: bitsandbytes is not installed: pip install 'alignkit[quantization]'")
@@ -172,16 +174,16 @@ def _attention_problems(model: ModelConfig) -> list[str]:
 
 
 def _dtype(model: ModelConfig, *, trainable: bool) -> torch.dtype:
-    if model.dtype is Dtype.AUTO:
+    if model.dtype is Dtype.auto:
         return torch.float32 if trainable else default_dtype()
-    return {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT16: torch.float16}[model.dtype]
+    return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}[model.dtype]
 
 
 def _quantization(chosen: Quantization) -> BitsAndBytesConfig | None:
     """NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3) or LLM.int8() (Dettmers et al. 2022)."""
-    if chosen is Quantization.INT8:
+    if chosen is Quantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    if chosen is Quantization.NF4:
+    if chosen is Quantization.nf4:
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

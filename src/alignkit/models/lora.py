@@ -34,9 +34,7 @@ def build_lora(lora: dict[str, Any], model: PreTrainedModel | PeftModel, *, task
         ModelError: target modules that this model does not have, or that cannot carry LoRA.
     """
     if isinstance(model, PeftModel):
-        raise ModelError(
-            "lora: model.name is an adapter already: leave lora out to train it further, or merge it into its base first"
-        )
+        raise ModelError("lora: model.name is an adapter already: leave lora empty to train it on, or merge it first")
     modules = dict(model.named_modules())
     arguments = {"task_type": task_type, **lora}
     if arguments.get("target_modules", ATTENTION) == ATTENTION:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -21,7 +21,7 @@ def save_model(
     *,
     jinja: str,
     end_id: int,
-    state_dict: Mapping[str, torch.Tensor] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights (an adapter alone where there is one), tokenizer, chat template and generation config.
 
@@ -42,7 +42,8 @@ def save_model(
             plain = copy.deepcopy(model).unload()  # a copy: unloading takes LoRA off
             _save_full(plain, tokenizer, out_dir / "base", jinja, generation, None)
         _name_base(model, out_dir)
-        model.save_pretrained(str(out_dir), state_dict=state_dict)
+        # the vocabulary never grows, and "auto" would ask the hub whether it did
+        model.save_pretrained(str(out_dir), state_dict=state_dict, save_embedding_layers=False)
         (out_dir / "README.md").unlink()  # PEFT's model card, a form nobody filled in
         generation.save_pretrained(out_dir)
         _save_tokenizer(tokenizer, out_dir, jinja)
@@ -58,7 +59,7 @@ def _save_full(
     out_dir: Path,
     jinja: str,
     generation: GenerationConfig,
-    state_dict: Mapping[str, torch.Tensor] | None,
+    state_dict: dict[str, torch.Tensor] | None,
 ) -> None:
     model.generation_config = generation
     model.save_pretrained(out_dir, state_dict=state_dict)
@@ -78,15 +79,15 @@ def _name_base(model: PeftModel, out_dir: Path) -> None:
 def _generation_config(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, end_id: int
 ) -> GenerationConfig:
-    config = copy.deepcopy(model.generation_config)
-    own = config.eos_token_id
-    own_ids = [] if own is None else [own] if isinstance(own, int) else list(own)
-    config.eos_token_id = list(dict.fromkeys([*own_ids, end_id]))
-    config.pad_token_id = tokenizer.pad_token_id
-    if not config.do_sample:
-        for name in _SAMPLING_ONLY:
-            setattr(config, name, None)
-    return config
+    own: dict[str, Any] = model.generation_config.to_diff_dict()
+    # marked as derived, older transformers derive it from config.json again at load and lose the stop ids set here
+    own.pop("_from_model_config", None)
+    if not own.get("do_sample"):
+        own = {name: value for name, value in own.items() if name not in _SAMPLING_ONLY}
+    stop = own.get("eos_token_id")
+    stop_ids = [] if stop is None else [stop] if isinstance(stop, int) else stop
+    own |= {"eos_token_id": list(dict.fromkeys([*stop_ids, end_id])), "pad_token_id": tokenizer.pad_token_id}
+    return GenerationConfig(**own)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, out_dir: Path, jinja: str) -> None:

@@ -15,7 +15,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from alignkit.config import ModelConfig
@@ -117,11 +116,9 @@ def _hub_problems(model: ModelConfig) -> list[str]:
     if path.is_file():
         return [f"model.name: {name} is a file; name the folder it is in"]
     try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return [f"model.name: there is no folder {name}{near}"]
-    try:
         siblings = model_info(name, revision=model.revision, timeout=_HUB_TIMEOUT).siblings or []
+    except HFValidationError:  # no hub id could look like this
+        return [f"model.name: there is no folder {name}{near}"]
     except GatedRepoError:
         return [f"model.name: {name} is gated: accept its terms at https://huggingface.co/{name}, then `hf auth login`"]
     except RevisionNotFoundError:

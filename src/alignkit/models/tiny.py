@@ -15,8 +15,8 @@ from tokenizers.models import BPE
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -94,17 +94,15 @@ def random_model(
         # forked on the CPU alone: that is where the weights are drawn
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            arguments = {key: value for key, value in config.items() if key != "model_type"}
-            built: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]](
-                **arguments, **special_ids, vocab_size=len(tokenizer)
-            )
+            built = AutoConfig.for_model(**config, **special_ids, vocab_size=len(tokenizer))
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 built, attn_implementation=attn_implementation, dtype=torch.float32
             )
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"model.config: {config['model_type']} cannot be built: {reason}") from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _byte_chars() -> list[str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -76,7 +77,9 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         train(trainer, resume=entry.resuming)
         _save(trainer, run_dir, prepared)
         after = _answers(job, trainer, prepared)
-        entry.result = conclude(run_dir, trainer.state.log_history, samples=_samples(prepared, before, after))
+        kept_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        samples = _samples(prepared, before, after)
+        entry.result = conclude(run_dir, trainer.state.log_history, samples=samples, kept_step=kept_step)
 
 
 def check(job: SftJob) -> None:
@@ -138,8 +141,9 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
 
 def view(job: SftJob) -> View:
     """What `alignkit inspect sft` shows."""
-    check(job)
-    prepared = prepare(job)
+    with run_log():
+        check(job)
+        prepared = prepare(job)
     layout = job.data.batching
     if layout is Batching.auto:
         layout = Batching.packed if prepared.attention in _CAN_PACK else Batching.grouped
@@ -186,6 +190,7 @@ def _padding(job: SftJob, prepared: Prepared, layout: Batching, batch_size: int)
 
 
 def _trainer(job: SftJob, run_dir: Path, model: PreTrainedModel, prepared: Prepared, layout: Batching) -> SftTrainer:
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
     values = chosen_arguments(
         job.train,
         run_dir=run_dir,
@@ -271,7 +276,8 @@ def _samples(prepared: Prepared, before: list[str], after: list[str]) -> list[di
 
 def _answers(job: SftJob, trainer: SftTrainer, prepared: Prepared) -> list[str]:
     """What the model says now to the first held-out prompts; nothing where the weights are spread over processes."""
-    if not trainer.is_world_process_zero() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if spread or not trainer.is_world_process_zero() or not prepared.data.prompts:
         return []
     tokenizer, template = prepared.tokenizer, prepared.template
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -29,6 +29,7 @@ def chosen_arguments(
         "eval_on_start": held_out,
         "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
         "use_cpu": not torch.accelerator.is_available(),  # upstream refuses bfloat16 on a CPU that it was not told of
+        "ddp_find_unused_parameters": False,  # every trained weight takes part in every step; looking costs one
         "per_device_eval_batch_size": train.get("per_device_train_batch_size", 8),
     }
     if keep_best or train.get("load_best_model_at_end"):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from alignkit.errors import TrainingError
 from alignkit.training import checkpoints
 from alignkit.training.watched import WatchedTrainer
+
+logger = logging.getLogger(__name__)
 
 _WINDOW = "window.json"  # what was summed up since the last log: a resumed run logs what an unbroken one would
 
@@ -40,6 +43,10 @@ class DurableTrainer(WatchedTrainer):
         self._had_ended = False
         self.args.restore_callback_states_from_checkpoint = True  # early stopping's patience belongs to the run
         self.add_callback(_Resume(self))
+        # Here, because every process must find the same checkpoints when it looks for the newest.
+        if self.is_world_process_zero():
+            checkpoints.clear_leftovers(self.output_dir)
+        self.accelerator.wait_for_everyone()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Upstream's `train`; `interrupted` says afterwards whether a signal ended it.
@@ -53,9 +60,6 @@ class DurableTrainer(WatchedTrainer):
             TrainingError: the numbers are not finite, or the disk is full.
         """
         assert resume_from_checkpoint is not True, "name it: upstream would take the newest without a look"
-        if self.is_world_process_zero():
-            checkpoints.clear_leftovers(self.output_dir)
-        self.accelerator.wait_for_everyone()
         if resume_from_checkpoint:
             self._resumed_from = Path(resume_from_checkpoint)
             self.args.eval_on_start = False  # that was done when the run started
@@ -69,7 +73,7 @@ class DurableTrainer(WatchedTrainer):
     # Saving
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # In place of upstream's, which writes straight into the folder that a resume would take; TRL's adds a model card.
+        # In place of upstream's, which writes straight into the folder that a resume would take.
         self.store_flos()
         step, best = self.state.global_step, self.state.best_global_step
         final = self._checkpoint_dir(step)
@@ -112,7 +116,8 @@ class DurableTrainer(WatchedTrainer):
         if self.args.should_save:
             pickled = Path(output_dir or self.output_dir) / TRAINING_ARGS_NAME
             pickled.unlink()  # nobody should have to trust it; what it says is said as JSON
-            pickled.with_suffix(".json").write_text(json.dumps(self.args.to_dict(), indent=2) + "\n")
+            text = self.args.to_json_string()  # type: ignore[no-untyped-call]  # upstream's is bare
+            pickled.with_suffix(".json").write_text(f"{text}\n")
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -169,7 +174,7 @@ class DurableTrainer(WatchedTrainer):
         """What was summed up since the last log, over all processes (all must call this)."""
         counts = self.meter.counts.to(self.accelerator.device)
         return {
-            "loss": self.accelerator.gather(self._tr_loss).mean().item(),
+            "losses": self.accelerator.gather(self._tr_loss[None]).tolist(),
             "logged_at": self._globalstep_last_logged,
             "counts": self.accelerator.gather(counts[None]).sum(0).tolist(),
             "metrics": dict(self._upstream_metrics()),
@@ -180,8 +185,16 @@ class DurableTrainer(WatchedTrainer):
         if self._resumed_from is None:
             return
         window = json.loads((self._resumed_from / _WINDOW).read_text())
-        self._tr_loss += window["loss"]
-        self._total_loss_scalar -= window["loss"]  # what train() returns is the mean over this session's steps
+        losses = window["losses"]
+        if len(losses) != self.args.world_size:
+            logger.warning(
+                "saved by %d processes and resumed by %d: right, but no longer bit for bit an unbroken run",
+                len(losses),
+                self.args.world_size,
+            )
+        loss = losses[self.args.process_index % len(losses)]
+        self._tr_loss += loss
+        self._total_loss_scalar -= loss  # what train() returns is the mean over this session's steps
         self._globalstep_last_logged = window["logged_at"]
         self._upstream_metrics().update(window["metrics"])
         if self.accelerator.is_main_process:

@@ -72,6 +72,7 @@ class ProgressBar(TrainerCallback):
     def stop(self) -> None:
         """Give the terminal back; training may have ended in an error, so no event of upstream's can be relied on."""
         if self._bar:
+            self._bar.update(self._task, description="training")
             self._bar.stop()
             self._bar = None
 

@@ -104,10 +104,11 @@ class WatchedTrainer(Trainer):
         names = [self.row_sources[row] for row in found if 0 <= row < len(self.row_sources)]
         more = len(names) - _SHOWN_ROWS
         shown = ", ".join(names[:_SHOWN_ROWS]) + (f" and {more} more" if more > 0 else "")
+        what, rate = "loss" if of_bad_loss else "gradient", self._get_learning_rate()
         return TrainingError(
-            f"step {self.state.global_step + 1}: the {'loss' if of_bad_loss else 'gradient'} is not finite, at a learning"
-            f" rate of {self._get_learning_rate():.3g}, on {shown or 'rows unknown'}. The step was not taken and nothing"
-            " of it is saved; look at these rows, or try a lower train.learning_rate"
+            f"step {self.state.global_step + 1}: the {what} is not finite, at a learning rate of {rate:.3g}, on "
+            f"{shown or 'rows unknown'}. The step was not taken and nothing of it is saved; look at these rows, or try a "
+            "lower train.learning_rate"
         )
 
     def _gathered(self, rows: list[int]) -> list[int]:

@@ -1,0 +1,44 @@
+"""Text to token ids, many texts in one call: the tokenizer's threads are worth it from a few hundred on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+Pieces = list[str]  # a stretch of text, cut around control tokens typed in it, which are at odd places
+
+
+def ids_of_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split_special_tokens: bool = False
+) -> list[list[int]]:
+    """Ids of each text alone, with nothing added; `split_special_tokens` spells special tokens out."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=split_special_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # lengths are our own concern
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def ids_of_pieces(rows: Sequence[list[Pieces]], tokenizer: PreTrainedTokenizerBase) -> list[list[list[int]]]:
+    """Ids of every stretch of every row, each tokenised alone, typed control tokens spelled out."""
+    written = [piece for row in rows for pieces in row for piece in pieces[::2]]
+    typed = [piece for row in rows for pieces in row for piece in pieces[1::2]]
+    ids = iter(ids_of_texts(written, tokenizer))
+    spelled = iter(ids_of_texts(typed, tokenizer, split_special_tokens=True))
+    return [[flat(next(spelled if at % 2 else ids) for at in range(len(pieces))) for pieces in row] for row in rows]
+
+
+def flat(lists: Iterable[list[T]]) -> list[T]:
+    """The lists as one."""
+    return [item for some in lists for item in some]
