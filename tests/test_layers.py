@@ -16,7 +16,6 @@ FLOORS = {
     "ppo": 2,
     "runs": 2,
     "training": 2,
-
     "stages": 3,
     "evaluate": 3,
     "mistakes": 4,
@@ -39,10 +38,12 @@ ALLOWED_AT_TOP = {
     8: set(),
 }
 
+
 def unit_of(path: Path) -> str:
     """The folder or module directly under the package."""
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
 
 def imports(path: Path, *, top_only: bool) -> list[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -50,7 +51,9 @@ def imports(path: Path, *, top_only: bool) -> list[str]:
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     return names + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
 
+
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if unit_of(path) not in ("__init__", "conf"))
+
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_below(path: Path) -> None:
@@ -65,6 +68,7 @@ def test_a_module_imports_only_from_below(path: Path) -> None:
         if other != unit:
             # cli reaches everything, always inside a function; see the next test
             assert FLOORS[other] < FLOORS[unit], f"{unit} imports {name}"
+
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_imports_stay_on_their_floor(path: Path) -> None:

@@ -8,21 +8,21 @@ import trl
 
 from alignkit import upstream
 from alignkit.errors import ConfigError
-from alignkit.upstream import LORA_CONFIG, LORA_OWNED, SFT_CONFIG, SFT_OWNED, annotations, build, problems
+from alignkit.upstream import LORA_CONFIG, LORA_OWNED, SFT_CONFIG, SFT_OWNED, argument_types, build, problems
 
 
 @pytest.mark.parametrize(("read", "imported"), [(SFT_CONFIG, trl.SFTConfig), (LORA_CONFIG, peft.LoraConfig)])
 def test_names_read_from_source_are_the_fields_of_the_class(read: upstream.ArgumentClass, imported: type) -> None:
-    assert set(annotations(read)) == {item.name for item in dataclasses.fields(imported)}
+    assert set(argument_types(read)) == {item.name for item in dataclasses.fields(imported)}
 
 
 def test_what_we_own_exists_upstream() -> None:
-    assert SFT_OWNED.keys() <= annotations(SFT_CONFIG).keys()
-    assert LORA_OWNED.keys() <= annotations(LORA_CONFIG).keys()
+    assert SFT_OWNED.keys() <= argument_types(SFT_CONFIG).keys()
+    assert LORA_OWNED.keys() <= argument_types(LORA_CONFIG).keys()
 
 
 def test_renamed_options_are_gone_upstream() -> None:
-    assert not upstream.RENAMED.keys() & (annotations(SFT_CONFIG).keys() | annotations(LORA_CONFIG).keys())
+    assert not upstream.RENAMED.keys() & (argument_types(SFT_CONFIG).keys() | argument_types(LORA_CONFIG).keys())
 
 
 @pytest.mark.parametrize(

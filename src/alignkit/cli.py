@@ -83,7 +83,9 @@ def inspect(
     words: Words = None,
     rows: Annotated[int, typer.Option(help="How many rows to show.", min=0)] = 5,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print every kept row as one JSON object, nothing else.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print every kept row as one JSON object, nothing else.")
+    ] = False,
     assert_: Annotated[
         Path | None, typer.Option("--assert", help="Compare with a saved --json; exit 2 and show where they differ.")
     ] = None,
@@ -96,7 +98,9 @@ def inspect(
     from alignkit.launch import compose_job
 
     if stage not in STAGES:
-        raise ConfigError(f"inspect: there is no stage '{stage}', only {', '.join(STAGES)}{did_you_mean(stage, STAGES)}")
+        raise ConfigError(
+            f"inspect: there is no stage '{stage}', only {', '.join(STAGES)}{did_you_mean(stage, STAGES)}"
+        )
     job = compose_job(stage, words or [], config_dir=config_dir)
     from alignkit.data.inspect import inspect as show
 

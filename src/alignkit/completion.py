@@ -29,7 +29,7 @@ def _keys(stage: str) -> list[str]:
     keys = ["config=", *(f"{group}=" for group in GROUPS if group in fields)]
     keys += [f"{key}=" for key, item in settings(JOBS[stage]) if "dict" not in str(item.type)]
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS.get(stage, {}).items():
-        keys += [f"{section}.{name}=" for name in upstream.annotations(argument_class) if name not in owned]
+        keys += [f"{section}.{name}=" for name in upstream.argument_types(argument_class) if name not in owned]
     return keys
 
 

@@ -100,7 +100,9 @@ class ModelConfig:
     init: Init = setting("pretrained weights, or random ones built from model.config", Init.PRETRAINED)
     dtype: Dtype = setting("weights: auto takes bfloat16 where the device has it, else float32", Dtype.AUTO)
     attn_implementation: str | None = setting("eager, sdpa, flash_attention_2, …; null lets transformers choose", None)
-    quantization: Quantization = setting("load the frozen base in 8 bits (int8) or 4 (nf4); needs bitsandbytes", Quantization.NONE)
+    quantization: Quantization = setting(
+        "load the frozen base in 8 bits (int8) or 4 (nf4); needs bitsandbytes", Quantization.NONE
+    )
     revision: str | None = setting("branch, tag or commit of a hub model", None)
     trust_remote_code: bool = setting("run Python code that came with the model", False)
     config: dict[str, Any] = setting("architecture of a random model: model_type and its sizes", {})
@@ -140,7 +142,9 @@ class SamplingConfig:
     temperature: float | None = setting("divides the logits; below 1 sharper, above 1 flatter", None, gt=0)
     top_k: int | None = setting("draw from the k likeliest tokens", None, ge=1)
     top_p: float | None = setting("draw from the smallest set with this probability", None, gt=0, le=1)
-    min_p: float | None = setting("draw from tokens at least this share of the likeliest one's probability", None, ge=0, le=1)
+    min_p: float | None = setting(
+        "draw from tokens at least this share of the likeliest one's probability", None, ge=0, le=1
+    )
     repetition_penalty: float | None = setting("above 1 makes tokens seen before less likely", None, gt=0)
     max_new_tokens: int = setting("longest response, in tokens", 256, ge=1)
     min_new_tokens: int = setting("shortest response, in tokens", 0, ge=0)

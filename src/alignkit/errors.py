@@ -1,7 +1,7 @@
 """What can go wrong, in the words a person reads.
 
-Every error that is the user's to mend is an `AlignkitError`: the command line prints its text (no stack trace) and exits
-with its `exit_status`. Anything else that escapes is a bug of ours and exits 1 with its traceback in the log.
+Every error that is the user's to mend is an `AlignkitError`: the command line prints its text (no stack trace) and
+exits with its `exit_status`. Anything else that escapes is a bug of ours and exits 1 with its traceback in the log.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def launch(
             record = OmegaConf.to_container(cfg, resolve=False)  # unresolved: ${oc.env:TOKEN} must not be written out
             import_module(f"alignkit.stages.{stage}").run(job, run_dir, record=record)
         except Exception as error:
-            # Hydra prints its own line about an error that passes through it; a launcher in another process must see it.
+            # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.
             if "BasicLauncher" not in str(HydraConfig.get().launcher):
                 raise
             failures.append(error)
@@ -97,6 +97,7 @@ def typed(stage: str, cfg: DictConfig) -> Any:
     """
     with _hydra_words():
         node = OmegaConf.merge(OmegaConf.structured(JOBS[stage]), OmegaConf.to_container(cfg, resolve=True))
+        assert isinstance(node, DictConfig)
         missing = [key for key, _ in settings(JOBS[stage]) if OmegaConf.is_missing(node, key) or _is_missing(node, key)]
         if missing:
             raise ConfigError(*(f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing))

@@ -41,13 +41,13 @@ def in_files(stage: str, overlays: Mapping[str, Any], config_dir: Path | None) -
     for path, content in overlays.items():
         found = [*_forbidden(content), *_in_mapping(content, stage, config_dir)]
         lines += [f"{path}: {line}" for line in found]
-    for path in sorted(config_dir.rglob("*.yaml")) if config_dir else []:
+    for file in sorted(config_dir.rglob("*.yaml")) if config_dir else []:
         try:
-            content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-            lines.append(f"{path}: it is not YAML: {str(error).splitlines()[0]}")
+            lines.append(f"{file}: it is not YAML: {str(error).splitlines()[0]}")
         else:
-            lines += [f"{path}: {line}" for line in _forbidden(content)]
+            lines += [f"{file}: {line}" for line in _forbidden(content)]
     return lines
 
 
@@ -78,7 +78,9 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
 def _parsed(text: str) -> Any:
     """A value as OmegaConf reads it in a file, where 1e-3 is a number; text that is no YAML stays text."""
     try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[call-overload, index]
+        content = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+        assert isinstance(content, dict)
+        return content["value"]
     except (yaml.YAMLError, OmegaConfBaseException):
         return text
 
@@ -170,7 +172,7 @@ def _suggestion(dotted: str, stage: str) -> str:
     leaf = dotted.rsplit(".", 1)[-1]
     elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
     for open_section, (argument_class, _) in upstream.OPEN_SECTIONS.get(stage, {}).items():
-        if leaf in upstream.annotations(argument_class):
+        if leaf in upstream.argument_types(argument_class):
             elsewhere.append(f"{open_section}.{leaf}")
     if elsewhere:
         return f"; did you mean '{elsewhere[0]}'?"
@@ -193,13 +195,13 @@ def _wrong_option(group: str, value: str, config_dir: Path | None) -> Iterator[s
 def _wrong_type(dotted: str, key: str, value: Any, section: type) -> Iterator[str]:
     if isinstance(value, str) and "${" in value:
         return
-    node: DictConfig = OmegaConf.structured(section)
-    annotation = node._metadata.object_type.__dataclass_fields__[key].default  # type: ignore[union-attr]
-    if isinstance(annotation, StrEnum):
-        names = [str(member) for member in type(annotation)]
+    (item,) = [item for item in dataclasses.fields(section) if item.name == key]
+    if isinstance(item.default, StrEnum):
+        names = [str(member) for member in type(item.default)]
         if not isinstance(value, str) or value not in names:
             yield f"{dotted} is {value!r}: choose {', '.join(names)}{did_you_mean(str(value), names)}"
         return
+    node: DictConfig = OmegaConf.structured(section)
     try:
         node[key] = value
     except OmegaConfBaseException as error:

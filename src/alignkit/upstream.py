@@ -1,7 +1,7 @@
 """The only door to the argument classes of TRL, PEFT and transformers.
 
-`train` and `lora` in a job are keyword arguments of upstream's own classes: every option is reachable without a line of
-ours, and every name and plain type is checked. The names are read from upstream's source files instead of by import,
+`train` and `lora` in a job are keyword arguments of upstream's own classes: every option is reachable without a line
+of ours, and every name and plain type is checked. The names are read from upstream's source files instead of by import,
 because importing `trl.SFTConfig` takes seconds and a typo should be answered at once; `tests/test_upstream.py` holds what
 is read here against the imported classes.
 """
@@ -142,7 +142,7 @@ _NOT_NEGATIVE = {"warmup_steps", "weight_decay", "max_grad_norm", "dataloader_nu
 
 
 @cache
-def annotations(cls: ArgumentClass) -> dict[str, str]:
+def argument_types(cls: ArgumentClass) -> dict[str, str]:
     """Field names of an upstream class with their annotations as source text."""
     found: dict[str, str] = {}
     for package, file, name in cls.sources:
@@ -170,7 +170,7 @@ def problems(
         owned: keys that alignkit sets itself, each with what to use instead.
         allow: keys of `owned` to let through.
     """
-    known, lines = annotations(cls), []
+    known, lines = argument_types(cls), []
     for key, value in values.items():
         if key in owned and key not in allow:
             lines.append(f"{section}.{key} cannot be set here: {owned[key]}")

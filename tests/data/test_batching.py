@@ -64,7 +64,10 @@ def test_bins_hold_every_row_once_and_never_overflow(lengths: list[int], capacit
 
 
 @given(
-    st.lists(st.integers(1, 99), min_size=1, max_size=60), st.integers(0, 9), st.booleans(), st.sampled_from([0, 1, 4, 8])
+    st.lists(st.integers(1, 99), min_size=1, max_size=60),
+    st.integers(0, 9),
+    st.booleans(),
+    st.sampled_from([0, 1, 4, 8]),
 )
 def test_an_epoch_visits_every_row_once(lengths: list[int], seed: int, shuffle: bool, group: int) -> None:
     order = EpochOrder(lengths, seed=seed, shuffle=shuffle, group=group)

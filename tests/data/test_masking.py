@@ -345,6 +345,14 @@ def test_a_tokenizer_that_makes_control_tokens_of_ordinary_text_forges_nothing(
         fed(talk("a<END>"), template, lowercasing)
 
 
+def test_a_control_token_the_tokenizer_cannot_spell_is_left_out(lowercasing: PreTrainedTokenizerFast) -> None:
+    assert lowercasing.decode(lowercasing("<e")["input_ids"]) == "< e"
+    with pytest.raises(RowRefused, match="control_tokens: the tokenizer cannot spell it in ordinary characters"):
+        encoded(
+            talk("a<end>", "b"), load("user_bot", lowercasing), lowercasing, control_tokens=ControlTokens.neutralise
+        )
+
+
 # Native templates and servers ----------------------------------------------------------------------------------------
 
 
@@ -376,6 +384,22 @@ def test_a_prompt_that_is_not_the_beginning_shows_where_they_part(byte: PreTrain
         "the generation prompt is not the beginning of the trained text: "
         "from character 8 on inference feeds 'user: x bot: ' where training has 'user: x assistant: b<|im_end|>'"
     )
+
+
+MOODY = """{%- for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}
+{{- end if m.content != 'x' else '' }}{% endgeneration %}{% if m.content == 'y' %} {% generation %}?
+{%- endgeneration %}{% endif %}{% else %}{{ m.content + ' ' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+
+
+def test_a_template_that_is_right_for_some_rows_only(byte: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (tmp_path / "moody.jinja").write_text(MOODY, encoding="utf-8")
+    template = load_template(TemplateConfig(file=str(tmp_path / "moody.jinja")), byte)
+    assert supervised(encoded(talk("a", "b"), template, byte), byte) == "b<|eos|>"
+    with pytest.raises(RowRefused, match=r"^a trained turn does not end in the end token: 'x'$"):
+        encoded(talk("a", "x"), template, byte)
+    with pytest.raises(RowRefused, match=r"^template moody\.jinja marks 2 stretches for 1 assistant turns$"):
+        encoded(talk("a", "y"), template, byte)
 
 
 def test_history_that_a_server_tokenises_otherwise_is_counted(

@@ -132,7 +132,9 @@ def test_several_held_out_sets_are_scored_by_name(job, write_rows):
 def test_a_run_directory_is_guarded(job):
     run(job(), Path("out"))
     before = bits("out")
-    with pytest.raises(RunError, match=r"^out is a finished run: choose another name, or overwrite=true to replace it$"):
+    with pytest.raises(
+        RunError, match=r"^out is a finished run: choose another name, or overwrite=true to replace it$"
+    ):
         run(job(), Path("out"))
     run(job("resume=true"), Path("out"))
     assert bits("out") == before
@@ -153,7 +155,9 @@ def test_a_refused_overwrite_leaves_the_finished_run(job):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(job):
-    with pytest.raises(TrainingError, match=r"^step \d+: the (loss|gradient) is not finite, at .*rows\.jsonl:\d+") as caught:
+    with pytest.raises(
+        TrainingError, match=r"^step \d+: the (loss|gradient) is not finite, at .*rows\.jsonl:\d+"
+    ) as caught:
         run(job("train.learning_rate=1e30", "train.max_grad_norm=0"), Path("out"))
     assert caught.value.exit_status == 1
     assert not Path("out/model.safetensors").exists()
@@ -194,7 +198,12 @@ def test_a_mistake_is_told_before_the_model_is_loaded(job, words, line, monkeypa
 
 def test_mistakes_of_several_kinds_come_together(job):
     with pytest.raises(ConfigError) as caught:
-        run(job("data.path=gone.jsonl", "early_stopping=1", "template.file=gone.jinja", "model.attn_implementation=spda"), Path("out"))
+        run(
+            job(
+                "data.path=gone.jsonl", "early_stopping=1", "template.file=gone.jinja", "model.attn_implementation=spda"
+            ),
+            Path("out"),
+        )
     assert len(caught.value.problems) == 3
 
 

@@ -36,7 +36,7 @@ class Collator:
 
     Returns of a call:
         `input_ids` [B, L], `labels` [B, L] (-100 where no loss, always at a row's first token, which nothing predicts),
-        `row_index` [R] in the order the rows lie, and `attention_mask` [B, L] (padded) or `position_ids` [B, L] (packed).
+        `row_index` [R] in the order the rows lie, and `attention_mask` [B, L] if padded or `position_ids` [B, L] if packed.
     """
 
     pad_id: int
@@ -74,7 +74,7 @@ def rows_of(batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, list[int],
         if "position_ids" in batch:
             starts = (batch["position_ids"][number] == 0).nonzero().flatten().tolist()
             ends = [*starts[1:], len(ids)]
-            # Padding has position 0 throughout, so each of its tokens looks like a row of one; no kept row is that short.
+            # Padding has position 0 throughout, so each of its tokens looks like a row of one; no row is that short.
             spans = [(a, b) for a, b in zip(starts, ends, strict=True) if b - a > 1]
         else:
             spans = [(0, int(batch["attention_mask"][number].sum()))]

@@ -1,4 +1,4 @@
-"""From the `data` section to encoded rows: sources, formats, encoding and length policy, with every row accounted for."""
+"""From the `data` section to encoded rows: sources, formats, encoding, length policy; every row is accounted for."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ def load_sft(
     Raises:
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to train on.
     """
-    ledger, formats = Ledger(), {}
+    ledger = Ledger()
+    formats: dict[str, str] = {}
     conversations = {
         name: list(_conversations(_sources(data, name, path), name, data, ledger, formats, seed=seed))
         for name, path in _wanted(data).items()
@@ -140,7 +141,9 @@ def load_sft(
         conversations["train"] = [rows[i] for i in kept]
         conversations["eval"] = [rows[i] for i in held_out]
     encode = partial(_encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
-    sets = {name: _encode_set(rows, name, encode, ledger, data.num_proc, on_rows) for name, rows in conversations.items()}
+    sets = {
+        name: _encode_set(rows, name, encode, ledger, data.num_proc, on_rows) for name, rows in conversations.items()
+    }
     ledger.check_budget(data.max_dropped)
     shown = next((rows for name, rows in conversations.items() if name != "train"), conversations["train"])
     prompts = [row.conversation for row in shown if not row.conversation.plain][:num_prompts]
@@ -255,7 +258,9 @@ def _encode_chunk(
     max_length: int,
 ) -> list[_Fate]:
     fates = []
-    encodings = encode_rows(conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens)
+    encodings = encode_rows(
+        conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens
+    )
     for encoding in encodings:
         if isinstance(encoding, str):
             fates.append(_Fate(None, encoding))

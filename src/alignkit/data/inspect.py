@@ -1,4 +1,4 @@
-"""What the loss sees, read back from collated batches and shown: in the terminal, as a page, as JSON, or held to a file."""
+"""What the loss sees, read back from collated batches: in the terminal, as a page, as JSON, or held to a file."""
 
 from __future__ import annotations
 
@@ -52,9 +52,14 @@ class RowView:
             run.append(token)
             supervised, special = label != IGNORED, token in special_ids
             last = at + 1 == len(self.input_ids)
-            if last or special or self.input_ids[at + 1] in special_ids or (self.labels[at + 1] != IGNORED) != supervised:
+            if (
+                last
+                or special
+                or self.input_ids[at + 1] in special_ids
+                or (self.labels[at + 1] != IGNORED) != supervised
+            ):
                 # Runs, not tokens, are decoded: a character may be made of several byte tokens.
-                spans.append(Span(tokenizer.decode(run), supervised, special))
+                spans.append(Span(str(tokenizer.decode(run)), supervised, special))
                 run = []
         return spans
 
@@ -148,7 +153,9 @@ def inspect(view: View, *, num_rows: int, html: Path | None, as_json: bool, gold
 def show(view: View, rows: Sequence[RowView], console: Console) -> None:
     """Print rows, supervised text coloured, and what became of all of them."""
     console.print(Text(view.title, style="bold"))
-    console.print(Text.assemble("the loss sees ", ("this", _style(True, False)), ", never this; ", ("⟨special⟩", "magenta")))
+    console.print(
+        Text.assemble("the loss sees ", ("this", _style(True, False)), ", never this; ", ("⟨special⟩", "magenta"))
+    )
     for row in rows:
         head = f"\n{row.source}: {len(row.input_ids)} tokens, {row.num_supervised} supervised"
         console.print(Text(head, style="bold"))
@@ -167,7 +174,9 @@ def show(view: View, rows: Sequence[RowView], console: Console) -> None:
 
 
 def _style(supervised: bool, special: bool) -> str:
-    return " ".join([*(["bold black on green"] if supervised else []), *(["magenta"] if special and not supervised else [])])
+    return " ".join(
+        [*(["bold black on green"] if supervised else []), *(["magenta"] if special and not supervised else [])]
+    )
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:

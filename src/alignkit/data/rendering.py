@@ -77,7 +77,7 @@ class Template:
             RowRefused: the template has no place for a role, or raises an error of its own.
         """
         roles = [m.role for m in messages] + ["tool_calls" for m in messages if m.tool_calls]
-        for role in self.refused.keys() & set(roles):
+        for role in [role for role in self.refused if role in roles]:
             what = "tool calls" if role == "tool_calls" else f"{role} messages"
             raise RowRefused(f"template {self.name} refuses {what}: {self.refused[role]}")
         text, marks = self._text(messages, add_generation_prompt)
@@ -92,10 +92,9 @@ class Template:
 
     def head(self, messages: Sequence[Message]) -> str:
         """What the text of this conversation begins with, system message included, before the first user's content."""
-        system = list(takewhile(lambda m: m.role == "system", messages))
-        return self._text([*system, Message("user", PLACEHOLDER)], add_generation_prompt=False)[0].rpartition(
-            PLACEHOLDER
-        )[0]
+        opening = [*takewhile(lambda m: m.role == "system", messages), Message("user", PLACEHOLDER)]
+        text, _ = self._text(opening, add_generation_prompt=False)
+        return text.rpartition(PLACEHOLDER)[0]
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, list[Span]]:
         dicts = [self._as_dict(message) for message in messages]
@@ -124,7 +123,7 @@ class Template:
             turn, _ = self._text(messages[: i + 1], add_generation_prompt=False)
             stop = turn.rfind(self.end_token) + len(self.end_token)
             if stop > len(prompt) and turn.startswith(prompt) and text.startswith(turn[:stop]):
-                spans[i] = (len(prompt), len(turn))
+                spans[i] = (len(prompt), stop)
         return spans
 
     def _cut(self, text: str, spans: dict[int, Span]) -> list[Segment]:

@@ -64,8 +64,8 @@ def _run(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, ou
         )
     lines = []
     for (source, _), prompt_ids, completion in zip(asked, ids, completions, strict=True):
-        response = tokenizer.decode(completion.token_ids).removeprefix(template.response_lead)
-        row = {"source": source, "prompt": tokenizer.decode(prompt_ids), "response": response}
+        response = str(tokenizer.decode(completion.token_ids)).removeprefix(template.response_lead)
+        row: dict[str, Any] = {"source": source, "prompt": tokenizer.decode(prompt_ids), "response": response}
         row |= {"finish_reason": completion.finish_reason, "num_tokens": completion.num_tokens}
         lines.append(row | {"logprob": completion.logprob})
     if out is None:
@@ -112,11 +112,14 @@ def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, 
     problems += [f"--prompt {i} is empty" for i, text in enumerate(prompts, start=1) if not text.strip()]
     if out is not None and out.exists():
         problems.append(f"--out {out} exists already: name another file or remove it")
-    for step in (lambda: check_model(job.model), lambda: _check_prompts(prompts_path, job)):
-        try:
-            step()
-        except AlignkitError as error:
-            problems += error.problems
+    try:
+        check_model(job.model)
+    except AlignkitError as error:
+        problems += error.problems
+    try:
+        _check_prompts(prompts_path, job)
+    except AlignkitError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(*problems)
 

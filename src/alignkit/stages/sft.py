@@ -44,6 +44,7 @@ from alignkit.training.sft import SftTrainer
 logger = logging.getLogger(__name__)
 
 _LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
+_TOGETHER = 32  # samples answered at once
 _CAN_PACK = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -134,7 +135,9 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
     if job.data.max_length is not None and longest is not None and job.data.max_length > longest:
         raise ConfigError(f"data.max_length is {job.data.max_length}, and the model has {longest} positions")
     max_length = job.data.max_length or min(longest or _LONGEST_BY_DEFAULT, _LONGEST_BY_DEFAULT)
-    load = partial(load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_prompts=job.samples)
+    load = partial(
+        load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_prompts=job.samples
+    )
     data = load() if run_dir is None else shared(load, run_dir / ".encoded")
     return Prepared(tokenizer, template, data, bare.config._attn_implementation)
 
@@ -235,12 +238,11 @@ def _order(dataset: Dataset, *, seed: int, shuffle: bool, group: int) -> EpochOr
 def _announce(job: SftJob, run_dir: Path, trainer: SftTrainer, prepared: Prepared, layout: Batching) -> None:
     """One quiet screen of what will happen."""
     train, args = prepared.data.train, trainer.args
-    num_trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    num_all = sum(p.numel() for p in trainer.model.parameters())
+    num_all, num_trained = trainer.num_parameters()
     computing = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     per_device = args.per_device_train_batch_size
     facts = {
-        **{"rows": f"{source}, read as {format_}" for source, format_ in prepared.data.formats.items()},
+        "rows": ", ".join(f"{source} read as {format_}" for source, format_ in prepared.data.formats.items()),
         "model": f"{job.model.name}: {num_all:,} parameters, {num_trained:,} of them trained; computing in {computing}",
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "tokens": f"{sum(train.lengths):,} an epoch, {train.num_supervised:,} of them supervised",
@@ -269,9 +271,14 @@ def _save(trainer: SftTrainer, run_dir: Path, prepared: Prepared) -> None:
 def _samples(prepared: Prepared, before: list[str], after: list[str]) -> list[dict[str, str]]:
     rows = zip(prepared.data.prompts, before, after, strict=False)
     return [
-        {"prompt": row.asked().messages[-1].content, "wanted": row.messages[-1].content, "before": was, "after": now}
+        {"prompt": _question(row), "wanted": row.messages[-1].content, "before": was, "after": now}
         for row, was, now in rows
     ]
+
+
+def _question(row: Conversation) -> str:
+    last = row.asked().messages[-1]
+    return f"{last.content}\n{last.input}" if last.input else last.content
 
 
 def _answers(job: SftJob, trainer: SftTrainer, prepared: Prepared) -> list[str]:
@@ -288,6 +295,6 @@ def _answers(job: SftJob, trainer: SftTrainer, prepared: Prepared) -> list[str]:
         eos_ids=stop_ids(model, template.end_id),
         pad_id=int(tokenizer.pad_token_id),
         seed=job.seed,
-        batch_size=len(prepared.data.prompts),
+        batch_size=_TOGETHER,
     )
-    return [tokenizer.decode(done.token_ids).removeprefix(template.response_lead) for done in completions]
+    return [str(tokenizer.decode(done.token_ids)).removeprefix(template.response_lead) for done in completions]

@@ -116,8 +116,7 @@ class DurableTrainer(WatchedTrainer):
         if self.args.should_save:
             pickled = Path(output_dir or self.output_dir) / TRAINING_ARGS_NAME
             pickled.unlink()  # nobody should have to trust it; what it says is said as JSON
-            text = self.args.to_json_string()  # type: ignore[no-untyped-call]  # upstream's is bare
-            pickled.with_suffix(".json").write_text(f"{text}\n")
+            pickled.with_suffix(".json").write_text(self.args.to_json_string() + "\n")
 
     @contextmanager
     def _together(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
     """
     checkpoint = None
     if resume:
-        checkpoint, passed_over = newest_sound(Path(trainer.args.output_dir))
+        checkpoint, passed_over = newest_sound(Path(str(trainer.args.output_dir)))
         for line in passed_over:
             logger.warning("passed over %s", line)
         logger.info("going on from %s", checkpoint or "the start: no checkpoint was saved yet")
@@ -37,9 +37,9 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
         step = trainer.state.global_step
         raise Interrupted(trainer.interrupted, f"stopped at step {step}, which is saved: go on with resume=true")
     evaluated = [line["step"] for line in trainer.state.log_history if any(key.endswith("_loss") for key in line)]
-    if trainer.eval_dataset is not None and not trainer.args.load_best_model_at_end:
-        if trainer.state.global_step not in evaluated:
-            trainer.evaluate()
+    is_last = trainer.eval_dataset is not None and not trainer.args.load_best_model_at_end
+    if is_last and trainer.state.global_step not in evaluated:
+        trainer.evaluate()
 
 
 @contextmanager

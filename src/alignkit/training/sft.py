@@ -30,13 +30,20 @@ class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]
         self._train_order, self._eval_order = train_order, eval_order
         self._eval_loss: Tensor | None = None
         super().__init__(**rest)
-        # Upstream's head is compact on CUDA only: elsewhere it scores every position, prompts and padding too. Sharded
-        # weights cannot be read outside the model's forward.
+        args: Any = self.args
+        # Upstream's head is compact on CUDA only: elsewhere it scores every position, prompts and padding too. The head
+        # of sharded or compiled weights cannot be called outside the model's forward.
         self._own_head = (
-            self.args.device.type != "cuda"
-            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.aux_loss_enabled)
+            args.device.type != "cuda"
+            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile)
+            and not (self.aux_loss_enabled or self.label_smoother or args.loss_type != "nll")
             and is_plain_head(self.model)
         )
+
+    def num_parameters(self) -> tuple[int, int]:
+        """All weights, and those that train."""
+        weights = list(self.accelerator.unwrap_model(self.model).parameters())
+        return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         return self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
@@ -64,7 +71,7 @@ class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]
             model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
         loss, num_correct = cross_entropy(caught[0][:, :-1][supervised_BL], head.weight, labels_BL[supervised_BL])
         count = supervised_BL.sum()
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         self._metrics[mode]["mean_token_accuracy"].append((num_correct / count.clamp(min=1)).item())
         if num_items_in_batch is None:
             return loss / count.clamp(min=1)
@@ -98,5 +105,6 @@ class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]
         self._eval_loss = torch.zeros(2, dtype=dtype, device=self.args.device)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         total, count = self.accelerator.reduce(self._eval_loss, reduction="sum").tolist()
+        assert output.metrics is not None
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
         return output

@@ -107,8 +107,8 @@ class WatchedTrainer(Trainer):
         what, rate = "loss" if of_bad_loss else "gradient", self._get_learning_rate()
         return TrainingError(
             f"step {self.state.global_step + 1}: the {what} is not finite, at a learning rate of {rate:.3g}, on "
-            f"{shown or 'rows unknown'}. The step was not taken and nothing of it is saved; look at these rows, or try a "
-            "lower train.learning_rate"
+            f"{shown or 'rows unknown'}. The step was not taken and nothing of it is saved; look at these rows, or try "
+            "a lower train.learning_rate"
         )
 
     def _gathered(self, rows: list[int]) -> list[int]:
