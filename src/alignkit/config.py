@@ -175,6 +175,7 @@ class GenerateJob:
     format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
     columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
     model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 

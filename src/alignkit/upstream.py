@@ -1,9 +1,9 @@
 """The only door to the argument classes of TRL, PEFT and transformers.
 
 `train` and `lora` in a job are keyword arguments of upstream's own classes: every option is reachable without a line
-of ours, and every name and plain type is checked. The names are read from upstream's source files instead of by import,
-because importing `trl.SFTConfig` takes seconds and a typo should be answered at once; `tests/test_upstream.py` holds what
-is read here against the imported classes.
+of ours, and every name and plain type is checked. The names are read from upstream's source files instead of by
+import, because importing `trl.SFTConfig` takes seconds and a typo should be answered at once; `tests/test_upstream.py`
+holds what is read here against the imported classes.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Collator:
 
     Returns of a call:
         `input_ids` [B, L], `labels` [B, L] (-100 where no loss, always at a row's first token, which nothing predicts),
-        `row_index` [R] in the order the rows lie, and `attention_mask` [B, L] if padded or `position_ids` [B, L] if packed.
+        `row_index` [R] in the order the rows lie, and `attention_mask` [B, L] (padded) or `position_ids` (packed).
     """
 
     pad_id: int

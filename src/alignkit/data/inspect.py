@@ -231,7 +231,7 @@ table {{ border-collapse: collapse; width: 100%; }} td {{ padding: .1rem .6rem .
 td:last-child {{ width: 100%; }} i {{ display: block; height: .8rem; background: #4a8f5c; border-radius: 2px; }}
 </style>
 <h1>{title}</h1>
-<p>The loss sees <mark>this</mark> and nothing else. <span class="special">⟨Special tokens⟩</span> are shown by name.</p>
+<p>The loss sees <mark>this</mark>, nothing else. <span class="special">⟨Special tokens⟩</span> are shown by name.</p>
 {rows}
 <section><h2>Every row of the data</h2><pre>{table}</pre><ul>{facts}</ul></section>
 <section><h2>Tokens in a row</h2><table>{bars}</table></section>

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import ControlTokens, GenerateJob, TemplateConfig
+from alignkit.config import ControlTokens, GenerateJob, Quantization
 from alignkit.data.conversation import Conversation, Message
 from alignkit.data.formats import RowError, detect_format, to_prompt
-from alignkit.data.masking import encode_prompt
+from alignkit.data.masking import encode_prompts
 from alignkit.data.sources import check_sources, parse_sources, read_rows
-from alignkit.data.templates import load_template
+from alignkit.data.templates import Template, load_template
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.models.load import check_model, load_model, load_tokenizer
 from alignkit.runs.log import run_log
@@ -45,9 +47,11 @@ def _run(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, ou
     if prompts_path is not None:
         asked += read_prompts(prompts_path, job)
     tokenizer = load_tokenizer(job.model)
-    template = load_template(TemplateConfig(name="native"), tokenizer)
-    ids = [encode_prompt(prompt, template, tokenizer, ControlTokens.neutralise) for _, prompt in asked]
+    template = load_template(job.template, tokenizer)
+    ids = _encoded(asked, template, tokenizer)
     model = load_model(job.model, tokenizer=tokenizer, seed=job.seed, trainable=False)
+    if torch.accelerator.is_available() and job.model.quantization is Quantization.none:  # quantized weights are there
+        model = model.to(device=torch.accelerator.current_accelerator())
     with Progress(
         TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
     ) as progress:
@@ -103,6 +107,18 @@ def read_prompts(path: Path, job: GenerateJob) -> list[tuple[str, Conversation]]
     if problems:
         raise DataError(*problems)
     return prompts
+
+
+def _encoded(
+    asked: Sequence[tuple[str, Conversation]], template: Template, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    prompts = encode_prompts(
+        [prompt for _, prompt in asked], template, tokenizer, control_tokens=ControlTokens.neutralise
+    )
+    refused = [f"{source}: {ids}" for (source, _), ids in zip(asked, prompts, strict=True) if isinstance(ids, str)]
+    if refused:
+        raise DataError(*refused)
+    return [ids for ids in prompts if not isinstance(ids, str)]
 
 
 def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, out: Path | None) -> None:

@@ -1,0 +1,1 @@
+"""The run directory: who may write it, what it records, what a person reads in it."""

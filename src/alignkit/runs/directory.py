@@ -1,0 +1,198 @@
+"""A run directory from its first file to its last: refused, begun, resumed, finished, and recorded in `run.json`.
+
+Nothing is written before `Run.begin`, so that a refused run, or one whose data or model turns out wrong, leaves a
+finished run of the same name as it was. Only the main process writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import Interrupted, RunError
+from alignkit.runs.log import is_main_process
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "run.json"
+_MAY_CHANGE = ("name", "resume", "overwrite", "samples")  # on resume: they change no bit of the result
+_PACKAGES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+
+
+@dataclass
+class Run:
+    """One run directory, opened.
+
+    Attributes:
+        folder: the directory.
+        stage: what trains in it.
+        record: the settings as given, interpolations unresolved.
+        resuming: an unfinished run goes on.
+        finished: there is nothing to do: a finished run was asked to resume.
+        result: figures for the record, such as the held-out loss.
+        parents: the runs this one starts from.
+    """
+
+    folder: Path
+    stage: str
+    record: Mapping[str, Any]
+    resuming: bool = False
+    finished: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+    parents: list[dict[str, str]] = field(default_factory=list)
+    started: str = ""
+
+    def begin(self) -> None:
+        """Start to write: what an overwritten run left is deleted, and the record says that this one is running."""
+        if not is_main_process():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.started = _now()
+        self.write("running")  # first: what is left of a run that is being deleted must not say that it is finished
+        for path in self.folder.iterdir() if not self.resuming else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != MANIFEST:
+                path.unlink()
+
+    def write(self, status: str) -> None:
+        """Put the record in place, whole or not at all."""
+        if not is_main_process():
+            return
+        content = {
+            "stage": self.stage,
+            "status": status,
+            "job": dict(self.record),
+            "parents": self.parents,
+            "result": self.result,
+            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "started": self.started,
+            "ended": None if status == "running" else _now(),
+        }
+        aside = self.folder / f".{MANIFEST}"
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(self.folder / MANIFEST)
+
+
+@contextmanager
+def open_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Run]:
+    """Guard a run directory for as long as its stage works.
+
+    Args:
+        folder: of the run; its last part is the run's name.
+        stage: what will train in it.
+        record: the settings as given.
+        resume: go on with an unfinished run.
+        overwrite: replace a run that is there.
+
+    Yields:
+        The run; the stage calls `begin` once every check has passed. Left normally after that it is recorded as
+        finished, left by an error as failed or interrupted.
+
+    Raises:
+        RunError: the folder may not be used like this.
+    """
+    run = Run(folder, stage, record)
+    if is_main_process():
+        _guard(run, resume=resume, overwrite=overwrite)
+    else:
+        run.resuming = resume
+    try:
+        yield run
+    except BaseException as error:
+        if run.started:
+            with suppress(OSError):  # a full disk may be what ended the run: that is the error to show
+                run.write("interrupted" if isinstance(error, Interrupted) else "failed")
+        raise
+    if run.started:
+        run.write("finished")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What `run.json` in a folder says; None where there is none, or none of ours."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "status" in content else None
+
+
+def lineage(name: str) -> list[dict[str, str]]:
+    """The run a model name refers to, as an entry of `Run.parents`; empty where it is not one of ours."""
+    path = Path(name) / MANIFEST
+    if read_manifest(Path(name)) is None:
+        return []
+    return [{"path": str(Path(name).resolve()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}]
+
+
+def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
+    folder = run.folder
+    if resume and overwrite:
+        raise RunError("resume=true goes on with a run and overwrite=true deletes it: give one of them")
+    manifest = read_manifest(folder)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and manifest is None)):
+        raise RunError(f"{folder} exists and is no run of alignkit: choose another name")
+    _check_writable(folder)
+    if manifest is None:
+        if resume:
+            raise RunError(f"resume=true: there is no run in {folder}; leave resume out to start one")
+        return
+    status = manifest["status"]
+    if overwrite:
+        return
+    if resume and status == "finished":
+        run.finished = True
+    elif resume:
+        _check_unchanged(folder, manifest.get("job", {}), run.record)
+        run.resuming = True
+        run.parents = manifest.get("parents", [])
+    elif status == "finished":
+        raise RunError(f"{folder} is a finished run: choose another name, or overwrite=true to replace it")
+    else:
+        raise RunError(
+            f"{folder} is an unfinished run ({status}): go on with resume=true, or overwrite=true to replace it"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"the run directory {folder} cannot be written: {existing} is {_why(existing)}")
+
+
+def _why(path: Path) -> str:
+    return "read-only for you" if path.is_dir() else "a file"
+
+
+def _check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Resuming with other settings would be neither run; each difference is named."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    changed = [
+        f"resume=true: {key} was {old.get(key)!r} in {folder} and is {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in _MAY_CHANGE
+    ]
+    if changed:
+        raise RunError(*changed, "resume with the settings it began with, or start a run of another name")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

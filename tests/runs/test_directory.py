@@ -1,0 +1,209 @@
+"""Who may use a run directory, and what it records."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.errors import Interrupted, RunError
+from alignkit.runs.directory import lineage, open_run, read_manifest
+
+SETTINGS: dict[str, Any] = {
+    "name": "x",
+    "resume": False,
+    "overwrite": False,
+    "seed": 1,
+    "model": {"name": "tiny", "token": "${oc.env:TOKEN}"},
+    "data": {"path": ["a.jsonl", {"path": "b.jsonl"}]},
+}
+
+
+def guarded(folder: Path, *, resume: bool = False, overwrite: bool = False, record: dict[str, Any] = SETTINGS) -> Any:
+    return open_run(folder, stage="sft", record=record, resume=resume, overwrite=overwrite)
+
+
+def finish(folder: Path) -> None:
+    with guarded(folder) as run:
+        run.begin()
+        (folder / "model.safetensors").write_text("trained")
+        run.result = {"eval_loss": 1.5}
+
+
+def end(folder: Path, error: BaseException) -> None:
+    """Begin a run that an error ends."""
+    with guarded(folder) as run:
+        run.begin()
+        (folder / "checkpoints").mkdir()
+        assert read_manifest(folder)["status"] == "running"
+        raise error
+
+
+def interrupt(folder: Path) -> None:
+    with pytest.raises(Interrupted):
+        end(folder, Interrupted(15, "saved"))
+
+
+def refused(folder: Path, **how: Any) -> str:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else {}
+    with pytest.raises(RunError) as caught, guarded(folder, **how):
+        raise AssertionError("a refused run must not be entered")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    return str(caught.value)
+
+
+def test_a_finished_run_records_what_it_was(tmp_path: Path) -> None:
+    finish(tmp_path / "x")
+    manifest = json.loads((tmp_path / "x" / "run.json").read_text())
+    assert manifest["stage"] == "sft"
+    assert manifest["status"] == "finished"
+    assert manifest["job"] == SETTINGS  # interpolations as they were given: no secret is written out
+    assert manifest["result"] == {"eval_loss": 1.5}
+    assert manifest["parents"] == []
+    assert manifest["versions"].keys() >= {"alignkit", "torch", "transformers", "trl", "peft"}
+    assert manifest["started"] <= manifest["ended"]
+
+
+def test_the_record_says_how_a_run_ended(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        end(tmp_path / "x", ZeroDivisionError())
+    assert read_manifest(tmp_path / "x")["status"] == "failed"
+    interrupt(tmp_path / "y")
+    assert read_manifest(tmp_path / "y")["status"] == "interrupted"
+
+
+def test_nothing_is_written_before_a_run_begins(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), guarded(tmp_path / "x"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    finish(tmp_path / "y")
+    with pytest.raises(ZeroDivisionError), guarded(tmp_path / "y", overwrite=True):
+        raise ZeroDivisionError
+    assert (tmp_path / "y" / "model.safetensors").read_text() == "trained"
+
+
+def test_a_finished_run_is_not_written_over_unasked(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    finish(folder)
+    assert refused(folder) == f"{folder} is a finished run: choose another name, or overwrite=true to replace it"
+    with guarded(folder, overwrite=True) as run:
+        run.begin()
+        assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_half_an_overwritten_run_is_never_taken_for_a_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(tmp_path / "x")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt), guarded(tmp_path / "x", overwrite=True) as run:
+        run.begin()
+    assert read_manifest(tmp_path / "x")["status"] != "finished"
+
+
+def test_an_unfinished_run_goes_on_or_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    interrupt(folder)
+    assert refused(folder) == (
+        f"{folder} is an unfinished run (interrupted): go on with resume=true, or overwrite=true to replace it"
+    )
+    with guarded(folder, resume=True) as run:
+        assert run.resuming
+        run.begin()
+        assert (folder / "checkpoints").is_dir()
+    interrupt(folder_two := tmp_path / "y")
+    with guarded(folder_two, overwrite=True) as run:
+        assert not run.resuming
+        run.begin()
+        assert not (folder_two / "checkpoints").exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    finish(tmp_path / "x")
+    before = (tmp_path / "x" / "run.json").read_bytes()
+    with guarded(tmp_path / "x", resume=True) as run:
+        assert run.finished
+    assert (tmp_path / "x" / "run.json").read_bytes() == before
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    assert refused(folder, resume=True) == (f"resume=true: there is no run in {folder}; leave resume out to start one")
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    finish(tmp_path / "x")
+    assert refused(tmp_path / "x", resume=True, overwrite=True) == (
+        "resume=true goes on with a run and overwrite=true deletes it: give one of them"
+    )
+
+
+def test_a_resume_with_other_settings_is_refused_naming_each(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    interrupt(folder)
+    changed = {**SETTINGS, "resume": True, "seed": 2, "model": {"name": "large", "token": "${oc.env:TOKEN}"}}
+    text = refused(folder, resume=True, record=changed)
+    assert text.splitlines()[:2] == [
+        f"resume=true: model.name was 'tiny' in {folder} and is 'large' now",
+        f"resume=true: seed was 1 in {folder} and is 2 now",
+    ]
+    with guarded(folder, resume=True, record={**SETTINGS, "resume": True, "name": "moved"}) as run:
+        assert run.resuming
+
+
+def test_a_folder_of_other_files_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for how in ({}, {"overwrite": True}, {"resume": True}):
+        assert refused(tmp_path, **how) == f"{tmp_path} exists and is no run of alignkit: choose another name"
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    finish(tmp_path)
+
+
+def test_where_nothing_can_be_written_it_is_said_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert refused(tmp_path / "file" / "runs" / "x") == (
+        f"the run directory {tmp_path}/file/runs/x cannot be written: {tmp_path}/file is a file"
+    )
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        assert "is read-only for you" in refused(tmp_path / "x")
+
+
+def test_a_folder_that_is_read_only_for_everybody(tmp_path: Path) -> None:
+    assert "is read-only for you" in refused(Path("/proc/self/x"))
+
+
+def test_lineage_names_the_run_that_a_model_came_from(tmp_path: Path) -> None:
+    finish(tmp_path / "x")
+    (parent,) = lineage(str(tmp_path / "x"))
+    assert parent["path"] == str(tmp_path / "x")
+    assert len(parent["sha256"]) == 64
+    assert lineage("org/model") == []
+
+
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with guarded(tmp_path / "x") as run:
+        run.begin()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_hide_what_ended_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def train() -> None:
+        with guarded(tmp_path / "x") as run:
+            run.begin()
+            monkeypatch.setattr(Path, "write_text", full)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()

@@ -1,0 +1,43 @@
+"""The loss as a picture."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from alignkit.runs.plot import plot_losses
+
+HISTORY = [
+    {"step": 0, "eval_loss": 4.0},
+    *({"step": step, "loss": 4 - step / 20, "learning_rate": 1e-3} for step in range(1, 41)),
+    {"step": 40, "eval_loss": 2.5},
+    {"step": 40, "eval_hard_loss": None},
+]
+
+
+def test_training_thin_and_smoothed_held_out_as_dots_axes_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **rest: (drawn.append(self), save(self, *args, **rest))[1]
+    )
+    assert plot_losses(HISTORY, tmp_path / "loss.png")
+    (axes,) = drawn[0].axes
+    held_out, thin, smoothed = axes.lines
+    assert held_out.get_xydata().tolist() == [[0, 4.0], [40, 2.5]]
+    assert held_out.get_marker() == "o"
+    assert thin.get_xydata()[0].tolist() == [1, 3.95]
+    assert (thin.get_alpha(), thin.get_linewidth()) == (0.25, 1)
+    assert len({line.get_color() for line in (held_out, smoothed)}) == 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["held out", "training (smoothed)"]
+    assert axes.get_xlabel() == "step"
+    assert "loss" in axes.get_ylabel()
+    assert imread(tmp_path / "loss.png").shape[1] >= 900
+
+
+def test_nothing_logged_is_nothing_drawn(tmp_path: Path) -> None:
+    assert not plot_losses([{"step": 1, "learning_rate": 1.0}], tmp_path / "loss.png")
+    assert list(tmp_path.iterdir()) == []
