@@ -128,6 +128,9 @@ class DataConfig:
     )
     batching: Batching = setting("auto, padded, grouped (by length) or packed (no padding)", Batching.AUTO)
     num_proc: int = setting("processes that format and encode", 1, ge=1)
+    streaming: bool = setting(
+        "read rows as training goes, for data that does not fit; shuffle then mixes within 10,000 rows", False
+    )
 
 
 @dataclass

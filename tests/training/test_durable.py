@@ -149,6 +149,18 @@ def test_a_gradient_that_is_not_finite_stops_too(tiny: ModuleType, tmp_path: Pat
     assert str(caught.value).count("train.jsonl:") == 4
 
 
+def test_a_damaged_best_checkpoint_is_not_taken_for_the_result(tiny: ModuleType, tmp_path: Path) -> None:
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=5)
+    trainer.train()
+    best = trainer.output_dir / "checkpoint-5"
+    trainer.state.best_model_checkpoint = str(best)
+    trainer._load_best_model()
+    (best / "config.json").unlink()
+    with pytest.raises(TrainingError) as caught:
+        trainer._load_best_model()
+    assert str(caught.value) == f"the best checkpoint, {best}, cannot be trusted: config.json is missing"
+
+
 def test_a_file_size_limit_is_told_in_words_and_the_last_checkpoint_serves(
     train: Callable[..., Any], unbroken: Path, tmp_path: Path
 ) -> None:
@@ -210,3 +222,10 @@ def test_two_processes_measure_what_one_does(train: Callable[..., Any], tmp_path
     for key in ("loss", "grad_norm"):
         assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4)
     assert [line["tokens"] for line in two] == [line["tokens"] for line in one] == [144, 288, 432, 576, 720, 864]
+
+
+def test_another_number_of_processes_is_warned_of(train: Callable[..., Any], tmp_path: Path) -> None:
+    train(tmp_path, kill_at=8)
+    resumed = train(tmp_path, resume=True, num_processes=2, per_device_train_batch_size=2)
+    assert resumed.codes == [0, 0], resumed.said
+    assert "saved by 1 processes and resumed by 2: right, but no longer bit for bit an unbroken run" in resumed.said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +34,8 @@ from alignkit.errors import AlignkitError, DataError
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 10  # rows whose columns tell the format
-_CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few hundred
+CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few hundred
+NUM_FIRST = 1000  # rows of each source that are looked at before a stream is trained on
 
 Progress = Callable[[int], None]
 
@@ -83,7 +84,7 @@ class SftData:
     """Everything that was read.
 
     Attributes:
-        train: rows to train on.
+        train: rows to train on; with `data.streaming` the first of each source, and the others come as training goes.
         evals: held-out rows by set name (`eval` where there is one set).
         ledger: the fate of every source row.
         formats: format of each source, as detected or named.
@@ -98,10 +99,12 @@ class SftData:
 
 
 @dataclass
-class _Named:
+class Named:
+    """A conversation with its place; `is_copy`: of a row with a weight above 1, which the ledger enters once."""
+
     source: str
     conversation: Conversation
-    is_copy: bool = False  # of a row with a weight above 1; the ledger enters a row once
+    is_copy: bool = False
 
 
 def load_sft(
@@ -131,7 +134,7 @@ def load_sft(
     ledger = Ledger()
     formats: dict[str, str] = {}
     conversations = {
-        name: list(_conversations(_sources(data, name, path), name, data, ledger, formats, seed=seed))
+        name: list(_conversations(sources_of(data, name, path), name, data, ledger, formats, seed=seed))
         for name, path in _wanted(data).items()
     }
     if data.eval_fraction:
@@ -140,7 +143,7 @@ def load_sft(
         kept, held_out = split_by_prompt(keys, fraction=data.eval_fraction, seed=seed)
         conversations["train"] = [rows[i] for i in kept]
         conversations["eval"] = [rows[i] for i in held_out]
-    encode = partial(_encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
+    encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     sets = {
         name: _encode_set(rows, name, encode, ledger, data.num_proc, on_rows) for name, rows in conversations.items()
     }
@@ -157,7 +160,7 @@ def check_data(data: DataConfig) -> list[str]:
         problems.append("data.eval_path and data.eval_fraction both name held-out rows: give one of them")
     for name, path in _wanted(data).items():
         try:
-            check_sources(_sources(data, name, path))
+            check_sources(sources_of(data, name, path))
         except AlignkitError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
@@ -194,39 +197,71 @@ def _wanted(data: DataConfig) -> dict[str, Any]:
     return {"train": data.path} | {str(name): path for name, path in held_out.items() if path is not None}
 
 
-def _sources(data: DataConfig, name: str, path: Any) -> list[Source]:
+def sources_of(data: DataConfig, name: str, path: Any) -> list[Source]:
+    """The sources of a set: of `train`, or of held-out rows."""
     setting, split = ("data.path", data.split) if name == "train" else ("data.eval_path", None)
     return parse_sources(path, setting=setting, format=data.format, columns=data.columns, split=split)
 
 
 def _conversations(
     sources: Iterable[Source], name: str, data: DataConfig, ledger: Ledger, formats: dict[str, str], *, seed: int
-) -> Iterator[_Named]:
+) -> Iterator[Named]:
     """Rows of a set as conversations; malformed ones are dropped into the ledger, or stop the run all together."""
     malformed: list[str] = []
     left = data.limit
     for number, source in enumerate(sources):
-        rows = list(read_rows(source, limit=left))
+        limits = [left, NUM_FIRST if data.streaming and name == "train" else None]
+        rows = list(read_rows(source, limit=min((n for n in limits if n is not None), default=None)))
         if left is not None:
             left -= len(rows)
-        format_ = _format_of(source, rows)
-        formats[source.path] = format_
-        for row, times in zip(rows, repeats(len(rows), weight=source.weight, seed=seed + number), strict=True):
-            try:
-                conversation = _conversation(row, format_, source.columns)
-            except RowError as error:
-                malformed.append(f"{row.source}: {error}")
-                ledger.drop(row.source, str(error), name, malformed=True)
-                continue
-            if not times:
-                ledger.drop(row.source, "weight", name)
-            yield from (_Named(row.source, conversation, is_copy=copy > 0) for copy in range(times))
-    if malformed and data.malformed == Malformed.stop:
-        way_out = f"{len(malformed)} malformed rows: mend them, or leave them out with data.malformed=drop"
-        raise DataError(*([way_out] if len(malformed) > 1 else []), *malformed)
+        formats[source.path] = format_of(source, rows)
+        times = repeats(len(rows), weight=source.weight, seed=seed + number)
+        found, problems = conversations_of(rows, times, formats[source.path], source.columns, name, ledger)
+        yield from found
+        malformed += problems
+    stop_if_malformed(malformed, data.malformed)
 
 
-def _format_of(source: Source, rows: list[SourceRow]) -> str:
+def conversations_of(
+    rows: Sequence[SourceRow], times: Sequence[int], format_: str, columns: dict[str, Any], name: str, ledger: Ledger
+) -> tuple[list[Named], list[str]]:
+    """Rows as conversations, each as many times as asked for; the ledger gets those that are none.
+
+    Returns:
+        The conversations, and one line for each malformed row.
+    """
+    found: list[Named] = []
+    malformed = []
+    for row, num in zip(rows, times, strict=True):
+        try:
+            conversation = _conversation(row, format_, columns)
+        except RowError as error:
+            malformed.append(f"{row.source}: {error}")
+            ledger.drop(row.source, str(error), name, malformed=True)
+            continue
+        if not num:
+            ledger.drop(row.source, "weight", name)
+        found += (Named(row.source, conversation, is_copy=copy > 0) for copy in range(num))
+    return found, malformed
+
+
+def stop_if_malformed(lines: list[str], policy: Malformed) -> None:
+    """Refuse malformed rows where the policy says so, all of them together.
+
+    Raises:
+        DataError: one line for each.
+    """
+    if lines and policy == Malformed.stop:
+        way_out = f"{len(lines)} malformed rows: mend them, or leave them out with data.malformed=drop"
+        raise DataError(*([way_out] if len(lines) > 1 else []), *lines)
+
+
+def format_of(source: Source, rows: Sequence[SourceRow]) -> str:
+    """The format of a source, told by its first rows where none was named.
+
+    Raises:
+        DataError: no format, or more than one, fits the columns; or a column that was named is not there.
+    """
     first = [row.row for row in rows if not row.problem and isinstance(row.row, dict)][:_LOOKED_AT]
     if not first:
         return "text"  # every row is malformed and will say so itself
@@ -244,59 +279,49 @@ def _conversation(row: SourceRow, format_: str, columns: dict[str, Any]) -> Conv
 
 
 @dataclass
-class _Fate:
+class Fate:
+    """A row as it will be trained on, or None where it is left out; and why it was cut or left out."""
+
     encoding: Encoding | None
     reason: str = ""
 
 
-def _encode_chunk(
+def encode_chunk(
     conversations: list[Conversation],
     *,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
     max_length: int,
-) -> list[_Fate]:
+) -> list[Fate]:
+    """Encode conversations with one call of the tokenizer, and hold them to `max_length`."""
     fates = []
     encodings = encode_rows(
         conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens
     )
     for encoding in encodings:
         if isinstance(encoding, str):
-            fates.append(_Fate(None, encoding))
+            fates.append(Fate(None, encoding))
         else:
-            fates.append(_Fate(*apply_length(encoding, max_length=max_length, policy=data.overlength)))
+            fates.append(Fate(*apply_length(encoding, max_length=max_length, policy=data.overlength)))
     return fates
 
 
 def _encode_set(
-    rows: list[_Named],
+    rows: list[Named],
     name: str,
-    encode: Callable[[list[Conversation]], list[_Fate]],
+    encode: Callable[[list[Conversation]], list[Fate]],
     ledger: Ledger,
     num_proc: int,
     on_rows: Progress | None,
 ) -> EncodedSet:
-    chunks = [rows[at : at + _CHUNK] for at in range(0, len(rows), _CHUNK)]
+    chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
     work = ([row.conversation for row in chunk] for chunk in chunks)
     tables, sources = [], []
     for chunk, fates in zip(chunks, _mapped(encode, work, num_proc), strict=True):
-        kept = []
-        for row, fate in zip(chunk, fates, strict=True):
-            if fate.encoding is None:
-                if not row.is_copy:
-                    ledger.drop(row.source, fate.reason, name)
-                continue
-            if row.is_copy:
-                pass
-            elif fate.reason:
-                ledger.truncate(row.source, fate.reason, name)
-            else:
-                ledger.keep(row.source, name)
-            ledger.notes.update(fate.encoding.notes)
-            kept.append(fate.encoding)
-            sources.append(row.source)
-        tables.append(_table(kept))
+        kept = entered(chunk, fates, name, ledger)
+        sources += [source for source, _ in kept]
+        tables.append(_table([encoding for _, encoding in kept]))
         if on_rows is not None:
             on_rows(len(chunk))
     table = pa.concat_tables(tables) if tables else _table([])
@@ -304,9 +329,33 @@ def _encode_set(
     return EncodedSet(Dataset(table.append_column("source", pa.array(sources, pa.string()))))
 
 
+def entered(chunk: list[Named], fates: list[Fate], name: str, ledger: Ledger) -> list[tuple[str, Encoding]]:
+    """Enter the fates of encoded rows in the ledger; those that are trained on, each with its place."""
+    kept = []
+    for row, fate in zip(chunk, fates, strict=True):
+        if fate.encoding is None:
+            if not row.is_copy:
+                ledger.drop(row.source, fate.reason, name)
+            continue
+        if row.is_copy:
+            pass
+        elif fate.reason:
+            ledger.truncate(row.source, fate.reason, name)
+        else:
+            ledger.keep(row.source, name)
+        ledger.notes.update(fate.encoding.notes)
+        kept.append((row.source, fate.encoding))
+    return kept
+
+
+def labels_of(encoding: Encoding) -> list[int]:
+    """The labels of a row; nothing predicts its first token."""
+    return [IGNORED, *encoding.labels[1:]]
+
+
 def _mapped(
-    function: Callable[[list[Conversation]], list[_Fate]], work: Iterator[list[Conversation]], num_proc: int
-) -> Iterator[list[_Fate]]:
+    function: Callable[[list[Conversation]], list[Fate]], work: Iterator[list[Conversation]], num_proc: int
+) -> Iterator[list[Fate]]:
     if num_proc == 1:
         yield from map(function, work)
         return
@@ -321,7 +370,6 @@ def _table(encodings: list[Encoding]) -> pa.Table:
     return pa.table(
         {
             "input_ids": pa.array([e.input_ids for e in encodings], lists),
-            # Nothing predicts the first token of a row.
-            "labels": pa.array([[IGNORED, *e.labels[1:]] for e in encodings], lists),
+            "labels": pa.array([labels_of(e) for e in encodings], lists),
         }
     )

@@ -51,7 +51,7 @@ def _run(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, ou
     ids = _encoded(asked, template, tokenizer)
     model = load_model(job.model, tokenizer=tokenizer, seed=job.seed, trainable=False)
     if torch.accelerator.is_available() and job.model.quantization is Quantization.none:  # quantized weights are there
-        model = model.to(device=torch.accelerator.current_accelerator())
+        torch.nn.Module.to(model, torch.accelerator.current_accelerator())
     with Progress(
         TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
     ) as progress:

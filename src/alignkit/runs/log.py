@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -30,8 +30,14 @@ class _Terminal(logging.Handler):
 
 
 class _File(logging.FileHandler):
+    """Silent where the disk is full: that is told in words by whoever needs the room."""
+
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say nothing: a full disk is told in words by whoever needs the room."""
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class RunLog:

@@ -21,9 +21,10 @@ from alignkit import upstream
 from alignkit.config import Batching, ControlTokens, Dtype, SftJob
 from alignkit.data.batching import FILLER, Collator, EpochOrder, packs_exactly, padding_share
 from alignkit.data.conversation import Conversation
-from alignkit.data.dataset import EncodedSet, SftData, check_data, load_sft, shared
+from alignkit.data.dataset import NUM_FIRST, EncodedSet, SftData, check_data, load_sft, shared
 from alignkit.data.inspect import View
 from alignkit.data.masking import encode_prompt
+from alignkit.data.streaming import Stream, check_streaming
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models.load import check_model, default_dtype, load_model, load_tokenizer, num_positions
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
 _TOGETHER = 32  # samples answered at once
+_FIRST_ROWS = f"only the first {NUM_FIRST:,} rows of each source were read for these figures"
 _CAN_PACK = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -72,10 +74,12 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         entry.parents = lineage(job.model.name)
         entry.begin()
         log.open(run_dir / "log.txt")
-        prepared.data.ledger.write(run_dir / "rows.jsonl")
+        _begin_ledger(run_dir, trainer, prepared)
         _announce(job, run_dir, trainer, prepared, layout)
         before = _answers(job, trainer, prepared)
         train(trainer, resume=entry.resuming)
+        if prepared.stream is not None and prepared.stream.ledger is not None:
+            logger.info("\nread as training went:\n%s\n", prepared.stream.ledger.table())
         _save(trainer, run_dir, prepared)
         after = _answers(job, trainer, prepared)
         kept_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
@@ -92,6 +96,9 @@ def check(job: SftJob) -> None:
     held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
     problems = check_data(job.data) + check_sampling(job.sampling)
     problems += check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping)
+    if job.data.streaming:
+        keep_best = bool(job.early_stopping or job.train.get("load_best_model_at_end"))
+        problems += check_streaming(job.data, job.train, keep_best=keep_best)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS["sft"].items():
         problems += upstream.problems(getattr(job, section), argument_class, section, owned)
     try:
@@ -111,12 +118,14 @@ class Prepared:
         template: bound to it.
         data: the encoded rows, and what became of the others.
         attention: the implementation the model will use.
+        stream: the training rows, where they are read as training goes; `data` has the first of them.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
     data: SftData
     attention: str
+    stream: Stream | None = None
 
 
 def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
@@ -139,7 +148,9 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
         load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_prompts=job.samples
     )
     data = load() if run_dir is None else shared(load, run_dir / ".encoded")
-    return Prepared(tokenizer, template, data, bare.config._attn_implementation)
+    stream = Stream(job.data, template, tokenizer, max_length=max_length, seed=job.seed) if job.data.streaming else None
+    attention = job.model.attn_implementation or bare.config._attn_implementation
+    return Prepared(tokenizer, template, data, attention, stream)
 
 
 def view(job: SftJob) -> View:
@@ -149,7 +160,7 @@ def view(job: SftJob) -> View:
         prepared = prepare(job)
     layout = job.data.batching
     if layout is Batching.auto:
-        layout = Batching.packed if prepared.attention in _CAN_PACK else Batching.grouped
+        layout = Batching.packed if prepared.attention in _CAN_PACK else _unpacked(job)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     return View(
         title=f"sft {job.name}",
@@ -162,12 +173,13 @@ def view(job: SftJob) -> View:
             *(f"{source}: read as {format_}" for source, format_ in prepared.data.formats.items()),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
             f"batches of {batch_size} rows, {layout}: {_padding(job, prepared, layout, batch_size):.1%} padding",
+            *([f"streaming: {_FIRST_ROWS}"] if job.data.streaming else []),
         ],
     )
 
 
 def _layout(job: SftJob, model: PreTrainedModel) -> Batching:
-    """Packed where rows stay apart on the very model that trains, else grouped; packing by force must be exact too."""
+    """Packed where rows stay apart on the very model that trains; packing by force must be exact too."""
     if job.data.batching not in (Batching.auto, Batching.packed):
         return job.data.batching
     attention = model.config._attn_implementation
@@ -176,9 +188,13 @@ def _layout(job: SftJob, model: PreTrainedModel) -> Batching:
     if job.data.batching is Batching.packed:
         raise ConfigError(
             "data.batching=packed: packed rows would see each other in this model with "
-            f"model.attn_implementation={attention}; take grouped, or another implementation"
+            f"model.attn_implementation={attention}; take {_unpacked(job)}, or another implementation"
         )
-    return Batching.grouped
+    return _unpacked(job)
+
+
+def _unpacked(job: SftJob) -> Batching:
+    return Batching.padded if job.data.streaming else Batching.grouped
 
 
 def _collator(prepared: Prepared, layout: Batching) -> Collator:
@@ -204,14 +220,14 @@ def _trainer(job: SftJob, run_dir: Path, model: PreTrainedModel, prepared: Prepa
     )
     ours = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     args = upstream.build(upstream.SFT_CONFIG, values, "train", **ours)
-    train = prepared.data.train.filled(args.per_device_train_batch_size * args.world_size)
+    train, stream = prepared.data.train.filled(args.per_device_train_batch_size * args.world_size), prepared.stream
     num_together = args.per_device_eval_batch_size * args.world_size
     evals = {name: rows.filled(num_together).dataset for name, rows in prepared.data.evals.items()}
     order = partial(_order, seed=job.seed)
     return SftTrainer(
         model=model,
         args=args,
-        train_dataset=train.dataset,
+        train_dataset=train.dataset if stream is None else stream.dataset(),
         # Upstream puts the names of several sets into the metrics' names; a single set is simply `eval`.
         eval_dataset=evals if len(evals) > 1 else next(iter(evals.values()), None),
         processing_class=prepared.tokenizer,
@@ -221,7 +237,7 @@ def _trainer(job: SftJob, run_dir: Path, model: PreTrainedModel, prepared: Prepa
             MetricsFile(run_dir / "metrics.jsonl"),
             *([EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []),
         ],
-        row_sources=train.sources,
+        row_sources=train.sources if stream is None else stream.sources,
         train_order=partial(
             order, shuffle=job.data.shuffle, group=args.per_device_train_batch_size if layout is Batching.grouped else 0
         ),
@@ -235,6 +251,15 @@ def _order(dataset: Dataset, *, seed: int, shuffle: bool, group: int) -> EpochOr
     return EpochOrder(EncodedSet(dataset).lengths, seed=seed, shuffle=shuffle, group=group, num_fillers=num_fillers)
 
 
+def _begin_ledger(run_dir: Path, trainer: SftTrainer, prepared: Prepared) -> None:
+    path = run_dir / "rows.jsonl" if trainer.is_world_process_zero() else None
+    ledger = prepared.data.ledger
+    if prepared.stream is not None:
+        prepared.stream.begin(path, [row for row in ledger.rows if row.set != "train"])
+    elif path is not None:
+        ledger.write(path)
+
+
 def _announce(job: SftJob, run_dir: Path, trainer: SftTrainer, prepared: Prepared, layout: Batching) -> None:
     """One quiet screen of what will happen."""
     train, args = prepared.data.train, trainer.args
@@ -245,7 +270,9 @@ def _announce(job: SftJob, run_dir: Path, trainer: SftTrainer, prepared: Prepare
         "rows": ", ".join(f"{source} read as {format_}" for source, format_ in prepared.data.formats.items()),
         "model": f"{job.model.name}: {num_all:,} parameters, {num_trained:,} of them trained; computing in {computing}",
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
-        "tokens": f"{sum(train.lengths):,} an epoch, {train.num_supervised:,} of them supervised",
+        **({"streaming": _FIRST_ROWS} if job.data.streaming else {}),
+        "tokens": f"{sum(train.lengths):,} {'read' if job.data.streaming else 'an epoch'}, "
+        f"{train.num_supervised:,} of them supervised",
         "batches": f"{per_device * args.gradient_accumulation_steps * args.world_size} rows a step; {layout}, "
         f"{_padding(job, prepared, layout, per_device):.0%} padding",
         "steps": f"{trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]:,}",

@@ -36,7 +36,7 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
     if trainer.interrupted:
         step = trainer.state.global_step
         raise Interrupted(trainer.interrupted, f"stopped at step {step}, which is saved: go on with resume=true")
-    evaluated = [line["step"] for line in trainer.state.log_history if any(key.endswith("_loss") for key in line)]
+    evaluated = [line["step"] for line in trainer.state.log_history if any(key.startswith("eval_") for key in line)]
     is_last = trainer.eval_dataset is not None and not trainer.args.load_best_model_at_end
     if is_last and trainer.state.global_step not in evaluated:
         trainer.evaluate()

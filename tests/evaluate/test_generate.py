@@ -1,0 +1,248 @@
+"""Answers of a run: the prompt as it was trained, only the response, the same whatever shares the batch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.config import GenerateJob
+from alignkit.errors import AlignkitError
+from alignkit.evaluate.generate import run
+from alignkit.launch import compose_job
+from alignkit.stages import sft
+
+KNOWN = {
+    "Say hello.": "hello there",
+    "Count to five, please, and take your time.": "1 2 3 4 5",
+    "Up?": "down",
+    "A Greek word": "λόγος",
+}
+
+Answer = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that has learnt the answers of `KNOWN` by heart."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = [{"instruction": question, "output": answer} for question, answer in KNOWN.items()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    quiet = ["train.report_to=none", "train.save_strategy='no'", "samples=0"]
+    by_heart = ["train.max_steps=40", "train.per_device_train_batch_size=4", "train.learning_rate=3e-3"]
+    job = compose_job("sft", ["model=tiny_gpt2", f"data.path={folder / 'rows.jsonl'}", *quiet, *by_heart])
+    sft.run(job, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def job(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., GenerateJob]:
+    monkeypatch.chdir(tmp_path)
+
+    def job(*words: str) -> GenerateJob:
+        return compose_job("generate", ["sampling.max_new_tokens=20", *words], model={"name": str(run_dir)})
+
+    return job
+
+
+@pytest.fixture
+def answer(job: Callable[..., GenerateJob], tmp_path: Path) -> Answer:
+    """What `--out` holds."""
+    numbers = iter(range(100))
+
+    def answer(*words: str, prompts: Any = (), prompts_path: Path | None = None) -> list[dict[str, Any]]:
+        out = tmp_path / "answers" / f"{next(numbers)}.jsonl"
+        run(job(*words), prompts=list(prompts), prompts_path=prompts_path, out=out)
+        return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+    return answer
+
+
+def test_the_response_is_only_the_response(answer: Answer) -> None:
+    rows = answer(prompts=KNOWN)
+    assert [row["response"] for row in rows] == list(KNOWN.values())
+    logprobs = [row.pop("logprob") for row in rows]
+    assert rows[0] == {
+        "source": "--prompt 1",
+        "prompt": "### Instruction:\nSay hello.\n\n### Response:\n",
+        "response": "hello there",
+        "finish_reason": "stop",
+        "num_tokens": 11,  # bytes; the end token is not counted
+    }
+    assert all(-1 < logprob < 0 for logprob in logprobs)
+
+
+def test_what_shares_the_batch_changes_no_answer(answer: Answer) -> None:
+    prompts = [*KNOWN, "Something else entirely, and rather long at that", "x"]
+    alone, together = (answer(f"batch_size={size}", prompts=prompts) for size in (1, 6))
+    assert [row["response"] for row in together] == [row["response"] for row in alone]
+    assert [row["logprob"] for row in together] == pytest.approx([row["logprob"] for row in alone], abs=1e-3)
+
+
+def test_draws_are_a_function_of_the_seed_and_not_of_the_batch(answer: Answer) -> None:
+    prompts = ["What is this?", "And that, over there?", "x"]
+    hot = ["sampling.temperature=2"]
+    texts = [
+        [row["response"] for row in answer(*hot, *words, prompts=prompts)]
+        for words in (["seed=1", "batch_size=1"], ["seed=1", "batch_size=3"], ["seed=2"])
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0] != [row["response"] for row in answer(prompts=prompts)]  # the default takes the likeliest
+
+
+def test_sampling_settings_reach_the_model(answer: Answer) -> None:
+    (short,) = answer("sampling.max_new_tokens=3", prompts=["Say hello."])
+    assert (short["response"], short["finish_reason"], short["num_tokens"]) == ("hel", "length", 3)
+    (long,) = answer("sampling.min_new_tokens=15", prompts=["Up?"])
+    assert long["response"].startswith("down")
+    assert long["num_tokens"] >= 15
+    (only,) = answer("sampling.temperature=5", "sampling.top_k=1", prompts=["Say hello."])
+    assert only["response"] == "hello there"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", '{"prompt": "Up?"}\n{"prompt": "Say hello."}\n'),
+        ("p.json", '[{"instruction": "Up?", "output": 3}, {"instruction": "Say hello."}]'),
+        ("p.csv", "instruction,output\nUp?,left off\nSay hello.,\n"),
+        (
+            "chats.jsonl",
+            '{"messages": [{"role": "user", "content": "Up?"}, {"role": "assistant", "content": "left off"}]}\n'
+            '{"messages": [{"role": "user", "content": "Say hello."}]}\n',
+        ),
+    ],
+)
+def test_prompts_of_a_file_whose_responses_are_left_off(
+    answer: Answer, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    rows = answer(prompts_path=Path(name))
+    assert [row["response"] for row in rows] == ["down", "hello there"]
+    assert [row["source"].partition(":")[0] for row in rows] == [name, name]
+
+
+def test_a_text_file_holds_a_prompt_a_line(answer: Answer, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("Up?\n\nA Greek word\n", encoding="utf-8")
+    rows = answer(prompts=["Say hello."], prompts_path=Path("p.txt"))
+    assert [(row["source"], row["response"]) for row in rows] == [
+        ("--prompt 1", "hello there"),
+        ("p.txt:1", "down"),
+        ("p.txt:3", "λόγος"),
+    ]
+
+
+def test_columns_of_a_prompt_file_can_be_named(answer: Answer, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"q": {"text": "Up?"}, "output": "x"}\n')
+    (row,) = answer("columns={prompt: q.text}", prompts_path=Path("p.jsonl"))
+    assert (row["source"], row["response"]) == ("p.jsonl:1", "down")
+
+
+def test_control_tokens_in_a_prompt_are_plain_characters(answer: Answer) -> None:
+    (row,) = answer("sampling.max_new_tokens=1", prompts=["a<|eos|>b"])
+    assert row["prompt"] == "### Instruction:\na<|eos|>b\n\n### Response:\n"
+
+
+def test_the_terminal_shows_prompt_and_response_and_the_progress_stays_on_stderr(
+    job: Callable[..., GenerateJob], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(job("sampling.max_new_tokens=5"), prompts=["Up?", "Say hello."], prompts_path=None, out=None)
+    heard = capsys.readouterr()
+    assert heard.out == (
+        "### Instruction:\nUp?\n\n### Response:\ndown\n--\n"
+        "### Instruction:\nSay hello.\n\n### Response:\nhello\n-- (cut off after 5 tokens)\n"
+    )
+    assert "generating" in heard.err
+    assert "2/2" in heard.err
+
+
+def test_a_line_as_wide_as_it_is_long_is_not_folded(
+    job: Callable[..., GenerateJob], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    prompt = "word " * 20
+    run(job("sampling.max_new_tokens=1"), prompts=[prompt], prompts_path=None, out=None)
+    assert f"\n{prompt}\n" in capsys.readouterr().out
+
+
+def refusal(job: GenerateJob, **what: Any) -> list[str]:
+    with pytest.raises(AlignkitError) as caught:
+        run(job, **{"prompts": [], "prompts_path": None, "out": None, **what})
+    assert caught.value.exit_status == 2
+    return list(caught.value.problems)
+
+
+def test_mistakes_are_told_together_before_the_model_is_loaded(
+    job: Callable[..., GenerateJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("alignkit.evaluate.generate.load_model", unreachable)
+    (tmp_path / "taken.jsonl").write_text("mine")
+    assert refusal(job()) == ["there is nothing to answer: give --prompt TEXT or --prompts FILE"]
+    assert refusal(
+        job("sampling.do_sample=false", "sampling.top_k=5", "model.name=nowhere"),
+        prompts=["a", " "],
+        prompts_path=Path("nowhere/p.jsonl"),
+        out=Path("taken.jsonl"),
+    ) == [
+        "sampling.top_k=5 has no effect with sampling.do_sample=false: remove it, or set sampling.do_sample=true",
+        "--prompt 2 is empty",
+        "--out taken.jsonl exists already: name another file or remove it",
+        "model.name: there is no folder 'nowhere', and the hub cannot be reached to look there",
+        "--prompts: nowhere/p.jsonl: there is no folder nowhere",
+    ]
+    assert (tmp_path / "taken.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problems"),
+    [
+        (
+            "p.jsonl",
+            b'{"prompt": "a"}\n{"prompt": 3}\n{"question": "b"}\n{"prompt": ""}\n{"prompt',
+            [
+                "p.jsonl:2: 'prompt' is a number where text belongs",
+                "p.jsonl:3: no field 'prompt'",
+                "p.jsonl:4: 'prompt' is empty",
+                "p.jsonl:5: ",
+            ],
+        ),
+        ("p.jsonl", b'{"question": "b"}\n', ["data.format: no format fits the columns question (text)"]),
+        ("p.txt", b"\n \n", ["--prompts p.txt: there is no such file, or it is empty"]),
+        ("p.txt", b"caf\xe9\n", ["--prompts p.txt: "]),
+        ("p.json", b"", ["--prompts: p.json: "]),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_named_together(
+    job: Callable[..., GenerateJob], tmp_path: Path, name: str, content: bytes, problems: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = refusal(job(), prompts_path=Path(name), out=Path("out.jsonl"))
+    assert len(found) == len(problems)
+    assert all(line.startswith(start) for line, start in zip(found, problems, strict=True)), found
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_prompts_that_are_too_long_for_the_model_are_named_together(
+    job: Callable[..., GenerateJob], tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text(f"{'long ' * 120}\nUp?\n{'x' * 500}\n")
+    assert refusal(job(), prompts_path=Path("p.txt")) == [
+        f"p.txt:{line}: {num} tokens, which with sampling.max_new_tokens=20 is more than the model's 512 positions: "
+        "shorten the one or the other"
+        for line, num in ((1, 633), (3, 533))
+    ]
+
+
+@pytest.mark.parametrize("out", ["taken/answers.jsonl", "folder"])
+def test_a_place_that_cannot_be_written_is_told_before_the_model_answers(
+    job: Callable[..., GenerateJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("alignkit.evaluate.generate.generate", lambda *args, **rest: pytest.fail("it answered"))
+    (line,) = refusal(job(), prompts=["Up?"], out=Path(out))
+    assert line.startswith(f"--out {out} ")
