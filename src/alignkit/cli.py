@@ -145,7 +145,7 @@ def main() -> None:
     try:
         app(args=_with_info(sys.argv[1:]))
     except AlignkitError as error:
-        for line in str(error).splitlines():
+        for line in str(error).splitlines() if os.environ.get("RANK", "0") == "0" else ():  # once, not once a process
             typer.echo(f"alignkit: {line}", err=True)
         sys.exit(error.exit_status)
     except Exception as error:

@@ -41,6 +41,8 @@ class Run:
         finished: there is nothing to do: a finished run was asked to resume.
         result: figures for the record, such as the held-out loss.
         parents: the runs this one starts from.
+        started: when it first began.
+        begun: this process writes to it.
     """
 
     folder: Path
@@ -51,13 +53,14 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
     parents: list[dict[str, str]] = field(default_factory=list)
     started: str = ""
+    begun: bool = False
 
     def begin(self) -> None:
         """Start to write: what an overwritten run left is deleted, and the record says that this one is running."""
         if not is_main_process():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.started = _now()
+        self.started, self.begun = self.started or _now(), True
         self.write("running")  # first: what is left of a run that is being deleted must not say that it is finished
         for path in self.folder.iterdir() if not self.resuming else ():
             if path.is_dir() and not path.is_symlink():
@@ -110,11 +113,11 @@ def open_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: boo
     try:
         yield run
     except BaseException as error:
-        if run.started:
+        if run.begun:
             with suppress(OSError):  # a full disk may be what ended the run: that is the error to show
                 run.write("interrupted" if isinstance(error, Interrupted) else "failed")
         raise
-    if run.started:
+    if run.begun:
         run.write("finished")
 
 
@@ -155,7 +158,7 @@ def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
     elif resume:
         _check_unchanged(folder, manifest.get("job", {}), run.record)
         run.resuming = True
-        run.parents = manifest.get("parents", [])
+        run.parents, run.started = manifest.get("parents", []), manifest.get("started", "")
     elif status == "finished":
         raise RunError(f"{folder} is a finished run: choose another name, or overwrite=true to replace it")
     else:

@@ -70,10 +70,11 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         prepared = prepare(job, run_dir)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         layout = _layout(job, model)
-        trainer = _trainer(job, run_dir, model, prepared, layout)
+        args = _arguments(job, run_dir, held_out=bool(prepared.data.evals))
         entry.parents = lineage(job.model.name)
         entry.begin()
         log.open(run_dir / "log.txt")
+        trainer = _trainer(job, run_dir, args, model, prepared, layout)
         _begin_ledger(run_dir, trainer, prepared)
         _announce(job, run_dir, trainer, prepared, layout)
         before = _answers(job, trainer, prepared)
@@ -208,18 +209,23 @@ def _padding(job: SftJob, prepared: Prepared, layout: Batching, batch_size: int)
     )
 
 
-def _trainer(job: SftJob, run_dir: Path, model: PreTrainedModel, prepared: Prepared, layout: Batching) -> SftTrainer:
+def _arguments(job: SftJob, run_dir: Path, *, held_out: bool) -> Any:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
     values = chosen_arguments(
         job.train,
         run_dir=run_dir,
         seed=job.seed,
         bf16=job.model.dtype in (Dtype.auto, Dtype.bfloat16) and default_dtype() is torch.bfloat16,
-        held_out=bool(prepared.data.evals),
+        held_out=held_out,
         keep_best=job.early_stopping is not None,
     )
     ours = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    args = upstream.build(upstream.SFT_CONFIG, values, "train", **ours)
+    return upstream.build(upstream.SFT_CONFIG, values, "train", **ours)
+
+
+def _trainer(
+    job: SftJob, run_dir: Path, args: Any, model: PreTrainedModel, prepared: Prepared, layout: Batching
+) -> SftTrainer:
     train, stream = prepared.data.train.filled(args.per_device_train_batch_size * args.world_size), prepared.stream
     num_together = args.per_device_eval_batch_size * args.world_size
     evals = {name: rows.filled(num_together).dataset for name, rows in prepared.data.evals.items()}
