@@ -9,7 +9,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydr
 def loaded(statement: str) -> set[str]:
     program = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())  # --help prints before
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

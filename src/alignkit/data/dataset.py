@@ -232,6 +232,7 @@ def conversations_of(
     """
     found: list[Named] = []
     malformed = []
+    ledger.expect(row.source for row in rows)
     for row, num in zip(rows, times, strict=True):
         try:
             conversation = _conversation(row, format_, columns)

@@ -57,6 +57,12 @@ class Ledger:
     def __init__(self) -> None:
         self.rows: list[LedgerRow] = []
         self.notes: Counter[str] = Counter()
+        self._files: dict[str, int] = {}
+
+    def expect(self, sources: Iterable[str]) -> None:
+        """Say which rows were read, so that files are listed as they were read, whichever row's fate is known first."""
+        for source in sources:
+            self._files.setdefault(source.rpartition(":")[0], len(self._files))
 
     def keep(self, source: str, set: str = "train") -> None:
         """Enter a row that is used as it is."""
@@ -118,8 +124,8 @@ class Ledger:
     def _in_source_order(self) -> list[LedgerRow]:
         """Rows are entered when work on them ends, so malformed ones come early; a reader looks for file and number."""
         places = [row.source.rpartition(":") for row in self.rows]
-        files = {file: order for order, file in enumerate(dict.fromkeys(file for file, _, _ in places))}
-        keys = [(files[file], int(number)) for file, _, number in places]
+        self.expect(row.source for row in self.rows)
+        keys = [(self._files[file], int(number)) for file, _, number in places]
         return [self.rows[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
 
 

@@ -1,0 +1,300 @@
+"""The command line as a person meets it: what it prints, where, and its exit status."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from alignkit import cli
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+TINY = ["model=tiny_gpt2", "data.path=rows.jsonl"]
+QUICK = ["samples=0", "train.max_steps=1", "train.report_to=none", "train.save_strategy='no'"]
+
+
+@pytest.fixture(autouse=True)
+def _rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..., Path]) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows([{"instruction": "Hi", "output": "Yo"}, {"instruction": "Up", "output": "Do"}])
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process, where the imports are paid already: (exit status, stdout, stderr)."""
+
+    def main(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["alignkit", *words])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as done:
+            status = int(done.code or 0)
+        return (status, *capsys.readouterr())
+
+    return main
+
+
+def test_the_version_is_the_installed_one(alignkit: Run) -> None:
+    done = alignkit("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"alignkit {version('alignkit')}\n", "")
+
+
+def test_no_words_show_the_help_and_are_a_mistake(alignkit: Run) -> None:
+    done = alignkit()
+    assert done.returncode == 2
+    assert "Commands:" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["sft", "inspect", "generate", "demo"])
+def test_every_command_has_help_with_an_example_or_its_words(
+    main: Callable[..., tuple[int, str, str]], command: str
+) -> None:
+    status, out, err = main(command, "--help")
+    assert (status, err) == (0, "")
+    assert f"alignkit {command} " in out
+    assert all(
+        line.strip() for line in re.findall(r"^  --[\w-]+(.*)$", out, re.MULTILINE)
+    )  # each option says what it is
+    assert main(command, "-h")[1] == out
+    assert command in main("--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["sftt"], "No such command 'sftt'. Did you mean 'sft'?"),
+        (["sft", "--multirum"], "No such option: --multirum"),
+        (["sft", "--cfg"], "Option '--cfg' requires an argument."),
+        (["inspect"], "Missing argument 'stage'."),
+        (["inspect", "sftt"], "alignkit: inspect: there is no stage 'sftt', only sft; did you mean 'sft'?"),
+        (["inspect", "sft", "--rows", "-1"], "-1"),
+        (["generate"], "Missing argument 'run'."),
+        (["sft", *TINY, "--cfg", "jop"], "alignkit: --cfg jop: it shows job, hydra, all; did you mean 'job'?"),
+        (["sft", *TINY, "a b=3"], "alignkit: 'a b=3' is not key=value"),
+        (["sft", *TINY, "=3"], "alignkit: '=3' is not key=value"),
+        (["sft", *TINY, "data.path=[1"], "alignkit: data.path=[1: no viable alternative at input '[1'"),
+        (["sft", *TINY, "name=${oc.env:NOT_SET_ANYWHERE}"], "'NOT_SET_ANYWHERE' not found"),
+        (["sft", "--config-dir", "gone", *TINY], "alignkit: --config-dir: 'gone' is no folder"),
+    ],
+)
+def test_a_mistake_exits_2_with_its_line_on_stderr(
+    main: Callable[..., tuple[int, str, str]], tmp_path: Path, words: list[str], line: str
+) -> None:
+    status, out, err = main(*words)
+    assert (status, out) == (2, "")
+    assert line in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_mistakes_in_settings_are_a_line_each_and_answered_before_anything_is_made(
+    alignkit: Run, tmp_path: Path
+) -> None:
+    done = alignkit("sft", "model=tiny_gpt", "data.path=gone.jsonl", "train.lerning_rate=1", "data.maxlength=3")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "alignkit: no option 'tiny_gpt' in the group 'model', which has gpt2, llama32_1b, qwen3_0_6b, smollm2_135m, "
+        "tiny_gpt2, tiny_llama; did you mean 'tiny_gpt2'?",
+        "alignkit: unknown key 'lerning_rate' in 'train': it is no argument of trl.SFTConfig; did you mean "
+        "'learning_rate'?",
+        "alignkit: unknown key 'data.maxlength'; did you mean 'data.max_length'?",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_mistakes_in_data_are_a_line_each_in_every_command(main: Callable[..., tuple[int, str, str]]) -> None:
+    Path("rows.jsonl").write_text('{"instruction": "a", "output": null}\n{"instruction": "", "output": "b"}\n')
+    for command in (["sft"], ["inspect", "sft"]):
+        status, out, err = main(*command, *TINY)
+        assert status == 2
+        assert out == ""
+        assert err.splitlines() == [
+            "alignkit: 2 malformed rows: mend them, or leave them out with data.malformed=drop",
+            "alignkit: rows.jsonl:1: 'output' is null",
+            "alignkit: rows.jsonl:2: 'instruction' is empty",
+        ]
+    assert not Path("runs").exists()
+
+
+def test_a_training_that_cannot_go_on_exits_1_without_a_traceback(main: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, err = main(
+        "sft", *TINY, *QUICK, "train.max_steps=9", "train.learning_rate=1e30", "train.max_grad_norm=0"
+    )
+    assert status == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("alignkit: ")]
+    assert re.match(r"alignkit: step \d: the (loss|gradient) is not finite, at .*rows\.jsonl:\d", line)
+    assert "Traceback" not in err
+
+
+def bug(*args: object, **kwargs: object) -> None:
+    raise LookupError("a bug\nof two lines")
+
+
+def test_a_bug_exits_1_in_a_line_with_its_traceback_in_a_file(
+    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.stages.sft.prepare", bug)
+    status, _, err = main("sft", *TINY)
+    assert status == 1
+    found = re.fullmatch(r"alignkit: internal error: LookupError: a bug; the traceback is in (/\S+)\n", err)
+    assert found, err
+    traceback = Path(found[1])
+    assert traceback.read_text().startswith("Traceback (most recent call last):\n")
+    assert traceback.read_text().endswith("LookupError: a bug\nof two lines\n")
+    traceback.unlink()
+
+
+def test_a_bug_in_the_middle_of_a_run_has_its_traceback_in_the_runs_log(
+    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.stages.sft.conclude", bug)
+    status, _, err = main("sft", *TINY, *QUICK)
+    assert status == 1
+    assert err.splitlines()[-1] == (
+        "alignkit: internal error: LookupError: a bug; the traceback is in runs/sft/default/log.txt"
+    )
+    log = Path("runs/sft/default/log.txt").read_text()
+    assert "Traceback (most recent call last):\n" in log
+    assert log.endswith("LookupError: a bug\nof two lines\n")
+    assert json.loads(Path("runs/sft/default/run.json").read_text())["status"] == "failed"
+
+
+def test_a_bug_is_raised_where_one_asks_to_debug(
+    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.stages.sft.prepare", bug)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    with pytest.raises(LookupError, match="a bug"):
+        main("sft", *TINY)
+
+
+def test_cfg_prints_what_would_run_and_starts_nothing(
+    main: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    Path("mine.yaml").write_text("name: mine\nlora: {r: 4}\ndata: {max_length: 64}\n")
+    status, out, err = main("sft", "config=mine.yaml", *TINY, "--cfg", "job", "train.learning_rate=1e-3", "lora.r=8")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:2] == ["name: mine", "seed: 0"]
+    assert "  max_length: 64" in lines
+    assert "  r: 8" in lines
+    assert "  learning_rate: 0.001" in lines
+    assert "hydra" not in out
+    assert "overlay" not in out
+    assert "run:\n    dir: runs/sft/${name}" in main("sft", *TINY, "--cfg", "hydra")[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "rows.jsonl"]
+
+
+def test_cfg_shows_a_secret_as_it_was_written(
+    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "open sesame")
+    _, out, _ = main("sft", *TINY, "train.hub_token=${oc.env:SECRET}", "--cfg", "job")
+    assert "  hub_token: ${oc.env:SECRET}" in out.splitlines()
+    assert main("sft", *TINY, *QUICK, "train.hub_token=${oc.env:SECRET}")[0] == 0
+    written = [path for path in Path("runs").rglob("*") if path.is_file() and b"open sesame" in path.read_bytes()]
+    assert written == []
+
+
+def test_info_tells_how_a_job_is_composed_and_starts_nothing(
+    main: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    status, out, _ = main("sft", *TINY, "--info", "defaults")
+    assert status == 0
+    assert re.search(r"model/tiny_gpt2 +\| model ", out)
+    assert main("sft", "--info", *TINY)[1].startswith("Hydra ")  # alone it means all, wherever it stands
+    assert main("sft", *TINY, "--info")[1].startswith("Hydra ")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_multirun_runs_every_combination_in_a_folder_of_its_own(main: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, err = main("sft", "--multirun", *TINY, *QUICK, "name=grid", "seed=1,2", "train.learning_rate=1e-3,1e-2")
+    assert status == 0, err
+    runs = sorted(Path("runs/sft/grid").glob("*/run.json"))
+    assert [run.parent.name for run in runs] == ["0", "1", "2", "3"]
+    jobs = [json.loads(run.read_text())["job"] for run in runs]
+    assert [(job["seed"], job["train"]["learning_rate"]) for job in jobs] == [
+        (1, 0.001),
+        (1, 0.01),
+        (2, 0.001),
+        (2, 0.01),
+    ]
+    assert len({(run.parent / "model.safetensors").read_bytes() for run in runs}) == 4
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails_and_ends_as_a_failure(
+    main: Callable[..., tuple[int, str, str]],
+) -> None:
+    status, _, err = main("sft", "--multirun", *TINY, *QUICK, "name=grid", "data.max_length=9,99")
+    assert status == 2
+    assert "too_long" in err
+    assert [path.parent.name for path in Path("runs/sft/grid").glob("*/run.json")] == ["1"]
+
+
+def test_the_same_words_in_another_order_are_the_same_job(main: Callable[..., tuple[int, str, str]]) -> None:
+    shown = {
+        main(*words)[1]
+        for words in (
+            ["sft", "--cfg", "job", "model=tiny_gpt2", "data.path=rows.jsonl", "seed=3"],
+            ["sft", "seed=3", "data.path=rows.jsonl", "--cfg", "job", "model=tiny_gpt2"],
+        )
+    }
+    assert len(shown) == 1
+
+
+def test_json_is_all_that_inspect_prints_and_its_own_golden_file(main: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, err = main("inspect", "sft", *TINY, "--json")
+    assert (status, err) == (0, "")
+    assert [json.loads(line)["supervised_text"] for line in out.splitlines()] == ["Yo<|eos|>", "Do<|eos|>"]
+    Path("golden.jsonl").write_text(out)
+    assert main("inspect", "sft", *TINY, "--assert", "golden.jsonl")[:2] == (
+        0,
+        "2 rows are as they were in golden.jsonl\n",
+    )
+    status, out, err = main("inspect", "sft", *TINY, "--assert", "golden.jsonl", "template=user_bot")
+    assert (status, out) == (2, "")
+    assert [line.partition(": was ")[0] for line in err.splitlines()] == [
+        "alignkit: rows.jsonl:1: its tokens changed",
+        "alignkit: rows.jsonl:2: its tokens changed",
+    ]
+
+
+def test_inspect_loads_no_model_and_makes_no_run(
+    main: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.stages.sft.load_model", bug)
+    status, out, _ = main("inspect", "sft", *TINY, "--rows", "1", "--html", "page/rows.html")
+    assert status == 0
+    assert "rows.jsonl:1: " in out
+    assert "rows.jsonl:2: " not in out
+    assert out.endswith("page: page/rows.html\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page", "rows.jsonl"]
+
+
+def test_a_run_in_a_process_of_its_own_speaks_only_our_words_and_can_be_asked(
+    alignkit: Run, main: Callable[..., tuple[int, str, str]]
+) -> None:
+    done = alignkit("sft", *TINY, *QUICK, "train.logging_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[:4] == ["          train", "kept          2", "all rows      2", ""]
+    assert done.stdout.splitlines()[-1] == 'next: alignkit generate runs/sft/default --prompt "…"'
+    assert not re.search("warning|deprecat", done.stdout, re.IGNORECASE)
+    status, out, _ = main("generate", "runs/sft/default", "--prompt", "Hi", "sampling.max_new_tokens=2")
+    assert status == 0
+    assert out.startswith("### Instruction:\nHi\n\n### Response:\n")
+    status, _, err = main("generate", "runs/sft/defalt", "--prompt", "Hi")
+    assert status == 2
+    assert err == "alignkit: model.name: there is no folder runs/sft/defalt; did you mean 'default'?\n"
+
+
+def test_telemetry_of_the_libraries_below_is_switched_off(main: Callable[..., tuple[int, str, str]]) -> None:
+    main("--version")
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "1"
