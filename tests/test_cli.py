@@ -14,6 +14,7 @@ import pytest
 from alignkit import cli
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Main = Callable[..., tuple[int, str, str]]
 TINY = ["model=tiny_gpt2", "data.path=rows.jsonl"]
 QUICK = ["samples=0", "train.max_steps=1", "train.report_to=none", "train.save_strategy='no'"]
 
@@ -25,7 +26,7 @@ def _rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
     """The command line in this process, where the imports are paid already: (exit status, stdout, stderr)."""
 
     def main(*words: str) -> tuple[int, str, str]:
@@ -52,9 +53,7 @@ def test_no_words_show_the_help_and_are_a_mistake(alignkit: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["sft", "inspect", "generate", "demo"])
-def test_every_command_has_help_with_an_example_or_its_words(
-    main: Callable[..., tuple[int, str, str]], command: str
-) -> None:
+def test_every_command_has_help_with_an_example_or_its_words(main: Main, command: str) -> None:
     status, out, err = main(command, "--help")
     assert (status, err) == (0, "")
     assert f"alignkit {command} " in out
@@ -73,7 +72,7 @@ def test_every_command_has_help_with_an_example_or_its_words(
         (["sft", "--cfg"], "Option '--cfg' requires an argument."),
         (["inspect"], "Missing argument 'stage'."),
         (["inspect", "sftt"], "alignkit: inspect: there is no stage 'sftt', only sft; did you mean 'sft'?"),
-        (["inspect", "sft", "--rows", "-1"], "-1"),
+        (["inspect", "sft", "--rows", "-1"], "Invalid value for '--rows': Input should be greater than or equal to 0"),
         (["generate"], "Missing argument 'run'."),
         (["sft", *TINY, "--cfg", "jop"], "alignkit: --cfg jop: it shows job, hydra, all; did you mean 'job'?"),
         (["sft", *TINY, "a b=3"], "alignkit: 'a b=3' is not key=value"),
@@ -83,9 +82,7 @@ def test_every_command_has_help_with_an_example_or_its_words(
         (["sft", "--config-dir", "gone", *TINY], "alignkit: --config-dir: 'gone' is no folder"),
     ],
 )
-def test_a_mistake_exits_2_with_its_line_on_stderr(
-    main: Callable[..., tuple[int, str, str]], tmp_path: Path, words: list[str], line: str
-) -> None:
+def test_a_mistake_exits_2_with_its_line_on_stderr(main: Main, tmp_path: Path, words: list[str], line: str) -> None:
     status, out, err = main(*words)
     assert (status, out) == (2, "")
     assert line in err.splitlines()[-1]
@@ -109,7 +106,7 @@ def test_mistakes_in_settings_are_a_line_each_and_answered_before_anything_is_ma
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_mistakes_in_data_are_a_line_each_in_every_command(main: Callable[..., tuple[int, str, str]]) -> None:
+def test_mistakes_in_data_are_a_line_each_in_every_command(main: Main) -> None:
     Path("rows.jsonl").write_text('{"instruction": "a", "output": null}\n{"instruction": "", "output": "b"}\n')
     for command in (["sft"], ["inspect", "sft"]):
         status, out, err = main(*command, *TINY)
@@ -123,7 +120,7 @@ def test_mistakes_in_data_are_a_line_each_in_every_command(main: Callable[..., t
     assert not Path("runs").exists()
 
 
-def test_a_training_that_cannot_go_on_exits_1_without_a_traceback(main: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_training_that_cannot_go_on_exits_1_without_a_traceback(main: Main) -> None:
     status, _, err = main(
         "sft", *TINY, *QUICK, "train.max_steps=9", "train.learning_rate=1e30", "train.max_grad_norm=0"
     )
@@ -137,9 +134,7 @@ def bug(*args: object, **kwargs: object) -> None:
     raise LookupError("a bug\nof two lines")
 
 
-def test_a_bug_exits_1_in_a_line_with_its_traceback_in_a_file(
-    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_exits_1_in_a_line_with_its_traceback_in_a_file(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignkit.stages.sft.prepare", bug)
     status, _, err = main("sft", *TINY)
     assert status == 1
@@ -152,7 +147,7 @@ def test_a_bug_exits_1_in_a_line_with_its_traceback_in_a_file(
 
 
 def test_a_bug_in_the_middle_of_a_run_has_its_traceback_in_the_runs_log(
-    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alignkit.stages.sft.conclude", bug)
     status, _, err = main("sft", *TINY, *QUICK)
@@ -166,18 +161,14 @@ def test_a_bug_in_the_middle_of_a_run_has_its_traceback_in_the_runs_log(
     assert json.loads(Path("runs/sft/default/run.json").read_text())["status"] == "failed"
 
 
-def test_a_bug_is_raised_where_one_asks_to_debug(
-    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_is_raised_where_one_asks_to_debug(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignkit.stages.sft.prepare", bug)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
     with pytest.raises(LookupError, match="a bug"):
         main("sft", *TINY)
 
 
-def test_cfg_prints_what_would_run_and_starts_nothing(
-    main: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_cfg_prints_what_would_run_and_starts_nothing(main: Main, tmp_path: Path) -> None:
     Path("mine.yaml").write_text("name: mine\nlora: {r: 4}\ndata: {max_length: 64}\n")
     status, out, err = main("sft", "config=mine.yaml", *TINY, "--cfg", "job", "train.learning_rate=1e-3", "lora.r=8")
     assert (status, err) == (0, "")
@@ -192,9 +183,7 @@ def test_cfg_prints_what_would_run_and_starts_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "rows.jsonl"]
 
 
-def test_cfg_shows_a_secret_as_it_was_written(
-    main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cfg_shows_a_secret_as_it_was_written(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "open sesame")
     _, out, _ = main("sft", *TINY, "train.hub_token=${oc.env:SECRET}", "--cfg", "job")
     assert "  hub_token: ${oc.env:SECRET}" in out.splitlines()
@@ -203,18 +192,16 @@ def test_cfg_shows_a_secret_as_it_was_written(
     assert written == []
 
 
-def test_info_tells_how_a_job_is_composed_and_starts_nothing(
-    main: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    status, out, _ = main("sft", *TINY, "--info", "defaults")
-    assert status == 0
-    assert re.search(r"model/tiny_gpt2 +\| model ", out)
-    assert main("sft", "--info", *TINY)[1].startswith("Hydra ")  # alone it means all, wherever it stands
-    assert main("sft", *TINY, "--info")[1].startswith("Hydra ")
+def test_info_tells_how_a_job_is_composed_and_starts_nothing(alignkit: Run, tmp_path: Path) -> None:
+    done = alignkit("sft", *TINY, "--info", "defaults")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"model/tiny_gpt2 +\| model ", done.stdout)
+    for words in (["--info", *TINY], [*TINY, "--info"]):  # alone it means all, wherever it stands
+        assert alignkit("sft", *words).stdout.startswith("Hydra ")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_multirun_runs_every_combination_in_a_folder_of_its_own(main: Callable[..., tuple[int, str, str]]) -> None:
+def test_multirun_runs_every_combination_in_a_folder_of_its_own(main: Main) -> None:
     status, _, err = main("sft", "--multirun", *TINY, *QUICK, "name=grid", "seed=1,2", "train.learning_rate=1e-3,1e-2")
     assert status == 0, err
     runs = sorted(Path("runs/sft/grid").glob("*/run.json"))
@@ -230,7 +217,7 @@ def test_multirun_runs_every_combination_in_a_folder_of_its_own(main: Callable[.
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails_and_ends_as_a_failure(
-    main: Callable[..., tuple[int, str, str]],
+    main: Main,
 ) -> None:
     status, _, err = main("sft", "--multirun", *TINY, *QUICK, "name=grid", "data.max_length=9,99")
     assert status == 2
@@ -238,7 +225,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_ends_as_a_failure(
     assert [path.parent.name for path in Path("runs/sft/grid").glob("*/run.json")] == ["1"]
 
 
-def test_the_same_words_in_another_order_are_the_same_job(main: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_same_words_in_another_order_are_the_same_job(main: Main) -> None:
     shown = {
         main(*words)[1]
         for words in (
@@ -249,7 +236,7 @@ def test_the_same_words_in_another_order_are_the_same_job(main: Callable[..., tu
     assert len(shown) == 1
 
 
-def test_json_is_all_that_inspect_prints_and_its_own_golden_file(main: Callable[..., tuple[int, str, str]]) -> None:
+def test_json_is_all_that_inspect_prints_and_its_own_golden_file(main: Main) -> None:
     status, out, err = main("inspect", "sft", *TINY, "--json")
     assert (status, err) == (0, "")
     assert [json.loads(line)["supervised_text"] for line in out.splitlines()] == ["Yo<|eos|>", "Do<|eos|>"]
@@ -266,9 +253,7 @@ def test_json_is_all_that_inspect_prints_and_its_own_golden_file(main: Callable[
     ]
 
 
-def test_inspect_loads_no_model_and_makes_no_run(
-    main: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inspect_loads_no_model_and_makes_no_run(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignkit.stages.sft.load_model", bug)
     status, out, _ = main("inspect", "sft", *TINY, "--rows", "1", "--html", "page/rows.html")
     assert status == 0
@@ -278,9 +263,7 @@ def test_inspect_loads_no_model_and_makes_no_run(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page", "rows.jsonl"]
 
 
-def test_a_run_in_a_process_of_its_own_speaks_only_our_words_and_can_be_asked(
-    alignkit: Run, main: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_run_in_a_process_of_its_own_speaks_only_our_words_and_can_be_asked(alignkit: Run, main: Main) -> None:
     done = alignkit("sft", *TINY, *QUICK, "train.logging_steps=1")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -295,6 +278,6 @@ def test_a_run_in_a_process_of_its_own_speaks_only_our_words_and_can_be_asked(
     assert err == "alignkit: model.name: there is no folder runs/sft/defalt; did you mean 'default'?\n"
 
 
-def test_telemetry_of_the_libraries_below_is_switched_off(main: Callable[..., tuple[int, str, str]]) -> None:
+def test_telemetry_of_the_libraries_below_is_switched_off(main: Main) -> None:
     main("--version")
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "1"

@@ -19,8 +19,6 @@ from omegaconf import MISSING
 class Init(StrEnum):
     pretrained = "pretrained"
     random = "random"
-    PRETRAINED = "pretrained"
-    RANDOM = "random"
 
 
 class Dtype(StrEnum):
@@ -28,51 +26,34 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 class Quantization(StrEnum):
     none = "none"
     int8 = "int8"
     nf4 = "nf4"
-    NONE = "none"
-    INT8 = "int8"
-    NF4 = "nf4"
 
 
 class Overlength(StrEnum):
     drop = "drop"
     keep_end = "keep_end"
     keep_start = "keep_start"
-    DROP = "drop"
-    KEEP_END = "keep_end"
-    KEEP_START = "keep_start"
 
 
 class Malformed(StrEnum):
     stop = "stop"
     drop = "drop"
-    STOP = "stop"
-    DROP = "drop"
 
 
 class TrainOn(StrEnum):
     assistant = "assistant"
     last_turn = "last_turn"
     everything = "everything"
-    ASSISTANT = "assistant"
-    LAST_TURN = "last_turn"
-    EVERYTHING = "everything"
 
 
 class ControlTokens(StrEnum):
     refuse = "refuse"
     neutralise = "neutralise"
-    REFUSE = "refuse"
-    NEUTRALISE = "neutralise"
 
 
 class Batching(StrEnum):
@@ -80,10 +61,6 @@ class Batching(StrEnum):
     padded = "padded"
     grouped = "grouped"
     packed = "packed"
-    AUTO = "auto"
-    PADDED = "padded"
-    GROUPED = "grouped"
-    PACKED = "packed"
 
 
 def setting(help: str, default: Any = MISSING, **bounds: float) -> Any:
@@ -97,11 +74,11 @@ def setting(help: str, default: Any = MISSING, **bounds: float) -> Any:
 @dataclass
 class ModelConfig:
     name: str = setting("hub id, model folder, or run directory")
-    init: Init = setting("pretrained weights, or random ones built from model.config", Init.PRETRAINED)
-    dtype: Dtype = setting("weights: auto takes bfloat16 where the device has it, else float32", Dtype.AUTO)
+    init: Init = setting("pretrained weights, or random ones built from model.config", Init.pretrained)
+    dtype: Dtype = setting("weights: auto takes bfloat16 where the device has it, else float32", Dtype.auto)
     attn_implementation: str | None = setting("eager, sdpa, flash_attention_2, …; null lets transformers choose", None)
     quantization: Quantization = setting(
-        "load the frozen base in 8 bits (int8) or 4 (nf4); needs bitsandbytes", Quantization.NONE
+        "load the frozen base in 8 bits (int8) or 4 (nf4); needs bitsandbytes", Quantization.none
     )
     revision: str | None = setting("branch, tag or commit of a hub model", None)
     trust_remote_code: bool = setting("run Python code that came with the model", False)
@@ -119,14 +96,14 @@ class DataConfig:
     limit: int | None = setting("read at most this many rows, for each of path and eval_path", None, ge=1)
     shuffle: bool = setting("reshuffle the rows every epoch", True)
     max_length: int | None = setting("most tokens in a row; null takes the model's positions, at most 2048", None, ge=1)
-    overlength: Overlength = setting("a row longer than that: drop, keep_end or keep_start", Overlength.DROP)
-    malformed: Malformed = setting("a row that cannot be read: stop the run, or drop and count it", Malformed.STOP)
+    overlength: Overlength = setting("a row longer than that: drop, keep_end or keep_start", Overlength.drop)
+    malformed: Malformed = setting("a row that cannot be read: stop the run, or drop and count it", Malformed.stop)
     max_dropped: float = setting("most rows that may be dropped, as a share", 0.05, ge=0, le=1)
-    train_on: TrainOn = setting("what the loss sees: assistant, last_turn or everything", TrainOn.ASSISTANT)
+    train_on: TrainOn = setting("what the loss sees: assistant, last_turn or everything", TrainOn.assistant)
     control_tokens: ControlTokens = setting(
-        "special tokens typed in the text: refuse (drop the row) or neutralise (plain characters)", ControlTokens.REFUSE
+        "special tokens typed in the text: refuse (drop the row) or neutralise (plain characters)", ControlTokens.refuse
     )
-    batching: Batching = setting("auto, padded, grouped (by length) or packed (no padding)", Batching.AUTO)
+    batching: Batching = setting("auto, padded, grouped (by length) or packed (no padding)", Batching.auto)
     num_proc: int = setting("processes that format and encode", 1, ge=1)
     streaming: bool = setting(
         "read rows as training goes, for data that does not fit; shuffle then mixes within 10,000 rows", False

@@ -9,7 +9,27 @@ import pytest
 
 from alignkit.demo import show
 
-ASIDE = set("a an the what is this in of to say hello goodbye repeat word spell first letter write capitals".split())
+ASIDE = {
+    "a",
+    "an",
+    "the",
+    "what",
+    "is",
+    "this",
+    "in",
+    "of",
+    "to",
+    "say",
+    "hello",
+    "goodbye",
+    "repeat",
+    "word",
+    "spell",
+    "first",
+    "letter",
+    "write",
+    "capitals",
+}
 
 
 def rows(name: str) -> list[dict[str, str]]:

@@ -66,6 +66,20 @@ def test_a_lora_run_loads_with_plain_peft_from_anywhere(job, monkeypatch):
     assert all("attn" in name for name in trained)
 
 
+def test_an_adapter_run_trains_further_and_takes_no_second_adapter(job):
+    run(job("lora=default"), Path("first"))
+    words = ["model.init=pretrained", "model.name=first"]
+    plain = job("lora=none", *words)
+    plain.model.config = {}
+    run(plain, Path("second"))
+    assert bits("first", "adapter_model.safetensors") != bits("second", "adapter_model.safetensors")
+    assert json.loads(Path("second/run.json").read_text())["parents"][0]["path"] == str(Path("first").resolve())
+    again = job("lora=default", *words)
+    again.model.config = {}
+    with pytest.raises(ConfigError, match=r"^lora: first is an adapter already"):
+        run(again, Path("third"))
+
+
 def test_the_same_seed_gives_the_same_bits(job):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         run(job(f"seed={seed}"), Path(name))

@@ -141,12 +141,12 @@ class EpochOrder(Sampler[int]):
 
 def padding_share(lengths: Sequence[int], *, batch_size: int, layout: Batching, seed: int, shuffle: bool) -> float:
     """Share of an epoch's batch positions that hold no row's token."""
-    group = batch_size if layout is Batching.GROUPED else 0
+    group = batch_size if layout is Batching.grouped else 0
     order = list(EpochOrder(lengths, seed=seed, shuffle=shuffle, group=group))
     positions = 0
     for at in range(0, len(order), batch_size):
         batch = [lengths[i] for i in order[at : at + batch_size]]
-        bins = pack(batch, max(batch)) if layout is Batching.PACKED else [[i] for i in range(len(batch))]
+        bins = pack(batch, max(batch)) if layout is Batching.packed else [[i] for i in range(len(batch))]
         positions += len(bins) * max(sum(batch[i] for i in line) for line in bins)
     return 1 - sum(lengths) / positions if positions else 0.0
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit import upstream
-from alignkit.config import Batching, ControlTokens, Dtype, SftJob
+from alignkit.config import Batching, ControlTokens, Dtype, Quantization, SftJob
 from alignkit.data.batching import FILLER, Collator, EpochOrder, packs_exactly, padding_share
 from alignkit.data.conversation import Conversation
 from alignkit.data.dataset import NUM_FIRST, EncodedSet, SftData, check_data, load_sft, shared
@@ -31,6 +31,7 @@ from alignkit.models.load import check_model, default_dtype, load_model, load_to
 from alignkit.models.lora import build_lora
 from alignkit.models.save import save_model
 from alignkit.models.skeleton import skeleton
+from alignkit.models.source import is_adapter, local_folder
 from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import run_log
 from alignkit.runs.report import conclude
@@ -102,6 +103,13 @@ def check(job: SftJob) -> None:
         problems += check_streaming(job.data, job.train, keep_best=keep_best)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS["sft"].items():
         problems += upstream.problems(getattr(job, section), argument_class, section, owned)
+    folder = local_folder(job.model.name)
+    if job.lora and folder is not None and is_adapter(folder):
+        problems.append(
+            f"lora: {folder} is an adapter already: lora=none trains it further; for another one merge it into its base"
+        )
+    if not job.lora and job.model.quantization is not Quantization.none:
+        problems.append("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=qlora")
     try:
         check_model(job.model)
     except AlignkitError as error:

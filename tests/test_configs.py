@@ -1,0 +1,147 @@
+"""Every YAML file that ships can be launched as its own first lines say."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import alignkit
+from alignkit.config import JOBS
+from alignkit.launch import compose_job, launch
+from alignkit.mistakes import GROUPS, group_options
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(alignkit.__file__).parent
+RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
+SHIPPED = sorted([*PACKAGE.glob("conf/**/*.yaml"), *PACKAGE.glob("demo/*.yaml")])
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+
+
+def name(path: Path) -> str:
+    return "/".join(path.parts[-3:])
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """As OmegaConf reads it, where 1e-3 is a number."""
+    found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(found, dict)
+    return found
+
+
+def opening(path: Path) -> str:
+    """The comment a file begins with, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    return " ".join(line.removeprefix("#").strip() for line in comment)
+
+
+def launched(path: Path) -> list[str]:
+    """The words after `alignkit` in a recipe's `Launch:` line."""
+    found = re.search(r"Launch: alignkit (.*)$", opening(path))
+    assert found, f"{name(path)} does not say how to launch it"
+    return shlex.split(found[1])
+
+
+def test_there_are_recipes_to_test() -> None:
+    assert {path.parent.name for path in RECIPES} >= {"smoke", "sft", "sweep"}
+    assert len(OPTIONS) > 20
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *SHIPPED], ids=name)
+def test_a_file_begins_with_what_it_is(path: Path) -> None:
+    assert re.match(r"\w[^.]+[.:]", opening(path)), "a comment with what it is comes first"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_a_recipe_says_what_it_needs_and_composes_as_it_is_launched(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert re.search(r"Needs: \w", opening(path))
+    stage, *words = launched(path)
+    assert f"config={name(path)}" in words
+    job = compose_job(stage, [word for word in words if not word.startswith("--")])
+    assert isinstance(job, JOBS[stage])
+    content = contents(path)
+    assert ("--multirun" in words) == ("sweeper" in content.get("hydra", {}))
+    for section, values in content.items():
+        if isinstance(values, dict) and section != "hydra":
+            composed = getattr(job, section)
+            found = composed if isinstance(composed, dict) else vars(composed)
+            own = {key: value for key, value in values.items() if not any(f"{section}.{key}=" in w for w in words)}
+            assert {key: found[key] for key in own} == own
+
+
+def test_the_recipe_of_the_demo_composes() -> None:
+    job = compose_job("sft", [f"config={PACKAGE / 'demo' / 'demo.yaml'}"])
+    assert (job.name, job.model.name, Path(job.data.path).name) == ("demo", "tiny_gpt2", "train.jsonl")
+
+
+def test_two_recipes_never_share_a_run_directory() -> None:
+    names = [contents(path)["name"] for path in RECIPES]
+    assert len(names) == len(set(names))
+    assert "default" not in names
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "sweep"], ids=name)
+def test_every_combination_of_a_sweep_composes(path: Path) -> None:
+    content = contents(path)
+    for key, values in content["hydra"]["sweeper"]["params"].items():
+        jobs = [compose_job("sft", [f"config={path}", f"{key}={value}"]) for value in values.split(",")]
+        assert len({json.dumps(job.train) for job in jobs}) == len(jobs) > 1
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "smoke"], ids=name)
+def test_a_smoke_recipe_runs_from_any_folder_in_moments(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    launch(path.stem, [f"config={path}", "samples=1", "sampling.max_new_tokens=8"])
+    content = contents(path)
+    run_dir = tmp_path / "runs" / path.stem / content["name"]
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
+    metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+    assert losses[-1] < losses[0]
+    assert (run_dir / "model.safetensors").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+    basis = ["model.name=m", "data.path=d"]
+    job = compose_job("sft", [word for word in basis if not word.startswith(group)] + [f"{group}={option}"])
+    content = contents(PACKAGE / "conf" / group / f"{option}.yaml")
+    section = getattr(job, group)
+    found = section if isinstance(section, dict) else vars(section)
+    plain = {key: value for key, value in content.items() if not str(value).startswith("${")}
+    assert {key: found[key] for key in plain} == plain
+    if group == "lora":
+        assert section == content  # an option is all of the section
+
+
+@pytest.mark.parametrize("option", group_options("data"))
+def test_the_rows_that_ship_are_found_wherever_the_package_is(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = compose_job("sft", ["model=tiny_gpt2", f"data={option}"]).data
+    for path in (data.path, data.eval_path):
+        assert Path(path).is_absolute()
+        assert Path(path).is_file()
+
+
+@pytest.mark.parametrize("stage", JOBS)
+def test_every_stage_has_its_defaults(stage: str) -> None:
+    assert (PACKAGE / "conf" / f"{stage}.yaml").is_file()
+    assert isinstance(
+        compose_job(stage, ["model=tiny_gpt2", *(["data.path=d"] if stage == "sft" else [])]), JOBS[stage]
+    )
+
+
+def test_every_shipped_template_has_its_option() -> None:
+    files = {path.stem for path in PACKAGE.glob("conf/template/*.jinja")}
+    assert set(group_options("template")) == files | {"native"}
