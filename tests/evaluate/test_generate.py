@@ -75,16 +75,17 @@ def test_the_response_is_only_the_response(answer: Answer) -> None:
 
 def test_what_shares_the_batch_changes_no_answer(answer: Answer) -> None:
     prompts = [*KNOWN, "Something else entirely, and rather long at that", "x"]
-    alone, together = (answer(f"batch_size={size}", prompts=prompts) for size in (1, 6))
+    # in bfloat16, which generation takes where the machine has it, three digits are all there is
+    alone, together = (answer(f"batch_size={size}", "model.dtype=float32", prompts=prompts) for size in (1, 6))
     assert [row["response"] for row in together] == [row["response"] for row in alone]
-    assert [row["logprob"] for row in together] == pytest.approx([row["logprob"] for row in alone], abs=1e-3)
+    assert [row["logprob"] for row in together] == pytest.approx([row["logprob"] for row in alone], abs=1e-4)
 
 
 def test_draws_are_a_function_of_the_seed_and_not_of_the_batch(answer: Answer) -> None:
     prompts = ["What is this?", "And that, over there?", "x"]
     hot = ["sampling.temperature=2"]
     texts = [
-        [row["response"] for row in answer(*hot, *words, prompts=prompts)]
+        [row["response"] for row in answer(*hot, "model.dtype=float32", *words, prompts=prompts)]
         for words in (["seed=1", "batch_size=1"], ["seed=1", "batch_size=3"], ["seed=2"])
     ]
     assert texts[0] == texts[1] != texts[2]

@@ -1,0 +1,261 @@
+"""`alignkit sft` in processes of their own that are killed, interrupted and spoilt, and resumed to the same bits."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = ["one", "two", "three", "four", "five", "six"]
+ROWS = [{"instruction": f"Say {a} and {b}.", "output": f"{a}, {b}"} for a in WORDS for b in WORDS]
+# Nine steps an epoch, so that a checkpoint every five lies in the middle of most of them.
+TRAIN = ["train.max_steps=70", "train.per_device_train_batch_size=4", "train.save_steps=5", "train.logging_steps=1"]
+BASIS = ["model=tiny_gpt2", "data.path=rows.jsonl", "samples=0", "train.report_to=none", "train.learning_rate=1e-3"]
+KINDS = {
+    "full": ([], ["model.safetensors"]),
+    "lora": (
+        ["lora=default"],
+        ["adapter_model.safetensors", "base/model.safetensors"],
+    ),  # with dropout: draws count too
+}
+
+# Forks a process for each command line, so that the seconds of imports are paid once.
+SERVER = """
+import json, os, sys
+import alignkit.stages.sft
+from alignkit import cli
+for line in sys.stdin:
+    if pid := os.fork():
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        continue
+    sys.stdin.close()
+    os.dup2(os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
+    sys.argv = ["alignkit", *json.loads(line)]
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as done:
+        status = int(done.code or 0)
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+"""
+
+
+@dataclass
+class Ended:
+    """How a process ended: its exit status (−9 for SIGKILL), and all that it said."""
+
+    status: int
+    said: str
+
+
+Start = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alignkit_sft(folder: Path) -> Iterator[Start]:
+    """Run `alignkit sft name=NAME …` in `folder`; a signal is sent as soon as a file of the run is there."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
+    )
+    stdin, stdout = server.stdin, server.stdout
+    assert stdin
+    assert stdout
+
+    def start(name: str, *words: str, at: str = "", number: int = 0) -> Ended:
+        stdin.write(json.dumps(["sft", f"name={name}", *BASIS, *TRAIN, *words]) + "\n")
+        stdin.flush()
+        pid = int(stdout.readline())
+        if at:
+            wait_for(folder / "runs/sft" / name / at, lambda: Path(f"/proc/{pid}/stat").exists())
+            os.kill(pid, number)
+        return Ended(int(stdout.readline()), (folder / "said.txt").read_text())
+
+    yield start
+    stdin.close()
+    server.wait()
+
+
+def wait_for(path: Path, is_alive: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert is_alive(), f"it ended before there was {path.name}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def unbroken(alignkit_sft: Start, folder: Path) -> Callable[[str], Path]:
+    """The run directory of a training that nothing happened to, of each kind."""
+    done: dict[str, Path] = {}
+
+    def run(kind: str) -> Path:
+        if kind not in done:
+            ended = alignkit_sft(kind, *KINDS[kind][0])
+            assert ended.status == 0, ended.said
+            done[kind] = folder / "runs/sft" / kind
+        return done[kind]
+
+    return run
+
+
+def bits(run_dir: Path, kind: str = "full") -> list[str]:
+    return [hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in KINDS[kind][1]]
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def status(run_dir: Path) -> str:
+    return json.loads((run_dir / "run.json").read_text())["status"]
+
+
+def checkpoints(run_dir: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in (run_dir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_in_the_middle_and_resumed_is_never_killed(
+    alignkit_sft: Start, unbroken: Any, folder: Path, kind: str
+) -> None:
+    words, files = KINDS[kind]
+    run_dir = folder / "runs/sft" / f"killed-{kind}"
+    killed = alignkit_sft(run_dir.name, *words, at="checkpoints/checkpoint-20", number=signal.SIGKILL)
+    assert killed.status == -signal.SIGKILL  # it was alive, else the status were its own
+    assert status(run_dir) == "running"
+    assert not any((run_dir / name).exists() for name in files)
+    before = losses(run_dir)
+    assert 20 <= before[-1][0] < 70
+
+    refused = alignkit_sft(run_dir.name, *words)
+    assert refused.status == 2
+    assert refused.said == (
+        f"alignkit: runs/sft/{run_dir.name} is an unfinished run (running): go on with resume=true, or overwrite=true "
+        "to replace it\n"
+    )
+    resumed = alignkit_sft(run_dir.name, *words, "resume=true")
+    assert resumed.status == 0, resumed.said
+    assert f"going on from runs/sft/{run_dir.name}/checkpoints/checkpoint-" in resumed.said
+    assert bits(run_dir, kind) == bits(unbroken(kind), kind)
+    assert losses(run_dir) == losses(unbroken(kind))
+    assert status(run_dir) == "finished"
+
+
+def test_killed_before_the_first_checkpoint_begins_at_the_start(
+    alignkit_sft: Start, unbroken: Any, folder: Path
+) -> None:
+    killed = alignkit_sft("early", at="metrics.jsonl", number=signal.SIGKILL)
+    assert killed.status == -signal.SIGKILL
+    run_dir = folder / "runs/sft/early"
+    for path in (run_dir / "checkpoints").glob("*"):
+        assert path.name in ("checkpoint-5", "checkpoint-5.partial"), "killed too late"
+        (run_dir / "checkpoints" / path.name).rename(folder / path.name)
+    resumed = alignkit_sft("early", "resume=true")
+    assert resumed.status == 0, resumed.said
+    assert "going on from the start: no checkpoint was saved yet" in resumed.said
+    assert bits(run_dir) == bits(unbroken("full"))
+    assert losses(run_dir) == losses(unbroken("full"))
+
+
+def test_sigterm_saves_says_so_and_exits_143(alignkit_sft: Start, unbroken: Any, folder: Path) -> None:
+    run_dir = folder / "runs/sft/term"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignkit", "sft", "name=term", *BASIS, *TRAIN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    wait_for(run_dir / "checkpoints/checkpoint-10", lambda: process.poll() is None)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    newest = checkpoints(run_dir)[-1]
+    assert 10 < newest < 70
+    assert err.splitlines() == [
+        "",
+        "SIGTERM: saving a checkpoint after this step; once more kills at once",
+        f"alignkit: stopped at step {newest}, which is saved: go on with resume=true",
+    ]
+    assert f"SIGTERM: stopped after step {newest}" in out
+    assert status(run_dir) == "interrupted"
+    assert not (run_dir / "model.safetensors").exists()
+    resumed = alignkit_sft("term", "resume=true")
+    assert f"going on from runs/sft/term/checkpoints/checkpoint-{newest}\n" in resumed.said
+    assert bits(run_dir) == bits(unbroken("full"))
+    assert losses(run_dir) == losses(unbroken("full"))
+
+
+def test_ctrl_c_exits_130_and_can_be_resumed(alignkit_sft: Start, unbroken: Any, folder: Path) -> None:
+    stopped = alignkit_sft("ctrl-c", at="checkpoints/checkpoint-10", number=signal.SIGINT)
+    assert stopped.status == 130
+    assert "SIGINT: saving a checkpoint after this step; once more kills at once" in stopped.said
+    assert stopped.said.splitlines()[-1].endswith("which is saved: go on with resume=true")
+    assert "Traceback" not in stopped.said
+    assert alignkit_sft("ctrl-c", "resume=true").status == 0
+    assert bits(folder / "runs/sft/ctrl-c") == bits(unbroken("full"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_serves(
+    alignkit_sft: Start, unbroken: Any, folder: Path, file: str
+) -> None:
+    name = f"spoilt-{file}"
+    run_dir = folder / "runs/sft" / name
+    assert alignkit_sft(name, at="checkpoints/checkpoint-20", number=signal.SIGKILL).status == -signal.SIGKILL
+    for path in (run_dir / "checkpoints").glob("*.*"):
+        path.rename(folder / f"{name}-{path.name}")  # one that was being written when it was killed
+    *_, older, newest = checkpoints(run_dir)
+    spoilt = run_dir / "checkpoints" / f"checkpoint-{newest}" / file
+    content = bytearray(spoilt.read_bytes())
+    content[len(content) // 2] ^= 1
+    spoilt.write_bytes(content)
+    resumed = alignkit_sft(name, "resume=true")
+    assert resumed.status == 0, resumed.said
+    assert (
+        f"passed over checkpoint-{newest}: {file} is not what was written (its checksum differs)\n"
+        f"going on from runs/sft/{name}/checkpoints/checkpoint-{older}\n"
+    ) in resumed.said
+    assert bits(run_dir) == bits(unbroken("full"))
+    assert losses(run_dir) == losses(unbroken("full"))
+
+
+def test_resuming_a_finished_run_changes_nothing_and_says_so(alignkit_sft: Start, unbroken: Any, folder: Path) -> None:
+    run_dir = unbroken("full")
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run_dir.rglob("*") if path.is_file()}
+    again = alignkit_sft("full", "resume=true")
+    assert again.status == 0
+    assert again.said == "runs/sft/full is finished: there is nothing to resume, and nothing was changed\n"
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run_dir.rglob("*") if p.is_file()} == before
+
+
+def test_resuming_with_other_settings_is_refused_with_what_changed(alignkit_sft: Start, folder: Path) -> None:
+    stopped = alignkit_sft("other", at="checkpoints/checkpoint-5", number=signal.SIGTERM)
+    assert stopped.status == 143
+    refused = alignkit_sft("other", "resume=true", "train.learning_rate=2e-3", "data.limit=9")
+    assert refused.status == 2
+    assert refused.said.splitlines() == [
+        "alignkit: resume=true: data.limit was None in runs/sft/other and is 9 now",
+        "alignkit: resume=true: train.learning_rate was 0.001 in runs/sft/other and is 0.002 now",
+        "alignkit: resume with the settings it began with, or start a run of another name",
+    ]
