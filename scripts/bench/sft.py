@@ -37,18 +37,14 @@ SETTINGS = {"padded": ["data.batching=padded", "model.dtype=float32"], "float32"
 BASELINES = ("trl", "trl-float32", "trl-tuned", "trl-padded")
 LONGEST = 1024  # tokens; TRL cuts rows there by default
 LLAMA = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
-# With 16,000 words the head is 30 % of this model's work (of a 1 B Llama's it is 21 %): it would flatter us in excess.
+# 16,000 words make the head 30 % of this model's weights (of a 1 B Llama's it is 21 %); more of them would flatter us.
 WORDS = ["".join(chr(97 + number // 26**place % 26) for place in range(4)) for number in range(16_000)]
 TEMPLATE = """{{ bos }}{% for message in messages -%}
 {% if message.role != "assistant" %}{{ message.content }}
 {%- else %}{% generation %}{{ message.content + end }}{% endgeneration %}{% endif %}
 {%- endfor %}"""
 
-Row = dict[str, str]
 Result = dict[str, Any]
-
-
-# What is trained
 
 
 def write_model(folder: Path) -> None:
@@ -67,7 +63,7 @@ def write_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def made_rows() -> Iterator[Row]:
+def made_rows() -> Iterator[dict[str, str]]:
     """Lengths spread like those of instruction data: more than half of a padded batch of 8 is padding."""
     draw = random.Random(0)
     while True:
@@ -76,7 +72,7 @@ def made_rows() -> Iterator[Row]:
         yield {"prompt": prompt, "completion": completion}
 
 
-def read_rows(path: str, tokenizer: Any) -> Iterator[Row]:
+def read_rows(path: str, tokenizer: Any) -> Iterator[dict[str, str]]:
     """The rows of a data file in which one question has one answer, as the text that is trained on."""
     from alignkit.config import TemplateConfig
     from alignkit.data import formats, sources
@@ -120,9 +116,6 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     (work / "line").write_text(str(line))
 
 
-# One variant, in a process of its own
-
-
 def train_with_trl(variant: str, batch_size: int) -> None:
     import torch
     from datasets import Dataset
@@ -145,16 +138,11 @@ def train_with_trl(variant: str, batch_size: int) -> None:
 
 
 def train_with_alignkit(variant: str, batch_size: int) -> None:
-    from alignkit.cli import main
+    from alignkit.cli import app
 
     same = ["model.name=model", "data.path=rows.jsonl", "data.shuffle=false", "template.file=template.jinja"]
     same += ["train.num_train_epochs=1", "train.save_strategy='no'", f"train.per_device_train_batch_size={batch_size}"]
-    sys.argv = ["alignkit", "sft", *same, "samples=0", "overwrite=true", *SETTINGS[variant]]
-    try:
-        main()
-    except SystemExit as end:
-        if end.code:
-            raise
+    app(["sft", *same, "samples=0", "overwrite=true", *SETTINGS[variant]], standalone_mode=False)
 
 
 def measured(train: Callable[[], None]) -> Result:
@@ -162,17 +150,18 @@ def measured(train: Callable[[], None]) -> Result:
     import torch
     from transformers import Trainer, TrainerCallback, trainer
 
-    clocks, batches, start = [], [], {}
+    clocks, batches, memory = [], [], []
     on_gpu = torch.cuda.is_available()
 
     class Stopwatch(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            start["memory"] = torch.cuda.memory_allocated() if on_gpu else memory("VmRSS")
+            memory.append(torch.cuda.memory_allocated() if on_gpu else of_process("VmRSS"))
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             if on_gpu:
                 torch.cuda.synchronize()
             clocks.append((time.perf_counter(), time.process_time()))
+            memory.append(torch.cuda.max_memory_allocated() if on_gpu else of_process("VmHWM"))
 
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         labels = inputs["labels"][:, 1:]
@@ -183,7 +172,6 @@ def measured(train: Callable[[], None]) -> Result:
     upstream_step, Trainer.training_step = Trainer.training_step, training_step
     trainer.DEFAULT_CALLBACKS.append(Stopwatch)
     train()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else memory("VmHWM")
     counts, sums, positions = zip(*batches, strict=True)
     wall, cpu = (ended - begun for begun, ended in zip(clocks[0], clocks[-1], strict=True))
     return {
@@ -192,28 +180,22 @@ def measured(train: Callable[[], None]) -> Result:
         "positions": sum(positions),
         "wall": sum(counts[1:]) / wall,
         "cpu": sum(counts[1:]) / cpu,
-        "peak": peak / 1e9,
-        "training": (peak - start["memory"]) / 1e9,
+        "peak": memory[-1] / 1e9,
+        "training": (memory[-1] - memory[0]) / 1e9,
     }
 
 
-def memory(field: str) -> int:
+def of_process(field: str) -> int:
     """Bytes, from Linux' own account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-# All of them, in turn
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
 
 
 def run(variant: str, work: Path, options: argparse.Namespace) -> Result:
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": str(options.threads)}
     command = [sys.executable, Path(__file__).resolve(), "--child", variant, "--batch-size", str(options.batch_size)]
-    done = subprocess.run(command, env=os.environ | offline, cwd=work, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{variant}: {done.stderr[-3000:]}")
-    result: Result = json.loads((work / "result.json").read_text())
-    return result
+    return dict(json.loads((work / "result.json").read_text()))
 
 
 def report(rounds: list[dict[str, Result]]) -> None:
@@ -222,12 +204,11 @@ def report(rounds: list[dict[str, Result]]) -> None:
     columns = ["tokens/s", "per CPU s", *(f"x {name}" for name in against), "peak GB", "training GB"]
     print(f"\n{'supervised':46}" + "".join(f"{column:>15}" for column in columns))
     for name in rounds[0]:
-        values = {key: median(r[name][key] for r in rounds) for key in ("wall", "cpu", "peak", "training")}
-        cells = [f"{values['wall']:,.0f}", f"{values['cpu']:,.0f}"]
+        cells = [f"{median(r[name][clock] for r in rounds):,.0f}" for clock in ("wall", "cpu")]
         for base in against:
             wall, cpu = (median(r[name][clock] / r[base][clock] for r in rounds) for clock in ("wall", "cpu"))
             cells.append(f"{wall:.2f} ({cpu:.2f})")
-        cells += [f"{values['peak']:.2f}", f"{values['training']:.2f}"]
+        cells += [f"{median(r[name][part] for r in rounds):.2f}" for part in ("peak", "training")]
         print(f"{VARIANTS[name]:46}" + "".join(f"{cell:>15}" for cell in cells))
 
 
@@ -246,6 +227,8 @@ def main() -> None:
         result = measured(lambda: train(options.child, options.batch_size))
         Path("result.json").write_text(json.dumps(result))
         return
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     rounds: list[dict[str, Result]] = []
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), options)

@@ -1,0 +1,115 @@
+"""`torchrun -m alignkit sft` trains what one process trains, into one run directory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from alignkit.launch import launch
+
+# 37 rows: the last batch of an epoch is not full, and the two processes' shares of it differ.
+ROWS = [{"instruction": f"Say {n}.", "output": f"{n}, " * (1 + n % 5)} for n in range(37)]
+HELD_OUT = [{"instruction": f"Say {n}.", "output": f"{n}"} for n in range(90, 95)]
+GLOBAL_BATCH = 8
+WORDS = [
+    *("model=tiny_gpt2", "data.path=rows.jsonl", "data.eval_path=held.jsonl", "data.malformed=drop", "samples=2"),
+    *("sampling.max_new_tokens=4", "train.num_train_epochs=2", "train.learning_rate=1e-3", "train.logging_steps=1"),
+    *("train.report_to=none", "train.save_steps=4"),
+]
+
+
+def words(name: str, *, num_processes: int) -> list[str]:
+    return [f"name={name}", *WORDS, f"train.per_device_train_batch_size={GLOBAL_BATCH // num_processes}"]
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with the runs `one` and `two`, of as many processes, and what the two said."""
+    folder = tmp_path_factory.mktemp("processes")
+    rows = [*ROWS, {"instruction": "no answer", "output": None}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "alignkit",
+    ]
+    two = subprocess.run(
+        [*torchrun, "sft", *words("two", num_processes=2)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert two.returncode == 0, two.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        launch("sft", words("one", num_processes=1))
+    return folder, two.stdout
+
+
+@pytest.fixture
+def runs(said: tuple[Path, str]) -> dict[str, Path]:
+    return {name: said[0] / "runs/sft" / name for name in ("one", "two")}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_two_processes_end_with_the_weights_of_one(runs: dict[str, Path]) -> None:
+    one, two = (load_file(runs[name] / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 2e-5
+
+
+def test_two_processes_measure_what_one_does(runs: dict[str, Path]) -> None:
+    one, two = (lines(runs[name] / "metrics.jsonl") for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [0, *range(1, 6), 5, *range(6, 11), 10]
+    for key in ("loss", "eval_loss", "grad_norm"):
+        assert [line[key] for line in two if key in line] == pytest.approx(
+            [line[key] for line in one if key in line], rel=1e-4, abs=1e-5
+        )
+    for key in ("tokens", "supervised_tokens"):
+        assert [line[key] for line in two if key in line] == [line[key] for line in one if key in line]
+
+
+def test_every_file_of_the_run_is_written_once(runs: dict[str, Path]) -> None:
+    def files(run_dir: Path) -> set[str]:
+        return {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if "rng_state" not in path.name}
+
+    assert files(runs["two"]) == files(runs["one"])
+    assert sorted(path.name for path in runs["two"].parent.iterdir()) == ["one", "two"]
+    ledger = lines(runs["two"] / "rows.jsonl")
+    assert ledger == lines(runs["one"] / "rows.jsonl")
+    assert [row["source"] for row in ledger] == [
+        *(f"rows.jsonl:{n}" for n in range(1, 39)),
+        *(f"held.jsonl:{n}" for n in range(1, 6)),
+    ]
+    assert [row["fate"] for row in ledger].count("dropped") == 1
+    assert lines(runs["two"] / "samples.jsonl")[0].keys() == {"prompt", "wanted", "before", "after"}
+    assert json.loads((runs["two"] / "run.json").read_text())["status"] == "finished"
+
+
+def test_only_one_process_speaks(said: tuple[Path, str], runs: dict[str, Path]) -> None:
+    log = (runs["two"] / "log.txt").read_text()
+    for text in (
+        "all rows",
+        "batches   8 rows a step",
+        "step 10/10  loss",
+        'next: alignkit generate runs/sft/two --prompt "…"',
+    ):
+        assert said[1].count(text) == 1, said[1]
+        assert log.count(text) == 1
