@@ -153,11 +153,11 @@ def _shipped(name: str) -> str:
 
 
 def _schema(stage: str) -> DictConfig:
-    schema = OmegaConf.structured(JOBS[stage])
+    schema: DictConfig = OmegaConf.structured(JOBS[stage])
     for key, item in settings(JOBS[stage]):
         if "dict" in str(item.type):
             OmegaConf.set_struct(OmegaConf.select(schema, key), False)
-    return schema  # type: ignore[no-any-return]
+    return schema
 
 
 def _read_overlays(files: list[str]) -> tuple[dict[str, Any], list[str]]:

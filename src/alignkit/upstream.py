@@ -202,14 +202,21 @@ def _wrong_value(key: str, value: Any, annotation: str) -> list[str]:
     if isinstance(value, str) and value.startswith("${"):
         return []
     names = {node.id for node in ast.walk(ast.parse(annotation)) if isinstance(node, ast.Name)}
-    plain = {"bool": bool, "int": int, "float": (int, float), "str": str, "dict": dict, "list": list}
+    plain: dict[str, type | tuple[type, ...]] = {
+        "bool": bool,
+        "int": int,
+        "float": (int, float),
+        "str": str,
+        "dict": dict,
+        "list": list,
+    }
     if value is None:
         return [] if "None" in annotation or "Optional" in names else [" is null: give it a value or leave it out"]
     if value is False and "bool" not in names and "str" in names:
         return [" is false: YAML reads a bare no as false; write 'no' in quotes"]
     if names <= {*plain, "Optional", "Union", "Any"} and "Any" not in names - {"Optional"}:
         fits = any(
-            isinstance(value, plain[name]) and (name == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
+            isinstance(value, plain[name]) and (name == "bool" or not isinstance(value, bool))
             for name in names & plain.keys()
         )
         if not fits:

@@ -58,7 +58,8 @@ class EncodedSet:
     @property
     def lengths(self) -> list[int]:
         """Tokens in each row."""
-        return pa.compute.list_value_length(self.dataset.data.column("input_ids")).to_pylist()  # type: ignore[no-any-return]
+        lengths: list[int] = pa.compute.list_value_length(self.dataset.data.column("input_ids")).to_pylist()
+        return lengths
 
     @property
     def num_supervised(self) -> int:

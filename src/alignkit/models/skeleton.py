@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.config import Init, ModelConfig
 from alignkit.errors import ModelError
 from alignkit.models.source import base_of, hub_options, is_adapter, local_folder
+from alignkit.models.tiny import byte_tokenizer, random_model
 
 
 def skeleton(model: ModelConfig) -> PreTrainedModel:
@@ -16,21 +18,25 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
     Raises:
         ModelError: the configuration is none of a causal language model that transformers knows.
     """
-    folder = local_folder(model.name)
     if model.init is Init.random:
-        config = AutoConfig.for_model(**model.config)
-    elif folder is not None and is_adapter(folder):
-        return skeleton(base_of(folder, model))
-    else:
-        try:
-            config = AutoConfig.from_pretrained(
-                folder or model.name, trust_remote_code=model.trust_remote_code, **hub_options(model)
+        with torch.device("meta"):
+            return random_model(
+                model.config, tokenizer=byte_tokenizer(), seed=0, attn_implementation=model.attn_implementation
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"model.name: {model.name}: {str(error).strip().splitlines()[0]}") from error
+    folder = local_folder(model.name)
+    if folder is not None and is_adapter(folder):
+        return skeleton(base_of(folder, model))
+    try:
+        config = AutoConfig.from_pretrained(
+            folder or model.name, trust_remote_code=model.trust_remote_code, **hub_options(model)
+        )
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ModelError(f"model.name: {model.name}: {' '.join(str(error).split())}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not model.trust_remote_code:
+        raise ModelError(f"model.name: {model.name} is a {config.model_type}, no causal language model")
     try:
         with torch.device("meta"):
             built: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     except ValueError as error:
-        raise ModelError(f"model.name: {model.name} is a {config.model_type}, no causal language model") from error
+        raise ModelError(f"model.name: {model.name} is a {config.model_type}, its sizes do not fit: {error}") from error
     return built

@@ -17,7 +17,7 @@ from alignkit.training.loss import cross_entropy, hidden_states, is_plain_head, 
 Order = Callable[[Any], Sampler[int]]
 
 
-class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]
+class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
     """`trl.SFTTrainer` for rows that are already encoded.
 
     Args:
