@@ -21,14 +21,20 @@ app = typer.Typer(
 )
 
 STAGES = ("sft",)
+SHOWN = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def _complete(context: typer.Context, incomplete: str) -> list[str]:
     from alignkit.completion import complete
 
-    stage = context.info_name or "sft"
-    return complete(context.params.get("stage") or stage, incomplete)
+    stage = str(context.params.get("stage") or context.info_name)
+    words = os.environ.get("COMP_WORDS", "").split()
+    if "=" not in words[-2:]:
+        return complete(stage, incomplete)
+    # Bash cuts words at "=" and puts what is offered in place of the part after it.
+    key, value = words[len(words) - 2 - words[::-1].index("=")], incomplete.removeprefix("=")
+    return [word.removeprefix(f"{key}=") for word in complete(stage, f"{key}={value}")]
 
 
 Words = Annotated[
@@ -72,8 +78,11 @@ def sft(
     Settings are name, seed, resume, overwrite, samples, early_stopping and the sections model, data, template, lora,
     sampling and train; --cfg job shows them all with their values. The run is written to runs/sft/<name>.
     """
+    from alignkit.errors import ConfigError, did_you_mean
     from alignkit.launch import launch
 
+    if cfg is not None and cfg not in SHOWN:
+        raise ConfigError(f"--cfg {cfg}: it shows {', '.join(SHOWN)}{did_you_mean(cfg, SHOWN)}")
     launch("sft", words or [], config_dir=config_dir, multirun=multirun, show=cfg, info=info)
 
 

@@ -10,6 +10,8 @@ from alignkit import upstream
 from alignkit.config import JOBS, settings
 from alignkit.mistakes import GROUPS, group_options
 
+_FILES = ("config", "data.path", "data.eval_path", "template.file", "model.name")
+
 
 def complete(stage: str, incomplete: str) -> list[str]:
     """Every word that `incomplete` can grow into.
@@ -33,14 +35,30 @@ def _keys(stage: str) -> list[str]:
     return keys
 
 
+def _files(begun: str, *, only_yaml: bool) -> list[str]:
+    """Files and folders that begin like this, spelled as it is; the inside of a folder that is alone in doing so."""
+    folder, _, name = begun.rpartition("/")
+    prefix = f"{folder}/" if "/" in begun else ""
+    try:
+        entries = sorted(Path(prefix or ".").iterdir())
+    except OSError:
+        return []
+    found = [
+        f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in entries
+        if entry.name.startswith(name)
+        and (name.startswith(".") or not entry.name.startswith("."))
+        and (entry.is_dir() or not only_yaml or entry.suffix in (".yaml", ".yml"))
+    ]
+    inside = _files(found[0], only_yaml=only_yaml) if len(found) == 1 and found[0].endswith("/") else []
+    return inside or found
+
+
 def _values(stage: str, key: str, value: str) -> list[str]:
     if key in GROUPS:
         return [f"{key}={option}" for option in group_options(key)]
-    if key == "config" or key.endswith(("path", "file", "name")):
-        folder = Path(value).parent if value and not value.endswith("/") else Path(value or ".")
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
-        wanted = [path for path in found if path.is_dir() or key != "config" or path.suffix in (".yaml", ".yml")]
-        return [f"{key}={path}{'/' if path.is_dir() else ''}" for path in wanted]
+    if key in _FILES:
+        return [f"{key}={path}" for path in _files(value, only_yaml=key == "config")]
     kinds = {name: item.default for name, item in settings(JOBS[stage])}
     default = kinds.get(key)
     if isinstance(default, StrEnum):

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -219,7 +219,8 @@ def _hydra_words() -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
             cause = cause.__cause__
-        raise ConfigError(str(cause).splitlines()[0]) from error
+        where = f"{cause.override}: " if isinstance(cause, OverrideParseException) else ""
+        raise ConfigError(where + str(cause).splitlines()[0]) from error
 
 
 def _short(path: Path) -> Path:

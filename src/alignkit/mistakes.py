@@ -25,7 +25,7 @@ GROUPS = ("model", "data", "template", "lora", "sampling")
 
 # Sections of `hydra` that place and launch runs; the others (callbacks, logging factories) can run code from a file.
 _HYDRA_SECTIONS = ("run", "sweep", "sweeper", "launcher", "mode", "job")
-_OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[^=\s]+?)(?:=(?P<value>.*))?", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[^=\s]+)(?:=(?P<value>.*))?", re.DOTALL)
 
 
 def group_options(group: str, config_dir: Path | None = None) -> list[str]:
@@ -56,7 +56,9 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
     lines: list[str] = []
     for word in overrides:
         match = _OVERRIDE.fullmatch(word)
-        assert match is not None
+        if match is None:
+            lines.append(f"'{word}' is not key=value")
+            continue
         key, value = match["key"], match["value"]
         if match["sign"] == "~":
             lines.append(f"'{word}': a setting cannot be deleted; give {key}=null or another value")

@@ -28,10 +28,15 @@ def evaluations(trainer: Any) -> list[int]:
 
 
 def test_the_end_is_evaluated_if_training_has_not_done_so(tiny: ModuleType, tmp_path: Path) -> None:
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=6, eval_strategy="steps", eval_steps=4)
+    train(trainer, resume=False)
+    assert evaluations(trainer) == [4, 6]
+
+
+def test_nothing_is_evaluated_where_that_was_asked_for(tiny: ModuleType, tmp_path: Path) -> None:
     trainer = tiny.tiny_trainer(tmp_path, max_steps=6, eval_strategy="no")
     train(trainer, resume=False)
-    assert trainer.state.global_step == 6
-    assert evaluations(trainer) == [6]
+    assert evaluations(trainer) == []
 
 
 def test_an_evaluation_of_the_last_step_is_not_repeated(tiny: ModuleType, tmp_path: Path) -> None:

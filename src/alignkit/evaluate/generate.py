@@ -20,7 +20,8 @@ from alignkit.data.masking import encode_prompts
 from alignkit.data.sources import check_sources, parse_sources, read_rows
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.models.load import check_model, load_model, load_tokenizer
+from alignkit.models.load import check_model, load_model, load_tokenizer, num_positions
+from alignkit.models.skeleton import skeleton
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import generate
 from alignkit.sampling.settings import check as check_sampling
@@ -49,6 +50,7 @@ def _run(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, ou
     tokenizer = load_tokenizer(job.model)
     template = load_template(job.template, tokenizer)
     ids = _encoded(asked, template, tokenizer)
+    _check_lengths(asked, ids, job)
     model = load_model(job.model, tokenizer=tokenizer, seed=job.seed, trainable=False)
     if torch.accelerator.is_available() and job.model.quantization is Quantization.none:  # quantized weights are there
         torch.nn.Module.to(model, torch.accelerator.current_accelerator())
@@ -121,6 +123,18 @@ def _encoded(
     return [ids for ids in prompts if not isinstance(ids, str)]
 
 
+def _check_lengths(asked: Sequence[tuple[str, Conversation]], ids: Sequence[list[int]], job: GenerateJob) -> None:
+    longest = num_positions(skeleton(job.model).config)
+    problems = [
+        f"{source}: {len(prompt)} tokens, which with sampling.max_new_tokens={job.sampling.max_new_tokens} is more "
+        f"than the model's {longest} positions: shorten the one or the other"
+        for (source, _), prompt in zip(asked, ids, strict=True)
+        if longest is not None and len(prompt) + job.sampling.max_new_tokens > longest
+    ]
+    if problems:
+        raise DataError(*problems)
+
+
 def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, out: Path | None) -> None:
     problems = check_sampling(job.sampling)
     if not prompts and prompts_path is None:
@@ -128,6 +142,8 @@ def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, 
     problems += [f"--prompt {i} is empty" for i, text in enumerate(prompts, start=1) if not text.strip()]
     if out is not None and out.exists():
         problems.append(f"--out {out} exists already: name another file or remove it")
+    elif out is not None and not next(folder for folder in out.absolute().parents if folder.exists()).is_dir():
+        problems.append(f"--out {out} cannot be written: part of its path is a file")
     try:
         check_model(job.model)
     except AlignkitError as error:
@@ -144,14 +160,18 @@ def _check_prompts(path: Path | None, job: GenerateJob) -> None:
     if path is None:
         return
     if path.suffix == ".txt":
-        if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        except UnicodeDecodeError as error:
+            raise DataError(f"--prompts {path}: it is not UTF-8: {error.reason} at byte {error.start}") from error
+        if not text.strip():
             raise DataError(f"--prompts {path}: there is no such file, or it is empty")
         return
     check_sources(parse_sources(str(path), setting="--prompts", format=job.format, columns=job.columns, split=None))
 
 
 def _show(lines: Sequence[dict[str, Any]]) -> None:
-    console = Console()
+    console = Console(soft_wrap=True)
     for line in lines:
         console.print(line["prompt"], style="dim", markup=False, highlight=False, end="")
         console.print(line["response"], style="bold", markup=False, highlight=False)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(trainer: DurableTrainer, *, resume: bool) -> None:
-    """Train to the end, so that the trainer holds the result and its held-out loss is in the log history.
+    """Train to the end.
 
     Args:
         trainer: ready to train.
@@ -36,10 +36,6 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
     if trainer.interrupted:
         step = trainer.state.global_step
         raise Interrupted(trainer.interrupted, f"stopped at step {step}, which is saved: go on with resume=true")
-    evaluated = [line["step"] for line in trainer.state.log_history if any(key.startswith("eval_") for key in line)]
-    is_last = trainer.eval_dataset is not None and not trainer.args.load_best_model_at_end
-    if is_last and trainer.state.global_step not in evaluated:
-        trainer.evaluate()
 
 
 @contextmanager

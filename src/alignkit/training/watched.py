@@ -137,6 +137,8 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.meter.stop()
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
+            control.should_evaluate = True  # the result's own held-out loss, wherever the interval ends
         if self.trainer.interrupted and not _at_epoch_end(state):
             control.should_save = True
 
