@@ -16,9 +16,10 @@ import pytest
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
 ROWS = [{"instruction": f"Say {a} and {b}.", "output": f"{a}, {b}"} for a in WORDS for b in WORDS]
-# Nine steps an epoch, so that a checkpoint every five lies in the middle of most of them.
-TRAIN = ["train.max_steps=50", "train.per_device_train_batch_size=4", "train.save_steps=5", "train.logging_steps=1"]
-BASIS = ["model=tiny_gpt2", "data.path=rows.jsonl", "samples=0", "train.report_to=none", "train.learning_rate=1e-3"]
+# Nine steps an epoch, so that a checkpoint every twenty lies in the middle of one.
+TRAIN = ["train.max_steps=100", "train.per_device_train_batch_size=4", "train.save_steps=20", "train.logging_steps=1"]
+SMALLER = ["model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
+BASIS = [*SMALLER, "data.path=rows.jsonl", "samples=0", "train.report_to=none", "train.learning_rate=1e-3"]
 KINDS = {
     "full": ([], ["model.safetensors"]),
     "lora": (
@@ -30,7 +31,7 @@ KINDS = {
 # Forks a process for each command line, so that the seconds of imports are paid once.
 SERVER = """
 import json, os, sys
-import alignkit.stages.sft
+import alignkit.launch, alignkit.stages.sft, matplotlib.figure, matplotlib.backends.backend_agg
 from alignkit import cli
 for line in sys.stdin:
     if pid := os.fork():
@@ -140,12 +141,12 @@ def test_killed_in_the_middle_and_resumed_is_never_killed(
 ) -> None:
     words, files = KINDS[kind]
     run_dir = folder / "runs/sft" / f"killed-{kind}"
-    killed = alignkit_sft(run_dir.name, *words, at="checkpoints/checkpoint-15", number=signal.SIGKILL)
+    killed = alignkit_sft(run_dir.name, *words, at="checkpoints/checkpoint-40", number=signal.SIGKILL)
     assert killed.status == -signal.SIGKILL  # it was alive, else the status were its own
     assert status(run_dir) == "running"
     assert not any((run_dir / name).exists() for name in files)
     before = losses(run_dir)
-    assert 15 <= before[-1][0] < 50
+    assert 40 <= before[-1][0] < 100
 
     refused = alignkit_sft(run_dir.name, *words)
     assert refused.status == 2
@@ -185,12 +186,12 @@ def test_sigterm_saves_says_so_and_exits_143(alignkit_sft: Start, unbroken: Any,
         text=True,
         cwd=folder,
     )
-    wait_for(run_dir / "checkpoints/checkpoint-10", lambda: process.poll() is None)
+    wait_for(run_dir / "checkpoints/checkpoint-20", lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143
     newest = checkpoints(run_dir)[-1]
-    assert 10 < newest < 50
+    assert 20 < newest < 100
     assert err.splitlines() == [
         "",
         "SIGTERM: saving a checkpoint after this step; once more kills at once",
@@ -206,7 +207,7 @@ def test_sigterm_saves_says_so_and_exits_143(alignkit_sft: Start, unbroken: Any,
 
 
 def test_ctrl_c_exits_130_and_can_be_resumed(alignkit_sft: Start, unbroken: Any, folder: Path) -> None:
-    stopped = alignkit_sft("ctrl-c", at="checkpoints/checkpoint-10", number=signal.SIGINT)
+    stopped = alignkit_sft("ctrl-c", at="checkpoints/checkpoint-20", number=signal.SIGINT)
     assert stopped.status == 130
     assert "SIGINT: saving a checkpoint after this step; once more kills at once" in stopped.said
     assert stopped.said.splitlines()[-1].endswith("which is saved: go on with resume=true")
@@ -221,7 +222,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_serv
 ) -> None:
     name = f"spoilt-{file}"
     run_dir = folder / "runs/sft" / name
-    assert alignkit_sft(name, at="checkpoints/checkpoint-15", number=signal.SIGKILL).status == -signal.SIGKILL
+    assert alignkit_sft(name, at="checkpoints/checkpoint-40", number=signal.SIGKILL).status == -signal.SIGKILL
     for path in (run_dir / "checkpoints").glob("*.*"):
         path.rename(folder / f"{name}-{path.name}")  # one that was being written when it was killed
     *_, older, newest = checkpoints(run_dir)
@@ -249,7 +250,7 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(alignkit_sft: Start
 
 
 def test_resuming_with_other_settings_is_refused_with_what_changed(alignkit_sft: Start, folder: Path) -> None:
-    stopped = alignkit_sft("other", at="checkpoints/checkpoint-5", number=signal.SIGTERM)
+    stopped = alignkit_sft("other", at="checkpoints/checkpoint-20", number=signal.SIGTERM)
     assert stopped.status == 143
     refused = alignkit_sft("other", "resume=true", "train.learning_rate=2e-3", "data.limit=9")
     assert refused.status == 2

@@ -15,9 +15,18 @@ from alignkit.launch import launch
 # 37 rows: the last batch of an epoch is not full, and the two processes' shares of it differ.
 ROWS = [{"instruction": f"Say {n}.", "output": f"{n}, " * (1 + n % 5)} for n in range(37)]
 HELD_OUT = [{"instruction": f"Say {n}.", "output": f"{n}"} for n in range(90, 95)]
+# Notes which process reads a row.
+FORMAT = """
+import os
+def convert(row):
+    with open(f"read-by-{os.environ.get('WORLD_SIZE', 1)}.txt", "a") as file:
+        file.write(os.environ.get("RANK", "0"))
+    return {"prompt": row["instruction"], "completion": row["output"]}
+"""
 GLOBAL_BATCH = 8
 WORDS = [
     *("model=tiny_gpt2", "data.path=rows.jsonl", "data.eval_path=held.jsonl", "data.malformed=drop", "samples=2"),
+    "data.format=mine.py:convert",
     *("sampling.max_new_tokens=4", "train.num_train_epochs=2", "train.learning_rate=1e-3", "train.logging_steps=1"),
     *("train.report_to=none", "train.save_steps=4"),
 ]
@@ -34,18 +43,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     rows = [*ROWS, {"instruction": "no answer", "output": None}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "alignkit",
-    ]
+    (folder / "mine.py").write_text(FORMAT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = subprocess.run(
-        [*torchrun, "sft", *words("two", num_processes=2)],
+        [*torchrun, "-m", "alignkit", "sft", *words("two", num_processes=2)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -101,6 +102,11 @@ def test_every_file_of_the_run_is_written_once(runs: dict[str, Path]) -> None:
     assert [row["fate"] for row in ledger].count("dropped") == 1
     assert lines(runs["two"] / "samples.jsonl")[0].keys() == {"prompt", "wanted", "before", "after"}
     assert json.loads((runs["two"] / "run.json").read_text())["status"] == "finished"
+
+
+def test_rows_are_read_and_encoded_by_one_process(said: tuple[Path, str]) -> None:
+    assert (said[0] / "read-by-2.txt").read_text() == "0" * 43
+    assert not list(said[0].rglob(".encoded"))
 
 
 def test_only_one_process_speaks(said: tuple[Path, str], runs: dict[str, Path]) -> None:

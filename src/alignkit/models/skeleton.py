@@ -36,7 +36,11 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
         raise ModelError(f"model.name: {model.name} is a {config.model_type}, no causal language model")
     try:
         with torch.device("meta"):
-            built: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+            built: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=model.trust_remote_code, attn_implementation=model.attn_implementation
+            )
+    except ImportError as error:
+        raise ModelError(f"model.attn_implementation: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise ModelError(f"model.name: {model.name} is a {config.model_type}, its sizes do not fit: {error}") from error
     return built
