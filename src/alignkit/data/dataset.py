@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
+import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
@@ -174,7 +175,7 @@ def shared(load: Callable[[], SftData], folder: Path) -> SftData:
         load: reads the data.
         folder: one that every process sees.
     """
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, it sees no other process on a CPU
     if state.num_processes == 1:
         return load()
     if state.is_main_process:
