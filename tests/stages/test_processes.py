@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from alignkit.launch import launch
+from alignkit.runs.directory import open_run
 
 # 37 rows: the last batch of an epoch is not full, and the two processes' shares of it differ.
 ROWS = [{"instruction": f"Say {n}.", "output": f"{n}, " * (1 + n % 5)} for n in range(37)]
@@ -107,6 +108,15 @@ def test_every_file_of_the_run_is_written_once(runs: dict[str, Path]) -> None:
 def test_rows_are_read_and_encoded_by_one_process(said: tuple[Path, str]) -> None:
     assert (said[0] / "read-by-2.txt").read_text() == "0" * 43
     assert not list(said[0].rglob(".encoded"))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_every_process_knows_that_a_finished_run_is_finished(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)  # one that did not would wait for the others for ever
+    with open_run(runs["two"], stage="sft", record={}, resume=True, overwrite=False) as run:
+        assert (run.finished, run.resuming) == (True, False)
 
 
 def test_only_one_process_speaks(said: tuple[Path, str], runs: dict[str, Path]) -> None:

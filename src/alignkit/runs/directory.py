@@ -108,8 +108,9 @@ def open_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: boo
     run = Run(folder, stage, record)
     if is_main_process():
         _guard(run, resume=resume, overwrite=overwrite)
-    else:
-        run.resuming = resume
+    else:  # every process must leave a finished run, or one would wait for the others
+        run.finished = resume and (read_manifest(folder) or {}).get("status") == "finished"
+        run.resuming = resume and not run.finished
     try:
         yield run
     except BaseException as error:
