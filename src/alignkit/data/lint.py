@@ -1,4 +1,4 @@
-"""What is odd about pairs: those that teach nothing, say one thing twice or its contrary, or that length alone tells."""
+"""What is odd about pairs: those that teach nothing, repeat or contradict another, or that length alone would tell."""
 
 from __future__ import annotations
 
