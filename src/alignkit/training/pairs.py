@@ -91,6 +91,8 @@ def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
 class PairTrainer(OrderedTrainer):
     """Goes in front of TRL's reward and DPO trainers: encoded pairs stay as they are, held-out figures are per pair."""
 
+    _metrics: dict[str, dict[str, list[float]]]  # TRL's trainers have it: what the next log averages
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
