@@ -39,6 +39,14 @@ def model_inputs(batch: Mapping[str, Tensor], *, attention: str) -> dict[str, An
     }
 
 
+def may_share_prompts(model: PreTrainedModel) -> bool:
+    """Whether the architecture could: a mask of ours takes the place of a sliding window's, and flash takes none."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return model.config._attn_implementation in _TAKE_A_MASK and not windowed and set(kinds) == {"full_attention"}
+
+
 def shares_prompts_exactly(model: PreTrainedModel, head: nn.Module) -> bool:
     """Whether two responses behind one prompt score as they do behind one each, tried on the very model that trains.
 
@@ -48,13 +56,9 @@ def shares_prompts_exactly(model: PreTrainedModel, head: nn.Module) -> bool:
         model: any model with a causal backbone.
         head: its last module, which is called with the backbone's states.
     """
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    if model.config._attn_implementation not in _TAKE_A_MASK or windowed or set(kinds) != {"full_attention"}:
-        return False  # a mask of ours would take the place of the window's
     generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(config.vocab_size, (length,), generator=generator).tolist() for length in (5, 4, 6)]
+    size = model.config.get_text_config().vocab_size
+    ids = [torch.randint(size, (length,), generator=generator).tolist() for length in (5, 4, 6)]
     pair = {"prompt_ids": ids[0], "chosen_ids": ids[1], "rejected_ids": ids[2], "row_index": 0}
     weight = next(model.parameters())
     states = []

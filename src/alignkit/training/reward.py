@@ -43,7 +43,7 @@ class RewardTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         outputs = SequenceClassifierOutput(logits=self.scores(model, inputs).reshape(-1, 1))
         seen = {"attention_mask": inputs["parts"] != NOTHING}
         seen |= {"margin": inputs["margin"]} if "margin" in inputs else {}
-        return super().compute_loss(lambda **_: outputs, seen, return_outputs)
+        return UpstreamTrainer.compute_loss(self, lambda **_: outputs, seen, return_outputs)
 
 
 def _last(own_BL: Tensor) -> Tensor:
