@@ -69,6 +69,7 @@ class PairData:
         ledger: the fate of every source row.
         formats: format of each source, as detected or named.
         prompts: a few held-out prompts (training ones where nothing is held out), for samples; no two are the same.
+        wanted: the chosen response to each of these.
         lint: what is odd about the pairs.
     """
 
@@ -77,6 +78,7 @@ class PairData:
     ledger: Ledger
     formats: dict[str, str] = field(default_factory=dict)
     prompts: list[Conversation] = field(default_factory=list)
+    wanted: list[str] = field(default_factory=list)
     lint: Lint = field(default_factory=Lint)
 
     def datasets(self) -> dict[str, Dataset]:
@@ -122,8 +124,10 @@ def load_pairs(
     }
     ledger.check_budget(data.max_dropped)
     found = lint(rows, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
-    by_key = {row.item.prompt_key(): row.item.prompt for row in shown_of(rows)[::-1]}  # the first of alike ones stays
-    return PairData(sets.pop("train"), sets, ledger, formats, list(by_key.values())[::-1][:num_prompts], found)
+    by_key = {row.item.prompt_key(): row.item for row in shown_of(rows)[::-1]}  # the first of alike ones stays
+    shown = list(by_key.values())[::-1][:num_prompts]
+    prompts, wanted = [item.prompt for item in shown], [item.chosen.content for item in shown]
+    return PairData(sets.pop("train"), sets, ledger, formats, prompts, wanted, found)
 
 
 def check_pair_data(data: DataConfig) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
-from alignkit.config import DpoJob
+from alignkit.config import DpoJob, ModelConfig
 from alignkit.data.inspect import PairView
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models.load import check_model, load_model, load_tokenizer
@@ -124,7 +124,8 @@ def view(job: DpoJob) -> PairView:
         return pairs.view(job, "dpo")
 
 
-def _reference_section(job: DpoJob) -> Any:
+def _reference_section(job: DpoJob) -> ModelConfig:
+    assert job.reference.name is not None
     return dataclasses.replace(job.model, name=job.reference.name, revision=None)
 
 

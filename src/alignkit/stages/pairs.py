@@ -14,10 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import Batching
 from alignkit.data.batching import EpochOrder
-from alignkit.data.dataset import shared
 from alignkit.data.inspect import PairView
 from alignkit.data.pair_batching import PairCollator
-from alignkit.data.pairs import PairData, PairSet, check_pair_data, load_pairs
+from alignkit.data.pairs import PairData, PairSet, check_pair_data, load_pairs, shared
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import ConfigError
 from alignkit.models.load import load_tokenizer
