@@ -68,7 +68,8 @@ class PairData:
         evals: held-out pairs by set name (`eval` where there is one set).
         ledger: the fate of every source row.
         formats: format of each source, as detected or named.
-        prompts: a few held-out prompts (training ones where nothing is held out), for samples; no two are the same.
+        prompts: a few held-out prompts (training ones where nothing is held out), for samples, each
+            ending with the user; no two are the same.
         lint: what is odd about the pairs.
     """
 
@@ -122,8 +123,10 @@ def load_pairs(
     }
     ledger.check_budget(data.max_dropped)
     found = lint(rows, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
-    by_key = {row.item.prompt_key(): row.item.prompt for row in shown_of(rows)[::-1]}  # the first of alike ones stays
-    return PairData(sets.pop("train"), sets, ledger, formats, list(by_key.values())[::-1][:num_prompts], found)
+    prompts: dict[str, Conversation] = {}
+    for row in shown_of(rows):
+        prompts.setdefault(row.item.prompt_key(), row.item.prompt)
+    return PairData(sets.pop("train"), sets, ledger, formats, list(prompts.values())[:num_prompts], found)
 
 
 def check_pair_data(data: DataConfig) -> list[str]:
