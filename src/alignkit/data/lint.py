@@ -33,8 +33,8 @@ class Lint:
     """What was found in the pairs of all sets.
 
     Attributes:
-        dropped: places of the pairs that were left out for `identical`, `prompts_differ`, `equal_when_cut`, or because a
-            text is `empty`.
+        dropped: places of the pairs that were left out, by reason: `identical`, `prompts_differ`, `equal_when_cut`, or
+            `empty` for a text that is.
         duplicates: places of pairs that say what an earlier one says, each with that one's place.
         contradictions: places of pairs that say the contrary of an earlier one, each with that one's place.
         num_pairs: pairs that are trained on or held out.
