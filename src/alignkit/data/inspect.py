@@ -169,7 +169,7 @@ def check_golden(path: Path, found: dict[str, dict[str, Any]], compared: Sequenc
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        golden = {row["source"]: {key: row[key] for key, _, _ in compared} | row for row in rows}
+        golden = {row["source"]: row | {key: row[key] for key, _, _ in compared} for row in rows}  # a key may be gone
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"a row has no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"--assert {path}: it is no file of rows saved by --json: {why}") from error

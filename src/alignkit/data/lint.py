@@ -15,7 +15,11 @@ from alignkit.data.preferences import IDENTICAL, PROMPTS_DIFFER, Preference
 
 LONGEST_SHARE = 0.65  # of pairs in which the longer side wins (or loses), above which length is worth a warning
 
+EMPTY = "empty"
+_EMPTY_REASONS = ("is empty", "is null", "has an empty turn")  # how the reasons of malformed rows end
+
 _WORDS = {
+    EMPTY: "have an empty or missing text",
     IDENTICAL: "have identical sides",
     PROMPTS_DIFFER: "have another prompt on each side",
     EQUAL_WHEN_CUT: "are made equal by truncation",
@@ -29,7 +33,8 @@ class Lint:
     """What was found in the pairs of all sets.
 
     Attributes:
-        dropped: places of the pairs that were left out for `identical`, `prompts_differ` or `equal_when_cut`.
+        dropped: places of the pairs that were left out, by reason: `identical`, `prompts_differ`, `equal_when_cut`, or
+            `empty` for a text that is.
         duplicates: places of pairs that say what an earlier one says, each with that one's place.
         contradictions: places of pairs that say the contrary of an earlier one, each with that one's place.
         num_pairs: pairs that are trained on or held out.
@@ -95,8 +100,9 @@ def lint(
     """
     dropped: dict[str, list[str]] = defaultdict(list)
     for row in ledger.rows:
-        if row.reason in _WORDS:
-            dropped[row.reason].append(row.source)
+        reason = EMPTY if row.reason.endswith(_EMPTY_REASONS) else row.reason
+        if reason in _WORDS:
+            dropped[reason].append(row.source)
     duplicates, contradictions = _said_before([row for named in rows.values() for row in named if not row.is_copy])
     longer_by = [a - b for chosen, rejected in lengths for a, b in zip(chosen, rejected, strict=True)]
     return Lint(

@@ -68,7 +68,8 @@ class PairData:
         evals: held-out pairs by set name (`eval` where there is one set).
         ledger: the fate of every source row.
         formats: format of each source, as detected or named.
-        prompts: a few held-out prompts (training ones where nothing is held out), for samples; no two are the same.
+        prompts: a few held-out prompts (training ones where nothing is held out), for samples, each ending with the
+            user; no two are the same.
         wanted: the chosen response to each of these.
         lint: what is odd about the pairs.
     """
@@ -124,9 +125,11 @@ def load_pairs(
     }
     ledger.check_budget(data.max_dropped)
     found = lint(rows, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
-    by_key = {row.item.prompt_key(): row.item for row in shown_of(rows)[::-1]}  # the first of alike ones stays
-    shown = list(by_key.values())[::-1][:num_prompts]
-    prompts, wanted = [item.prompt for item in shown], [item.chosen.content for item in shown]
+    shown: dict[str, Preference] = {}
+    for row in shown_of(rows):
+        shown.setdefault(row.item.prompt_key(), row.item)
+    first = list(shown.values())[:num_prompts]
+    prompts, wanted = [item.prompt for item in first], [item.chosen.content for item in first]
     return PairData(sets.pop("train"), sets, ledger, formats, prompts, wanted, found)
 
 
