@@ -68,8 +68,9 @@ class PairData:
         evals: held-out pairs by set name (`eval` where there is one set).
         ledger: the fate of every source row.
         formats: format of each source, as detected or named.
-        prompts: a few held-out prompts (training ones where nothing is held out), for samples, each
-            ending with the user; no two are the same.
+        prompts: a few held-out prompts (training ones where nothing is held out), for samples, each ending with the
+            user; no two are the same.
+        wanted: the chosen response to each.
         lint: what is odd about the pairs.
     """
 
@@ -78,6 +79,7 @@ class PairData:
     ledger: Ledger
     formats: dict[str, str] = field(default_factory=dict)
     prompts: list[Conversation] = field(default_factory=list)
+    wanted: list[str] = field(default_factory=list)
     lint: Lint = field(default_factory=Lint)
 
     def datasets(self) -> dict[str, Dataset]:
@@ -123,10 +125,12 @@ def load_pairs(
     }
     ledger.check_budget(data.max_dropped)
     found = lint(rows, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
-    prompts: dict[str, Conversation] = {}
+    asked: dict[str, Preference] = {}
     for row in shown_of(rows):
-        prompts.setdefault(row.item.prompt_key(), row.item.prompt)
-    return PairData(sets.pop("train"), sets, ledger, formats, list(prompts.values())[:num_prompts], found)
+        asked.setdefault(row.item.prompt_key(), row.item)
+    shown = list(asked.values())[:num_prompts]
+    prompts, wanted = [pair.prompt for pair in shown], [pair.chosen.content for pair in shown]
+    return PairData(sets.pop("train"), sets, ledger, formats, prompts, wanted, found)
 
 
 def check_pair_data(data: DataConfig) -> list[str]:

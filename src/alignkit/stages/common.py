@@ -119,14 +119,14 @@ def answers(
     *,
     seed: int,
 ) -> list[str]:
-    """What the model says now to a few prompts; nothing where the weights are spread over processes."""
+    """What the model says now to conversations that end with the user; nothing where its weights are spread."""
     spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if spread or not trainer.is_world_process_zero() or not prompts:
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
     completions = generate(
         model,
-        [encode_prompt(row.asked(), template, tokenizer, ControlTokens.neutralise) for row in prompts],
+        [encode_prompt(row, template, tokenizer, ControlTokens.neutralise) for row in prompts],
         sampling,
         eos_ids=stop_ids(model, template.end_id),
         pad_id=int(tokenizer.pad_token_id),
@@ -147,7 +147,7 @@ def samples(
 
 
 def _question(row: Conversation) -> str:
-    last = row.asked().messages[-1]
+    last = row.messages[-1]
     return f"{last.content}\n{last.input}" if last.input else last.content
 
 

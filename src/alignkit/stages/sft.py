@@ -80,14 +80,15 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         if line := other_template(job.model, prepared.template):
             logger.warning("%s", line)
         announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), run_dir)
-        answer = partial(answers, trainer, prepared.data.prompts, prepared.template, prepared.tokenizer, job.sampling)
+        asked = [row.asked() for row in prepared.data.prompts]
+        answer = partial(answers, trainer, asked, prepared.template, prepared.tokenizer, job.sampling)
         before = answer(seed=job.seed)
         train(trainer, resume=entry.resuming)
         if prepared.stream is not None and prepared.stream.ledger is not None:
             logger.info("\nread as training went:\n%s\n", prepared.stream.ledger.table())
         save(trainer, run_dir, prepared.tokenizer, prepared.template, end_id=prepared.template.end_id)
         wanted = [row.messages[-1].content for row in prepared.data.prompts]
-        said = samples(prepared.data.prompts, wanted, before, answer(seed=job.seed))
+        said = samples(asked, wanted, before, answer(seed=job.seed))
         kept_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         entry.result = conclude(run_dir, trainer.state.log_history, samples=said, kept_step=kept_step)
 

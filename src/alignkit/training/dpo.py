@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,27 +17,14 @@ from alignkit.data.pair_batching import NOTHING, by_side
 from alignkit.errors import did_you_mean
 from alignkit.training.log_probs import token_scores
 from alignkit.training.loss import hidden_states, is_plain_head, lm_head
-from alignkit.training.pairs import PairTrainer, model_inputs
+from alignkit.training.pairs import PairTrainer
 
 REFERENCE_ADAPTER = "ref"  # upstream's name for the frozen copy of an adapter that is trained further
 
-LOSSES = [
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-]
+LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+    *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
 # Which losses look at a setting; upstream ignores it beside the others.
 _USED_BY = {
     "label_smoothing": {"exo_pair", "robust", "aot"},
@@ -97,7 +84,6 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         self.precompute_ref_logps = True
         args: Any = self.args
         policy = self.accelerator.unwrap_model(self.model)
-        self._attention = policy.config._attn_implementation
         # As in SFT: upstream's head is compact on CUDA only, and sharded or compiled weights cannot be called alone.
         self._own_head = (
             args.device.type != "cuda"
@@ -105,6 +91,15 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
             and not (self.aux_loss_enabled or self.use_weighting)
             and is_plain_head(policy)
         )
+
+    def keep_reference(self, with_reference: Callable[[Any], Any]) -> None:
+        """Give every row its reference log-probabilities, by a function of a data set, before the first step."""
+        self.train_dataset = with_reference(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: with_reference(rows) for name, rows in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = with_reference(self.eval_dataset)
+        self.ref_model = None
 
     def compute_loss(
         self,
@@ -114,6 +109,7 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """DPO's loss (Rafailov et al. 2023, eq. 7) or another of upstream's, over completions laid as [2 B, L]."""
+        # The policy first: autocast keeps the casts of trained weights, and casts made without gradient would stay so.
         policy = self._completions(model, inputs)
         if "ref_chosen_logps" not in inputs:
             chosen, rejected = self.reference_log_probs(inputs)
@@ -148,30 +144,31 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         if self.ref_model is not None:
             yield self.ref_model
             return
-        policy = self.accelerator.unwrap_model(self.model)
-        was_training = self.model.training
-        self.model.eval()
+        model: Any = self.model
+        policy = self.accelerator.unwrap_model(model)
+        was_training = model.training
+        model.eval()
         try:
             if not isinstance(policy, PeftModel):
-                yield self.model  # asked before the first step, when policy and reference are one
+                yield model  # asked before the first step, when policy and reference are one
             elif REFERENCE_ADAPTER not in policy.peft_config:
                 with policy.disable_adapter():
-                    yield self.model
+                    yield model
             else:
                 trained = policy.active_adapter
                 policy.base_model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
                 try:
-                    yield self.model
+                    yield model
                 finally:
                     policy.base_model.set_adapter(trained)
         finally:
-            self.model.train(was_training)
+            model.train(was_training)
 
     def _completions(self, model: nn.Module, batch: dict[str, Any]) -> SimpleNamespace:
         """What upstream's losses look at, each [2 B, L] and 0 outside of the responses: chosen ones, then rejected."""
         labels_NL, parts_NL = batch["shift_labels"], batch["parts"]
-        inputs = model_inputs(batch, attention=self._attention)
-        names = ("log_probs", "entropy", "mean_logits", "is_top1")
+        inputs = self.model_inputs(batch)
+        names = ["log_probs", "entropy", "mean_logits", "is_top1"]
         found: dict[str, Any] = {"aux_loss": None}
         if self._own_head:
             mask_NL = labels_NL != IGNORED
@@ -184,10 +181,10 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         else:
             routers = {"output_router_logits": True} if self.aux_loss_enabled and torch.is_grad_enabled() else {}
             output = model(**inputs, **routers, shift_labels=labels_NL, fused_lm_head=True)
-            names = (*names, "log_sum_sq_probs") if self.use_weighting and torch.is_grad_enabled() else names
-            found |= {name: getattr(output, name) for name in names if getattr(output, name) is not None}
+            names += ["log_sum_sq_probs"] if self.use_weighting else []
+            found |= {name: value for name in names if (value := getattr(output, name)) is not None}
             found["aux_loss"] = getattr(output, "aux_loss", None)
-        num_pairs = len(batch["row_index"])
+        num_pairs = self.num_pairs(batch)
         laid = {
             name: by_side(value, parts_NL, num_pairs) if isinstance(value, Tensor) and value.ndim == 2 else value
             for name, value in found.items()

@@ -11,20 +11,16 @@ from trl import RewardTrainer as UpstreamTrainer
 
 from alignkit.data.pair_batching import CHOSEN, NOTHING, REJECTED
 from alignkit.models.reward import every_score
-from alignkit.training.pairs import PairTrainer, model_inputs
+from alignkit.training.pairs import PairTrainer
 
 
 class RewardTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
     """`trl.RewardTrainer` for pairs that are already encoded; arguments as `OrderedTrainer` and upstream take them."""
 
-    def __init__(self, **rest: Any) -> None:
-        super().__init__(**rest)
-        self._attention = self.accelerator.unwrap_model(self.model).config._attn_implementation
-
     def scores(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The scores of a batch's B pairs, [2, B]: the chosen responses', then the rejected ones'."""
-        every_NL = every_score(model, model_inputs(batch, attention=self._attention))
-        num_pairs, parts_NL = len(batch["row_index"]), batch["parts"]
+        every_NL = every_score(model, self.model_inputs(batch))
+        num_pairs, parts_NL = self.num_pairs(batch), batch["parts"]
         sides = [(parts_NL[:num_pairs] == CHOSEN, every_NL[:num_pairs])]
         sides += [(parts_NL[-num_pairs:] == REJECTED, every_NL[-num_pairs:])]
         return torch.stack([every.gather(1, _last(own)[:, None])[:, 0] for own, every in sides])
@@ -43,7 +39,7 @@ class RewardTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         outputs = SequenceClassifierOutput(logits=self.scores(model, inputs).reshape(-1, 1))
         seen = {"attention_mask": inputs["parts"] != NOTHING}
         seen |= {"margin": inputs["margin"]} if "margin" in inputs else {}
-        return super().compute_loss(lambda **_: outputs, seen, return_outputs)
+        return UpstreamTrainer.compute_loss(self, lambda **_: outputs, seen, return_outputs)
 
 
 def _last(own_BL: Tensor) -> Tensor:
