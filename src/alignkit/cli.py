@@ -186,6 +186,34 @@ def generate(
 
 
 @app.command()
+def score(
+    run: Annotated[str, typer.Argument(help="A reward run.")],
+    words: Words = None,
+    pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs: accuracy and margins.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Prompts with responses: the same rows with a score.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of the terminal.")] = None,
+) -> None:
+    """Score responses with a reward model.
+
+    alignkit score runs/reward/smoke --pairs pairs.jsonl --out scores.jsonl
+    """
+    from alignkit.errors import ConfigError
+
+    if (pairs is None) == (rows is None):
+        raise ConfigError(
+            "there is nothing to score: give --pairs FILE or --rows FILE"
+            if pairs is None
+            else "--pairs and --rows are two kinds of data: give one of them"
+        )
+    from alignkit.launch import compose_job
+
+    job = compose_job("score", words or [], model={"name": run}, data={"path": pairs or rows})
+    from alignkit.evaluate.score import run as score_all
+
+    score_all(job, pairs=pairs is not None, out=out)
+
+
+@app.command()
 def demo(
     keep: Annotated[Path, typer.Option(help="Folder for the demo's run.")] = Path("runs/demo"),
 ) -> None:

@@ -70,7 +70,7 @@ class PairData:
         formats: format of each source, as detected or named.
         prompts: a few held-out prompts (training ones where nothing is held out), for samples, each ending with the
             user; no two are the same.
-        wanted: the chosen response to each.
+        wanted: the chosen response to each of these.
         lint: what is odd about the pairs.
     """
 
@@ -125,11 +125,11 @@ def load_pairs(
     }
     ledger.check_budget(data.max_dropped)
     found = lint(rows, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
-    asked: dict[str, Preference] = {}
+    shown: dict[str, Preference] = {}
     for row in shown_of(rows):
-        asked.setdefault(row.item.prompt_key(), row.item)
-    shown = list(asked.values())[:num_prompts]
-    prompts, wanted = [pair.prompt for pair in shown], [pair.chosen.content for pair in shown]
+        shown.setdefault(row.item.prompt_key(), row.item)
+    first = list(shown.values())[:num_prompts]
+    prompts, wanted = [item.prompt for item in first], [item.chosen.content for item in first]
     return PairData(sets.pop("train"), sets, ledger, formats, prompts, wanted, found)
 
 

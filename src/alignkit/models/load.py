@@ -24,11 +24,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
-from alignkit.errors import ModelError, did_you_mean
+from alignkit.errors import ConfigError, ModelError, did_you_mean
 from alignkit.models.source import base_of, hub_options, is_adapter, local_folder, source_problems
 from alignkit.models.tiny import byte_tokenizer, config_problems, random_model
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
 
 
 def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
@@ -149,6 +151,18 @@ def num_positions(config: PreTrainedConfig) -> int | None:
     """The longest sequence the model has positions for, in tokens; None where it sets no limit (such as ALiBi)."""
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit
+
+
+def longest_row(max_length: int | None, config: PreTrainedConfig) -> int:
+    """The most tokens in a row: `data.max_length`, or what the model has positions for, within reason.
+
+    Raises:
+        ConfigError: more was asked for than the model has.
+    """
+    longest = num_positions(config)
+    if max_length is not None and longest is not None and max_length > longest:
+        raise ConfigError(f"data.max_length is {max_length}, and the model has {longest} positions")
+    return max_length or min(longest or _LONGEST_BY_DEFAULT, _LONGEST_BY_DEFAULT)
 
 
 def load_weights(

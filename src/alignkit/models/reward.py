@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,14 @@ def score_statistics(folder: Path) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def scores_of(model: Any, rows: Sequence[Sequence[int]], *, pad_id: int, batch_size: int) -> list[float]:
+def scores_of(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    batch_size: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[float]:
     """The scores of token rows, each read at its last token, batched by length.
 
     Args:
@@ -132,6 +139,7 @@ def scores_of(model: Any, rows: Sequence[Sequence[int]], *, pad_id: int, batch_s
         rows: prompt and response of each, with the end token.
         pad_id: fills the right; never looked at.
         batch_size: rows in one pass.
+        on_progress: called with the number of rows scored so far.
     """
     scores = [0.0] * len(rows)
     device = next(model.parameters()).device
@@ -148,6 +156,8 @@ def scores_of(model: Any, rows: Sequence[Sequence[int]], *, pad_id: int, batch_s
         last = mask.sum(1).to(device) - 1
         for i, score in zip(batch, every_NL.gather(1, last[:, None])[:, 0].tolist(), strict=True):
             scores[i] = score
+        if on_progress is not None:
+            on_progress(at + len(batch))
     return scores
 
 

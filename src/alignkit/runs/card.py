@@ -84,16 +84,17 @@ def write_card(cards: Mapping[str, dict[str, Any]], run_dir: Path) -> None:
         logger.info(
             "%-17s %s of %d pairs; longer wins: %s",
             name,
-            _share(card["accuracy"]),
+            share(card["accuracy"]),
             card["pairs"],
-            _share(card["longer_wins"]),
+            share(card["longer_wins"]),
         )
         if card["accuracy"]["low"] <= card["longer_wins"]["value"]:
             logger.warning("%s: not clearly better than to choose the longer response", name)
         logger.info("%-17s %s, %s", "report card", path, picture)
 
 
-def _share(figure: Mapping[str, float]) -> str:
+def share(figure: Mapping[str, float]) -> str:
+    """A share with its interval, in words."""
     return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%})"
 
 
@@ -136,7 +137,7 @@ def _draw(card: Mapping[str, Any], path: Path) -> None:
     edges = card["margin"]["histogram"]["edges"]
     margins.stairs(card["margin"]["histogram"]["counts"], edges, fill=True, color=_BLUE)
     margins.axvline(0, color=_ORANGE)
-    margins.set(xlabel="margin (chosen − rejected)", ylabel="pairs", title=f"accuracy {_share(card['accuracy'])}")
+    margins.set(xlabel="margin (chosen − rejected)", ylabel="pairs", title=f"accuracy {share(card['accuracy'])}")
     shares = [bucket["accuracy"] for bucket in card["by_length"]]
     places = range(len(shares))
     values = [share["value"] for share in shares]

@@ -1,4 +1,4 @@
-"""What every stage does around its trainer: check, cut to the model's length, announce, answer, save."""
+"""What every stage does around its trainer: check, announce, answer, save."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit import upstream
-from alignkit.config import ControlTokens, DataConfig, Dtype, ModelConfig, Quantization, SamplingConfig
+from alignkit.config import ControlTokens, Dtype, ModelConfig, Quantization, SamplingConfig
 from alignkit.data.conversation import Conversation
 from alignkit.data.ledger import Ledger
 from alignkit.data.masking import encode_prompt
 from alignkit.data.templates import Template
-from alignkit.errors import AlignkitError, ConfigError
-from alignkit.models.load import check_model, default_dtype, num_positions
+from alignkit.errors import AlignkitError
+from alignkit.models.load import check_model, default_dtype
 from alignkit.models.save import save_model
 from alignkit.models.source import is_adapter, local_folder
 from alignkit.runs.directory import read_manifest
@@ -29,7 +29,6 @@ from alignkit.training.session import full_disk_in_words
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
 _TOGETHER = 32  # samples answered at once
 
 
@@ -65,18 +64,6 @@ def other_template(model: ModelConfig, template: Template) -> str | None:
     if kept is None or not kept.is_file() or kept.read_text(encoding="utf-8").strip() == template.jinja.strip():
         return None
     return f"{folder} was trained with another template than {template.name}; template=native takes its own"
-
-
-def longest_row(data: DataConfig, config: Any) -> int:
-    """`data.max_length`, or what the model has positions for, within reason.
-
-    Raises:
-        ConfigError: more than the model has.
-    """
-    longest = num_positions(config)
-    if data.max_length is not None and longest is not None and data.max_length > longest:
-        raise ConfigError(f"data.max_length is {data.max_length}, and the model has {longest} positions")
-    return data.max_length or min(longest or _LONGEST_BY_DEFAULT, _LONGEST_BY_DEFAULT)
 
 
 def arguments(job: Any, stage: str, run_dir: Path, *, held_out: bool, **ours: Any) -> Any:

@@ -19,11 +19,11 @@ from alignkit.data.pair_batching import PairCollator
 from alignkit.data.pairs import PairData, PairSet, check_pair_data, load_pairs, shared
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import ConfigError
-from alignkit.models.load import load_tokenizer
+from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import build_lora
 from alignkit.models.reward import reward_problem, reward_tokenizer
 from alignkit.models.skeleton import skeleton
-from alignkit.stages.common import announce, check_sections, longest_row, other_template
+from alignkit.stages.common import announce, check_sections, other_template
 from alignkit.training.pairs import may_share_prompts, shares_prompts_exactly
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def prepare(job: Any, stage: str, run_dir: Path | None = None) -> Prepared:
         job.data,
         template,
         tokenizer,
-        max_length=longest_row(job.data, bare.config),
+        max_length=longest_row(job.data.max_length, bare.config),
         seed=job.seed,
         num_prompts=job.samples if stage == "dpo" else 0,
         use_margin=stage == "reward" and job.use_margin,

@@ -22,7 +22,7 @@ from alignkit.data.inspect import View
 from alignkit.data.streaming import Stream, check_streaming
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import ConfigError
-from alignkit.models.load import load_model, load_tokenizer
+from alignkit.models.load import load_model, load_tokenizer, longest_row
 from alignkit.models.lora import build_lora
 from alignkit.models.skeleton import skeleton
 from alignkit.runs.directory import lineage, open_run
@@ -35,7 +35,6 @@ from alignkit.stages.common import (
     answers,
     arguments,
     check_sections,
-    longest_row,
     other_template,
     samples,
     save,
@@ -139,7 +138,7 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
     bare = skeleton(job.model)
     if job.lora:
         build_lora(job.lora, bare)
-    max_length = longest_row(job.data, bare.config)
+    max_length = longest_row(job.data.max_length, bare.config)
     load = partial(
         load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_prompts=job.samples
     )
