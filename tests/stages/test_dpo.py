@@ -135,7 +135,7 @@ def test_kept_log_probabilities_are_found_again_until_a_byte_changes(
     assert "kept in runs/dpo/.reference/" in Path("runs/dpo/b/log.txt").read_text()
     assert len(kept("c", "seed=1")) == 2  # other random weights
     assert len(kept("d", "template=chatml")) == 3
-    assert len(kept("e", "data.max_length=40", "data.overlength=keep_start")) == 4
+    assert len(kept("e", "data.max_length=62", "data.overlength=keep_start")) == 4
     write_rows([{**pairs[0], "chosen": pairs[0]["chosen"] + "!"}, *pairs[1:]], "pairs.jsonl")
     assert len(kept("f")) == 5
 
