@@ -35,7 +35,7 @@ from alignkit.models.source import is_adapter, local_folder
 from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import run_log
 from alignkit.runs.report import conclude
-from alignkit.sampling.generate import generate
+from alignkit.sampling.generate import cut_at_stop, generate
 from alignkit.sampling.settings import check as check_sampling
 from alignkit.sampling.settings import stop_ids
 from alignkit.training.arguments import check_evaluation, chosen_arguments
@@ -337,5 +337,7 @@ def _answers(job: SftJob, trainer: SftTrainer, prepared: Prepared) -> list[str]:
         pad_id=int(tokenizer.pad_token_id),
         seed=job.seed,
         batch_size=_TOGETHER,
+        decode=lambda ids: str(tokenizer.decode(ids)),
     )
-    return [str(tokenizer.decode(done.token_ids)).removeprefix(template.response_lead) for done in completions]
+    texts = [str(tokenizer.decode(done.token_ids)).removeprefix(template.response_lead) for done in completions]
+    return [cut_at_stop(text, job.sampling) for text in texts]
