@@ -138,6 +138,38 @@ def generate(
 
 
 @app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="A run directory, or another folder, with an adapter.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    words: Words = None,
+) -> None:
+    """Add an adapter into its weights, and check that nothing else changed.
+
+    alignkit merge runs/sft/lora models/mine model.dtype=bfloat16
+    """
+    from alignkit.launch import compose_job
+
+    job = compose_job("merge", words or [], model={"name": run})
+    from alignkit.evaluate.merge import run as merged
+
+    merged(job, out=out)
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="A run directory or a model folder.")],
+    words: Words = None,
+) -> None:
+    """Check that a folder serves what was trained: the same tokens in, the same end, the same weights."""
+    from alignkit.launch import compose_job
+
+    job = compose_job("verify", words or [], model={"name": run})
+    from alignkit.evaluate.verify import run as verified
+
+    verified(job)
+
+
+@app.command()
 def demo(
     keep: Annotated[Path, typer.Option(help="Folder for the demo's run.")] = Path("runs/demo"),
 ) -> None:

@@ -168,7 +168,23 @@ class GenerateJob:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-JOBS: dict[str, type] = {"sft": SftJob, "generate": GenerateJob}
+@dataclass
+class MergeJob:
+    max_difference: float | None = setting(
+        "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
+        None,
+        gt=0,
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+
+
+@dataclass
+class VerifyJob:
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+JOBS: dict[str, type] = {"sft": SftJob, "generate": GenerateJob, "merge": MergeJob, "verify": VerifyJob}
 
 
 def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

@@ -11,29 +11,15 @@ from alignkit.config import GenerateJob
 from alignkit.errors import AlignkitError
 from alignkit.evaluate.generate import run
 from alignkit.launch import compose_job
-from alignkit.stages import sft
 
 KNOWN = {
     "Say hello.": "hello there",
     "Count to five, please, and take your time.": "1 2 3 4 5",
     "Up?": "down",
     "A Greek word": "λόγος",
-}
+}  # what the run of conftest.py has learnt by heart
 
 Answer = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that has learnt the answers of `KNOWN` by heart."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows = [{"instruction": question, "output": answer} for question, answer in KNOWN.items()]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    quiet = ["train.report_to=none", "train.save_strategy='no'", "samples=0"]
-    by_heart = ["train.max_steps=40", "train.per_device_train_batch_size=4", "train.learning_rate=3e-3"]
-    job = compose_job("sft", ["model=tiny_gpt2", f"data.path={folder / 'rows.jsonl'}", *quiet, *by_heart])
-    sft.run(job, folder / "run")
-    return folder / "run"
 
 
 @pytest.fixture
