@@ -1,6 +1,7 @@
 """An adapter merged is the adapter, to rounding; and nothing is written where it is not."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +82,6 @@ def test_mistakes_are_told_together(run_dir: Path, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers_are_refused(adapter_dir: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(adapter_dir, broken)
     weights = load_file(broken / "adapter_model.safetensors")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -89,7 +90,8 @@ def examine(folder: Path, model: ModelConfig) -> Iterator[Finding]:
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Finding:
-    num_rows = int(skeleton(model).get_input_embeddings().weight.shape[0])
+    embeddings: Any = skeleton(model).get_input_embeddings()
+    num_rows = len(embeddings.weight)
     highest = max(tokenizer.get_vocab().values())
     detail = f"{len(tokenizer):,} tokens, {num_rows:,} embeddings"
     return Finding("vocabulary", "ok" if highest < num_rows else "FAIL", detail)
