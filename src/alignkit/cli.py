@@ -43,7 +43,19 @@ Words = Annotated[
         metavar="[config=FILE] [key=value]...", help="Files and settings; later ones win.", autocompletion=_complete
     ),
 ]
+RunsAndWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN... [key=value]...",
+        help="Run directories, model folders or hub ids; and settings.",
+        autocompletion=_complete,
+    ),
+]
 ConfigDir = Annotated[Path | None, typer.Option(help="Folder with your own model/, data/, lora/ … options.")]
+
+
+def _runs_and_words(words: list[str]) -> tuple[list[str], list[str]]:
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
 
 
 def _version(wanted: bool) -> None:
@@ -135,6 +147,26 @@ def generate(
     from alignkit.evaluate.generate import run as answer
 
     answer(job, prompts=prompt or [], prompts_path=prompts, out=out)
+
+
+@app.command()
+def next(
+    words: RunsAndWords,
+    prompt: Annotated[str, typer.Option(help="What the model is asked.")],
+    response: Annotated[str | None, typer.Option(help="Walk along this response instead.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
+) -> None:
+    """Look at the distribution of the next token: probability, rank, entropy, before and after truncation.
+
+    alignkit next runs/sft/tiny --prompt "Repeat the word moon." sampling=nucleus temperatures=[0.5,1,2]
+    """
+    from alignkit.launch import compose_job
+
+    runs, settings = _runs_and_words(words)
+    job = compose_job("next", settings, model={"name": runs[0] if runs else ""})
+    from alignkit.evaluate.next_token import run as show
+
+    show(job, runs=runs, prompt=prompt, response=response, png=png)
 
 
 @app.command()

@@ -184,7 +184,22 @@ class VerifyJob:
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
-JOBS: dict[str, type] = {"sft": SftJob, "generate": GenerateJob, "merge": MergeJob, "verify": VerifyJob}
+@dataclass
+class NextJob:
+    num_tokens: int = setting("likeliest tokens to show", 12, ge=1)
+    temperatures: list[float] = setting("show one after the other, in place of sampling.temperature", [])
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+JOBS: dict[str, type] = {
+    "sft": SftJob,
+    "generate": GenerateJob,
+    "next": NextJob,
+    "merge": MergeJob,
+    "verify": VerifyJob,
+}
 
 
 def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
