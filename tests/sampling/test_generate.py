@@ -155,8 +155,8 @@ def test_dropout_is_off_and_the_mode_comes_back(training: bool) -> None:
 def test_keys_of_the_caller_decide_the_draws() -> None:
     model, same = tiny(), [[5, 6, 7]] * 3
     plain = [c.token_ids for c in run(model, DRAWN, prompts=same)]
-    assert [c.token_ids for c in run(model, DRAWN, prompts=same, row_keys=[2, 1, 0])] == plain[::-1]
-    first, second, third = run(model, DRAWN, prompts=same, row_keys=["a", "a", 0])
+    assert [c.token_ids for c in run(model, DRAWN, prompts=same, keys=[2, 1, 0])] == plain[::-1]
+    first, second, third = run(model, DRAWN, prompts=same, keys=["a", "a", 0])
     assert first.token_ids == second.token_ids != third.token_ids == plain[0]
 
 
@@ -167,8 +167,8 @@ def test_each_token_has_its_logprob_and_the_end_its_own() -> None:
         said = completion.token_ids + ([] if completion.end_id is None else [completion.end_id])
         logprobs = model(torch.tensor([prompt + said])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
         expected = [logprobs[t, token].item() for t, token in enumerate(said)]
-        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
-        assert completion.logprob == sum(completion.logprobs)
+        assert completion.token_logprobs == pytest.approx(expected, abs=1e-4)
+        assert completion.logprob == sum(completion.token_logprobs)
 
 
 def test_a_stop_string_may_lie_across_tokens() -> None:
@@ -200,7 +200,7 @@ def test_tokens_are_told_as_they_are_drawn() -> None:
 def test_one_row_at_a_time_is_the_same_bits_in_any_company() -> None:
     model = tiny()
     together = run(model, DRAWN, batch_size=1)
-    alone = [run(model, DRAWN, 1, prompts=[prompt], row_keys=[row])[0] for row, prompt in enumerate(prompts())]
+    alone = [run(model, DRAWN, 1, prompts=[prompt], keys=[row])[0] for row, prompt in enumerate(prompts())]
     assert alone == together
 
 

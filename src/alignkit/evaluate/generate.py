@@ -86,7 +86,7 @@ def _chunks(
             job.sampling,
             seed=job.seed,
             batch_size=1 if job.deterministic_rows else job.batch_size,
-            row_keys=keys[start : start + size],
+            keys=keys[start : start + size],
             on_progress=lambda done, start=start: on_progress(start + done),  # type: ignore[misc]
         )
         yield [

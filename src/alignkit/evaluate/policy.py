@@ -104,7 +104,7 @@ class Policy:
         *,
         seed: int,
         batch_size: int,
-        row_keys: Sequence[int | str] | None = None,
+        keys: Sequence[int | str] | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
@@ -117,7 +117,7 @@ class Policy:
             pad_id=self.pad_id,
             seed=seed,
             batch_size=batch_size,
-            row_keys=row_keys,
+            keys=keys,
             decode=self.decode,
             on_progress=on_progress,
             on_token=on_token,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,24 +27,21 @@ class Completion:
         token_ids: the response, without the end token; a stop string's tokens are in it.
         finish_reason: `stop` where the model ended it, `stop_string` where a text of `sampling.stop` did, `length`
             where `max_new_tokens` did.
-        logprobs: in nats, of each token of the response and of the end token that closed it, under the model's plain
-            distribution (temperature 1, nothing truncated), whatever it was sampled from.
+        logprob: sum in nats of the log-probabilities of the response and of the end token that closed it, under the
+            model's plain distribution (temperature 1, nothing truncated), whatever it was sampled from.
         end_id: the token that ended it; None unless `finish_reason` is `stop`.
+        token_logprobs: the terms of `logprob`, one for each token and one for the end token.
     """
 
     token_ids: list[int]
     finish_reason: Literal["stop", "stop_string", "length"]
-    logprobs: list[float]
+    logprob: float
     end_id: int | None = None
+    token_logprobs: list[float] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
-
-    @property
-    def logprob(self) -> float:
-        """Of the whole response, end token included: the sum of `logprobs`."""
-        return sum(self.logprobs)
 
 
 def generate(
@@ -56,7 +53,7 @@ def generate(
     pad_id: int,
     seed: int,
     batch_size: int,
-    row_keys: Sequence[int | str] | None = None,
+    keys: Sequence[int | str] | None = None,
     decode: Callable[[list[int]], str] | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_token: Callable[[int, int], None] | None = None,
@@ -76,7 +73,7 @@ def generate(
         pad_id: any valid id; it fills the left of shorter prompts, unseen.
         seed: of every draw.
         batch_size: most prompts at once.
-        row_keys: what tells the rows' draws apart, one for each prompt; None takes their places 0, 1, ….
+        keys: what tells the rows' draws apart, one for each prompt; None takes their places 0, 1, ….
         decode: token ids to text; only `sampling.stop` asks for it.
         on_progress: told how many completions are finished, each time some are.
         on_token: told the place of a prompt and a token of its response, as it is drawn.
@@ -87,11 +84,11 @@ def generate(
     Raises:
         ModelError: a prompt is empty or leaves no room for `max_new_tokens`, or the logits are not finite.
     """
-    assert row_keys is None or len(row_keys) == len(prompts), "a key for each prompt"
+    assert keys is None or len(keys) == len(prompts), "a key for each prompt"
     assert decode is not None or not sampling.stop, "stop strings are looked for in text"
     _check_lengths(model, prompts, sampling.max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    keys = range(len(prompts)) if row_keys is None else row_keys
+    keys = range(len(prompts)) if keys is None else keys
     done: dict[int, Completion] = {}
     was_training = model.training
     model.train(False)
@@ -188,21 +185,23 @@ class _Batch:
             if not math.isfinite(logprob):
                 raise ModelError(f"prompt {self.rows[place] + 1}: the model's logits are not finite numbers")
             self.logprobs[place].append(logprob)
-            if token in self.stop_ids:
-                completion = Completion(self.drawn[place], "stop", self.logprobs[place], token)
+            reason = self._reason(place, token)
+            if reason is not None:
+                terms, end_id = self.logprobs[place], token if reason == "stop" else None
+                completion = Completion(self.drawn[place], reason, sum(terms), end_id, terms)
                 finished[place] = (self.rows[place], completion)
-                continue
-            self.drawn[place].append(token)
-            if self.on_token is not None:
-                self.on_token(self.rows[place], token)
-            if self._says_stop(self.drawn[place]):
-                completion = Completion(self.drawn[place], "stop_string", self.logprobs[place])
-            elif len(self.drawn[place]) == self.sampling.max_new_tokens:
-                completion = Completion(self.drawn[place], "length", self.logprobs[place])
-            else:
-                continue
-            finished[place] = (self.rows[place], completion)
         return finished
+
+    def _reason(self, place: int, token: int) -> Literal["stop", "stop_string", "length"] | None:
+        """Why the response ends with this token, which is part of it unless it is an end token; None to go on."""
+        if token in self.stop_ids:
+            return "stop"
+        self.drawn[place].append(token)
+        if self.on_token is not None:
+            self.on_token(self.rows[place], token)
+        if self._says_stop(self.drawn[place]):
+            return "stop_string"
+        return "length" if len(self.drawn[place]) == self.sampling.max_new_tokens else None
 
     def _says_stop(self, drawn: list[int]) -> bool:
         if not self.sampling.stop:
