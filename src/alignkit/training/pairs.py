@@ -16,15 +16,16 @@ from alignkit.training.ordered import OrderedTrainer
 _TAKE_A_MASK = ("eager", "sdpa")  # flash kernels know causal attention only
 
 
-def model_inputs(batch: Mapping[str, Tensor], *, attention: str) -> dict[str, Any]:
+def model_inputs(batch: Mapping[str, Tensor], *, attention: str, shared_prompt: bool) -> dict[str, Any]:
     """What a model is called with for a batch of `PairCollator`.
 
     Args:
-        batch: with B pairs on N lines.
+        batch: of pairs.
         attention: the model's attention implementation.
+        shared_prompt: as the collator laid it.
     """
     parts = batch["parts"]
-    if len(parts) > len(batch["row_index"]):
+    if not shared_prompt:
         mask = (parts != NOTHING).long()
     elif attention == "eager":  # adds the mask to its scores
         seen = visible(parts)
@@ -39,6 +40,14 @@ def model_inputs(batch: Mapping[str, Tensor], *, attention: str) -> dict[str, An
     }
 
 
+def may_share_prompts(model: PreTrainedModel) -> bool:
+    """Whether the architecture could: a mask of ours takes the place of a sliding window's, and flash takes none."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return model.config._attn_implementation in _TAKE_A_MASK and not windowed and set(kinds) == {"full_attention"}
+
+
 def shares_prompts_exactly(model: PreTrainedModel, head: nn.Module) -> bool:
     """Whether two responses behind one prompt score as they do behind one each, tried on the very model that trains.
 
@@ -48,13 +57,9 @@ def shares_prompts_exactly(model: PreTrainedModel, head: nn.Module) -> bool:
         model: any model with a causal backbone.
         head: its last module, which is called with the backbone's states.
     """
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    if model.config._attn_implementation not in _TAKE_A_MASK or windowed or set(kinds) != {"full_attention"}:
-        return False  # a mask of ours would take the place of the window's
     generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(config.vocab_size, (length,), generator=generator).tolist() for length in (5, 4, 6)]
+    size = model.config.get_text_config().vocab_size
+    ids = [torch.randint(size, (length,), generator=generator).tolist() for length in (5, 4, 6)]
     pair = {"prompt_ids": ids[0], "chosen_ids": ids[1], "rejected_ids": ids[2], "row_index": 0}
     weight = next(model.parameters())
     states = []
@@ -63,7 +68,7 @@ def shares_prompts_exactly(model: PreTrainedModel, head: nn.Module) -> bool:
     try:
         for shared in (False, True):
             batch = {k: v.to(weight.device) for k, v in PairCollator(0, shared_prompt=shared)([pair, pair]).items()}
-            inputs = model_inputs(batch, attention=model.config._attn_implementation)
+            inputs = model_inputs(batch, attention=model.config._attn_implementation, shared_prompt=shared)
             with torch.inference_mode(), inputs_of(head) as caught:
                 model(**inputs)
             # both layouts in one order: chosen states, then rejected ones
@@ -91,11 +96,23 @@ def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
 class PairTrainer(OrderedTrainer):
     """Goes in front of TRL's reward and DPO trainers: encoded pairs stay as they are, held-out figures are per pair."""
 
+    data_collator: PairCollator
+    _metrics: dict[str, dict[str, list[float]]]  # TRL's trainers have it: what the next log averages
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
+    def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the model is called with for a batch of this trainer's collator."""
+        attention = self.accelerator.unwrap_model(self.model).config._attn_implementation
+        return model_inputs(batch, attention=attention, shared_prompt=self.data_collator.shared_prompt)
+
+    def num_pairs(self, batch: Mapping[str, Tensor]) -> int:
+        num_lines = len(batch["input_ids"])
+        return num_lines if self.data_collator.shared_prompt else num_lines // 2
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        num_pairs = len(inputs["row_index"])
+        num_pairs = self.num_pairs(inputs)
         result = super().prediction_step(model, inputs, *args, **kwargs)
         for values in self._metrics["eval"].values():
             # Upstream averages the batches' means, and the last batch is often smaller: count each pair once.
