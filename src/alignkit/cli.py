@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -215,6 +215,55 @@ def next(
     from alignkit.evaluate.next_token import run as show
 
     show(job, runs=runs, prompt=prompt, response=response, png=png)
+
+
+@app.command()
+def compare(
+    words: RunsAndWords,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A data file of prompts; .txt holds one a line.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Score with file.py:function or a reward run.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
+) -> None:
+    """The same prompts through several models, side by side; the first is the one the others are held against.
+
+    alignkit compare runs/sft/base runs/sft/tuned --prompts prompts.txt --html compare.html logprobs=true
+    """
+    from alignkit.launch import compose_job
+
+    runs, settings = _runs_and_words(words)
+    job = compose_job("compare", settings, model={"name": runs[0] if runs else ""})
+    from alignkit.evaluate.compare import run as compared
+
+    compared(job, runs=runs, prompts=prompt or [], prompts_path=prompts, reward=reward, html=html, out=out)
+
+
+@app.command()
+def evaluate(
+    words: RunsAndWords,
+    reward: Annotated[str | None, typer.Option(help="Score responses with file.py:function or a reward run.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The model to measure the KL divergence from.")] = None,
+    pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs, for the implicit reward.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
+) -> None:
+    """Measure models on held-out rows; without a data section, on those the first run held out itself.
+
+    alignkit evaluate runs/sft/base runs/sft/tuned --reward my_rewards.py:polite --reference runs/sft/base
+    """
+    from alignkit.launch import compose_job
+    from alignkit.runs.directory import read_manifest
+
+    runs, settings = _runs_and_words(words)
+    first = runs[0] if runs else ""
+    given: dict[str, Any] = {"model": {"name": first}}
+    manifest = read_manifest(Path(first)) or {}
+    if manifest.get("stage") == "sft" and not any(word.startswith(("data=", "data.path=")) for word in settings):
+        given["data"] = manifest["job"]["data"]
+    job = compose_job("evaluate", settings, **given)
+    from alignkit.evaluate.evaluate import run as measured
+
+    measured(job, runs=runs, reward=reward, reference=reference, pairs=pairs, out=out)
 
 
 @app.command()

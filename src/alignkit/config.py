@@ -225,6 +225,34 @@ class GenerateJob:
 
 
 @dataclass
+class CompareJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("responses generated together", 16, ge=1)
+    logprobs: bool = setting("show how the log-probability of each token of the first run's responses changes", False)
+    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
+    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class EvaluateJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+    num_prompts: int = setting("held-out prompts to answer; 0 leaves it at the loss", 32, ge=0)
+    num_samples: int = setting("responses to each prompt", 4, ge=1)
+    precision: float | None = setting(
+        "wished half-width of the reward's interval: suggests num_prompts and num_samples", None, gt=0
+    )
+    beta: float = setting("of the implicit reward beta · (ln π − ln π_ref) on --pairs", 0.1, gt=0)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
 class MergeJob:
     max_difference: float | None = setting(
         "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
@@ -255,6 +283,8 @@ JOBS: dict[str, type] = {
     "dpo": DpoJob,
     "generate": GenerateJob,
     "next": NextJob,
+    "compare": CompareJob,
+    "evaluate": EvaluateJob,
     "merge": MergeJob,
     "verify": VerifyJob,
     "score": ScoreJob,
