@@ -13,9 +13,9 @@ FLOORS = {
     "data": 2,
     "models": 2,
     "sampling": 2,
-    "ppo": 2,
     "runs": 2,
     "training": 2,
+    "ppo": 2.5,  # samples with `sampling`, checkpoints with `training`
     "stages": 3,
     "evaluate": 3,
     "mistakes": 4,
@@ -30,6 +30,7 @@ ALLOWED_AT_TOP = {
     0: {"omegaconf"},
     1: set(),
     2: {"torch", "transformers", "peft", "datasets", "accelerate", "pyarrow", "rich", "trl"},
+    2.5: {"torch", "transformers", "peft", "accelerate"},
     3: HEAVY - {"hydra", "omegaconf"},
     4: {"hydra", "omegaconf"},
     5: {"hydra", "omegaconf"},

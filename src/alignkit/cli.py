@@ -44,6 +44,9 @@ Words = Annotated[
     ),
 ]
 ConfigDir = Annotated[Path | None, typer.Option(help="Folder with your own model/, data/, lora/ … options.")]
+Cfg = Annotated[str | None, typer.Option(help="Show the composed job, hydra or all; run nothing.")]
+Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Run every combination of a sweep.")]
+Info = Annotated[str | None, typer.Option(help=f"Show how it is composed: {', '.join(INFO)}.")]
 
 
 def _version(wanted: bool) -> None:
@@ -65,11 +68,7 @@ def _root(
 
 @app.command()
 def sft(
-    words: Words = None,
-    cfg: Annotated[str | None, typer.Option(help="Show the composed job, hydra or all; run nothing.")] = None,
-    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Run every combination of a sweep.")] = False,
-    config_dir: ConfigDir = None,
-    info: Annotated[str | None, typer.Option(help=f"Show how it is composed: {', '.join(INFO)}.")] = None,
+    words: Words = None, cfg: Cfg = None, multirun: Multirun = False, config_dir: ConfigDir = None, info: Info = None
 ) -> None:
     """Supervised fine-tuning: the loss sees the response, never the prompt.
 
@@ -78,12 +77,32 @@ def sft(
     Settings are name, seed, resume, overwrite, samples, early_stopping and the sections model, data, template, lora,
     sampling and train; --cfg job shows them all with their values. The run is written to runs/sft/<name>.
     """
+    _launch("sft", words, cfg, multirun, config_dir, info)
+
+
+@app.command()
+def ppo(
+    words: Words = None, cfg: Cfg = None, multirun: Multirun = False, config_dir: ConfigDir = None, info: Info = None
+) -> None:
+    """Reinforcement learning from any reward by PPO: a reward model, a classifier, or your own Python function.
+
+    alignkit ppo config=configs/smoke/ppo.yaml ppo.num_updates=20
+
+    Settings are name, seed, resume, overwrite, samples, reward and the sections model, data, template, lora, sampling,
+    ppo, value and train; --cfg job shows them all with their values. The run is written to runs/ppo/<name>.
+    """
+    _launch("ppo", words, cfg, multirun, config_dir, info)
+
+
+def _launch(
+    stage: str, words: list[str] | None, cfg: str | None, multirun: bool, config_dir: Path | None, info: str | None
+) -> None:
     from alignkit.errors import ConfigError, did_you_mean
     from alignkit.launch import launch
 
     if cfg is not None and cfg not in SHOWN:
         raise ConfigError(f"--cfg {cfg}: it shows {', '.join(SHOWN)}{did_you_mean(cfg, SHOWN)}")
-    launch("sft", words or [], config_dir=config_dir, multirun=multirun, show=cfg, info=info)
+    launch(stage, words or [], config_dir=config_dir, multirun=multirun, show=cfg, info=info)
 
 
 @app.command()

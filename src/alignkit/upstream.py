@@ -46,6 +46,7 @@ SFT_CONFIG = ArgumentClass(
         ("trl", "trainer/sft_config.py", "SFTConfig"),
     ),
 )
+TRAINING_ARGUMENTS = ArgumentClass("transformers", "TrainingArguments", (_TRAINING_ARGUMENTS,))
 LORA_CONFIG = ArgumentClass(
     "peft",
     "LoraConfig",
@@ -115,6 +116,30 @@ SFT_OWNED = {
     "label_smoothing_factor": "the loss is the plain likelihood of the response",
     "loss_type": "the loss is the plain likelihood of the response",
 }
+_BATCHES = "a minibatch is ppo.num_prompts × ppo.num_generations / ppo.num_mini_batches completions"
+PPO_OWNED = {
+    key: SFT_OWNED[key]
+    for key in (
+        *("seed", "data_seed", "resume_from_checkpoint", "remove_unused_columns", "label_names", "disable_tqdm"),
+        *("logging_nan_inf_filter", "enable_jit_checkpoint", "push_to_hub", "do_eval", "do_predict"),
+    )
+} | {
+    "output_dir": "the run directory is runs/ppo/<name>; move it with hydra.run.dir",
+    "num_train_epochs": "use ppo.num_updates",
+    "max_steps": "use ppo.num_updates",
+    "gradient_accumulation_steps": f"{_BATCHES}, taken train.per_device_train_batch_size at a time",
+    "per_device_eval_batch_size": "use ppo.generation_batch_size",
+    "auto_find_batch_size": f"{_BATCHES}; set per_device_train_batch_size",
+    "train_sampling_strategy": "the order of the prompts follows from seed and data.shuffle",
+    "length_column_name": "prompts are grouped by length as they are answered",
+    "do_train": "alignkit ppo always trains",
+    "prediction_loss_only": "evaluation scores completions",
+    "label_smoothing_factor": "PPO has no labels",
+    "neftune_noise_alpha": "noise in the embeddings would make sampler and policy two distributions",
+    "use_liger_kernel": "the loss already skips every position it does not need",
+    "include_for_metrics": "evaluation scores completions",
+    "batch_eval_metrics": "evaluation scores completions",
+}
 LORA_OWNED = {
     "task_type": "the stage sets it",
     "peft_type": "the section is LoRA",
@@ -127,6 +152,7 @@ LORA_OWNED = {
 
 OPEN_SECTIONS: dict[str, dict[str, tuple[ArgumentClass, dict[str, str]]]] = {
     "sft": {"train": (SFT_CONFIG, SFT_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
+    "ppo": {"train": (TRAINING_ARGUMENTS, PPO_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
 }
 
 # Upstream accepts nonsense here (num_train_epochs=-1) and fails late or never.

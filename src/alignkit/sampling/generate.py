@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -28,11 +28,15 @@ class Completion:
         finish_reason: `stop` where the model ended it, `length` where `max_new_tokens` did.
         logprob: sum in nats of the log-probabilities of the response and of the end token that closed it, under the
             model's plain distribution (temperature 1, nothing truncated), whatever it was sampled from.
+        end_id: the token that ended it; None where `max_new_tokens` did.
+        token_logprobs: the terms of `logprob`, one for each token and one for the end token.
     """
 
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     logprob: float
+    end_id: int | None = None
+    token_logprobs: list[float] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -48,13 +52,14 @@ def generate(
     pad_id: int,
     seed: int,
     batch_size: int,
+    keys: Sequence[str] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Complete every prompt.
 
     Prompts of like length share a batch, the longest first, so that a batch too large for the memory fails at once. A
-    row leaves its batch when it ends. What row i draws is a function of (seed, i, step) and the model's logits alone:
-    the batch size changes no token, except where the rounding of the logits decides.
+    row leaves its batch when it ends. What row i draws is a function of (seed, key of i, step) and the model's logits
+    alone: the batch size changes no token, except where the rounding of the logits decides.
 
     Args:
         model: a causal language model with a key/value cache; a PEFT model too.
@@ -64,6 +69,7 @@ def generate(
         pad_id: any valid id; it fills the left of shorter prompts, unseen.
         seed: of every draw.
         batch_size: most prompts at once.
+        keys: what tells the rows apart in the draws, for each prompt; None takes their places, "0", "1", ….
         on_progress: told how many completions are finished, each time some are.
 
     Returns:
@@ -74,13 +80,14 @@ def generate(
     """
     _check_lengths(model, prompts, sampling.max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    keys = keys if keys is not None else [str(row) for row in range(len(prompts))]
     done: dict[int, Completion] = {}
     was_training = model.training
     model.train(False)
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
-                batch = _Batch(model, prompts, order[start : start + batch_size], sampling, eos_ids, pad_id, seed)
+                batch = _Batch(model, prompts, order[start : start + batch_size], sampling, eos_ids, pad_id, seed, keys)
                 while batch.rows:
                     finished = batch.step()
                     done |= finished
@@ -103,11 +110,12 @@ class _Batch:
         eos_ids: Sequence[int],
         pad_id: int,
         seed: int,
+        keys: Sequence[str],
     ) -> None:
-        self.model, self.sampling, self.seed = model, sampling, seed
+        self.model, self.sampling, self.seed, self.keys = model, sampling, seed, keys
         self.rows = list(rows)
         self.drawn: list[list[int]] = [[] for _ in rows]
-        self.logprobs = [0.0] * len(rows)
+        self.logprobs: list[list[float]] = [[] for _ in rows]
         self.stop_ids = set(eos_ids)
         self.eos_ids = torch.tensor(list(eos_ids), dtype=torch.long, device=model.device)
         width = max(len(prompts[row]) for row in rows)
@@ -128,7 +136,7 @@ class _Batch:
             allowed_BV = logits_BV.index_fill(-1, self.eos_ids, -torch.inf)
         probabilities_BV = distribution(allowed_BV, self.sampling, self.previous_ids)
         if draws(self.sampling):
-            ids_B = draw(probabilities_BV, seed=self.seed, rows=self.rows, step=num_drawn)
+            ids_B = draw(probabilities_BV, seed=self.seed, rows=[self.keys[row] for row in self.rows], step=num_drawn)
         else:
             ids_B = probabilities_BV.argmax(-1)
         logprobs_B = logits_BV.gather(-1, ids_B[:, None]).squeeze(-1) - logits_BV.logsumexp(-1)
@@ -159,12 +167,16 @@ class _Batch:
         for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
             if not math.isfinite(logprob):
                 raise ModelError(f"prompt {self.rows[place] + 1}: the model's logits are not finite numbers")
-            self.logprobs[place] += logprob
+            self.logprobs[place].append(logprob)
             stopped = token in self.stop_ids
             if not stopped:
                 self.drawn[place].append(token)
             if stopped or len(self.drawn[place]) == self.sampling.max_new_tokens:
-                completion = Completion(self.drawn[place], "stop" if stopped else "length", self.logprobs[place])
+                terms = self.logprobs[place]
+                ended_by: tuple[Literal["stop", "length"], int | None] = (
+                    ("stop", token) if stopped else ("length", None)
+                )
+                completion = Completion(self.drawn[place], ended_by[0], sum(terms), ended_by[1], terms)
                 finished[place] = (self.rows[place], completion)
         return finished
 
