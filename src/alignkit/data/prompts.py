@@ -110,7 +110,8 @@ def load_prompts(
     Raises:
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to ask.
     """
-    ledger, formats = Ledger(), {}
+    ledger = Ledger()
+    formats: dict[str, str] = {}
     paths = {"train": data.path} | ({"eval": data.eval_path} if data.eval_path is not None else {})
     sets = {name: _read(data, name, path, ledger, formats, seed=seed) for name, path in paths.items()}
     if data.eval_fraction:

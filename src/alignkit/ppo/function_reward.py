@@ -79,8 +79,8 @@ class PythonFunction:
             except RewardError as alone:
                 if self.on_error is OnError.stop:
                     raise RewardError(
-                        f"{alone}; the sample is {sample.prompt.source}, prompt {sample.prompt.text[:60]!r}, completion "
-                        f"{sample.completion[:60]!r}"
+                        f"{alone}; the sample is {sample.prompt.source}, prompt {sample.prompt.text[:60]!r}, "
+                        f"completion {sample.completion[:60]!r}"
                     ) from alone
                 scores.append(None)
         if self.on_error is OnError.stop:  # it fails on no single sample, or there was only one

@@ -1,8 +1,8 @@
 """PPO on transformers' trainer: one of its steps is one update, a rollout and the optimizer steps that follow it.
 
-So everything it counts (`eval_steps`, `save_steps`, the learning rate's schedule) counts updates, and a checkpoint always
-lies between two rollouts. Each draw is a function of the seed and of what it is for: a resumed run has no random state
-to restore.
+So everything it counts (`eval_steps`, `save_steps`, the learning rate's schedule) counts updates, and a checkpoint
+always lies between two rollouts. Each draw is a function of the seed and of what it is for: a resumed run has no random
+state to restore.
 """
 
 from __future__ import annotations
@@ -322,7 +322,8 @@ class PpoTrainer(DurableTrainer):
 
     def _optimizer_step(self, model: nn.Module) -> None:
         """As upstream takes the last one of an update."""
-        norm = self._clip_grad_norm(model) if self.args.max_grad_norm > 0 else None
+        clip: Any = self._clip_grad_norm
+        norm = clip(model) if self.args.max_grad_norm > 0 else None
         self._get_grad_norm(model, grad_norm=norm)  # looks whether all is finite
         assert self.optimizer is not None
         self.optimizer.step()
@@ -474,7 +475,7 @@ class PpoTrainer(DurableTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.policy)  # type: ignore[arg-type]  # a module
-            decaying = set(self.get_decay_parameter_names(self.policy))  # type: ignore[arg-type]  # a module
+            decaying = set(self.get_decay_parameter_names(self.policy))
             groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "value": []}
             for name, weight in self.policy.named_parameters():
                 if weight.requires_grad:
