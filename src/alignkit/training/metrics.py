@@ -101,10 +101,10 @@ class MetricsFile(TrainerCallback):
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Take the lines with a later `step` out of a JSON-lines file, if it is there."""
+    """Take the lines with a later `step` out of a JSON-lines file, if it is there; before step 1, all of them."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    kept = [line for line in read_metrics(path) if 0 < step >= line["step"]]  # what step 0 logs, it will log again
     shorter = path.with_suffix(".tmp")
     shorter.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
     shorter.replace(path)
