@@ -30,9 +30,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def rows(min_new_tokens: int = 0, prompts: Any = PROMPTS, completions: Any = COMPLETIONS) -> Any:
-    return side_by_side(
-        prompts, completions, pad_id=0, min_new_tokens=min_new_tokens, device=torch.device("cpu")
-    )
+    return side_by_side(prompts, completions, pad_id=0, min_new_tokens=min_new_tokens, device=torch.device("cpu"))
 
 
 def test_rows_lie_side_by_side() -> None:
@@ -123,4 +121,3 @@ def test_gradients_in_chunks_are_those_of_the_whole(model: Any, monkeypatch: pyt
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-

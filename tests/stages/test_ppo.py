@@ -198,7 +198,11 @@ def test_the_value_head_warms_up_alone(job):
 
 
 def test_columns_of_the_rows_reach_the_reward(job):
-    run(job("reward=[{function: 'rewards.py:tagged'}, {function: 'rewards.py:length', weight: -1}]", "ppo.num_updates=1"))
+    run(
+        job(
+            "reward=[{function: 'rewards.py:tagged'}, {function: 'rewards.py:length', weight: -1}]", "ppo.num_updates=1"
+        )
+    )
     (line, *_) = [json.loads(line) for line in Path("out/rollouts.jsonl").read_text().splitlines()]
     first, second = line["scores"].values()
     assert line["score"] == pytest.approx(first - second)
@@ -206,13 +210,17 @@ def test_columns_of_the_rows_reach_the_reward(job):
 
 
 def test_a_reward_that_fails_names_the_function_and_the_sample(job):
-    Path("bad.py").write_text("def bad(prompts, completions, **_):\n    return [1 / ('two' not in p) for p in prompts]\n")
+    Path("bad.py").write_text(
+        "def bad(prompts, completions, **_):\n    return [1 / ('two' not in p) for p in prompts]\n"
+    )
     with pytest.raises(RewardError, match=r"reward\[0\]: bad.py:bad raised ZeroDivisionError: .*; the sample is rows"):
         run(job("reward=[{function: 'bad.py:bad'}]", "ppo.num_prompts=32"))
 
 
 def test_a_reward_that_fails_can_be_skipped_and_is_counted(job):
-    Path("bad.py").write_text("def bad(prompts, completions, **_):\n    return [1 / ('two' not in p) for p in prompts]\n")
+    Path("bad.py").write_text(
+        "def bad(prompts, completions, **_):\n    return [1 / ('two' not in p) for p in prompts]\n"
+    )
     run(job("reward=[{function: 'bad.py:bad', on_error: skip}]", "ppo.num_prompts=32", "samples=0"))
     assert metrics("out", "rollout/skipped")[0] > 0
     assert metrics("out", "objective/score") == [1.0] * 3
