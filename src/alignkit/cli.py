@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-STAGES = ("sft",)
+STAGES = ("sft", "reward", "dpo")
 SHOWN = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -44,9 +44,6 @@ Words = Annotated[
     ),
 ]
 ConfigDir = Annotated[Path | None, typer.Option(help="Folder with your own model/, data/, lora/ … options.")]
-Cfg = Annotated[str | None, typer.Option(help="Show the composed job, hydra or all; run nothing.")]
-Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Run every combination of a sweep.")]
-Info = Annotated[str | None, typer.Option(help=f"Show how it is composed: {', '.join(INFO)}.")]
 
 
 def _version(wanted: bool) -> None:
@@ -66,9 +63,18 @@ def _root(
     pass
 
 
+Cfg = Annotated[str | None, typer.Option(help="Show the composed job, hydra or all; run nothing.")]
+Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Run every combination of a sweep.")]
+Info = Annotated[str | None, typer.Option(help=f"Show how it is composed: {', '.join(INFO)}.")]
+
+
 @app.command()
 def sft(
-    words: Words = None, cfg: Cfg = None, multirun: Multirun = False, config_dir: ConfigDir = None, info: Info = None
+    words: Words = None,
+    cfg: Cfg = None,
+    multirun: Multirun = False,
+    config_dir: ConfigDir = None,
+    info: Info = None,
 ) -> None:
     """Supervised fine-tuning: the loss sees the response, never the prompt.
 
@@ -81,15 +87,57 @@ def sft(
 
 
 @app.command()
+def reward(
+    words: Words = None,
+    cfg: Cfg = None,
+    multirun: Multirun = False,
+    config_dir: ConfigDir = None,
+    info: Info = None,
+) -> None:
+    """A reward model from chosen/rejected pairs, with a report card on held-out ones.
+
+    alignkit reward config=configs/smoke/reward.yaml model.name=runs/sft/smoke
+
+    Settings are name, seed, resume, overwrite, early_stopping, use_margin and the sections model, data, template, lora
+    and train; --cfg job shows them all with their values. The run is written to runs/reward/<name>.
+    """
+    _launch("reward", words, cfg, multirun, config_dir, info)
+
+
+@app.command()
+def dpo(
+    words: Words = None,
+    cfg: Cfg = None,
+    multirun: Multirun = False,
+    config_dir: ConfigDir = None,
+    info: Info = None,
+) -> None:
+    """Direct preference optimisation: a better policy from chosen/rejected pairs, without a reward model.
+
+    alignkit dpo config=configs/smoke/dpo.yaml model.name=runs/sft/smoke train.beta=0.1
+
+    Settings are name, seed, resume, overwrite, samples, early_stopping and the sections model, reference, data,
+    template, lora, sampling and train; --cfg job shows them all with their values. The run is written to
+    runs/dpo/<name>.
+    """
+    _launch("dpo", words, cfg, multirun, config_dir, info)
+
+
+@app.command()
 def ppo(
-    words: Words = None, cfg: Cfg = None, multirun: Multirun = False, config_dir: ConfigDir = None, info: Info = None
+    words: Words = None,
+    cfg: Cfg = None,
+    multirun: Multirun = False,
+    config_dir: ConfigDir = None,
+    info: Info = None,
 ) -> None:
     """Reinforcement learning from any reward by PPO: a reward model, a classifier, or your own Python function.
 
     alignkit ppo config=configs/smoke/ppo.yaml ppo.num_updates=20
 
-    Settings are name, seed, resume, overwrite, samples, reward and the sections model, data, template, lora, sampling,
-    ppo, value and train; --cfg job shows them all with their values. The run is written to runs/ppo/<name>.
+    Settings are name, seed, resume, overwrite, samples, early_stopping, reward and the sections model, data, template,
+    lora, sampling, ppo, value and train; --cfg job shows them all with their values. The run is written to
+    runs/ppo/<name>.
     """
     _launch("ppo", words, cfg, multirun, config_dir, info)
 
@@ -107,7 +155,7 @@ def _launch(
 
 @app.command()
 def inspect(
-    stage: Annotated[str, typer.Argument(help="sft")],
+    stage: Annotated[str, typer.Argument(help=", ".join(STAGES))],
     words: Words = None,
     rows: Annotated[int, typer.Option(help="How many rows to show.", min=0)] = 5,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
@@ -154,6 +202,34 @@ def generate(
     from alignkit.evaluate.generate import run as answer
 
     answer(job, prompts=prompt or [], prompts_path=prompts, out=out)
+
+
+@app.command()
+def score(
+    run: Annotated[str, typer.Argument(help="A reward run.")],
+    words: Words = None,
+    pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs: accuracy and margins.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Prompts with responses: the same rows with a score.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of the terminal.")] = None,
+) -> None:
+    """Score responses with a reward model.
+
+    alignkit score runs/reward/smoke --pairs pairs.jsonl --out scores.jsonl
+    """
+    from alignkit.errors import ConfigError
+
+    if (pairs is None) == (rows is None):
+        raise ConfigError(
+            "there is nothing to score: give --pairs FILE or --rows FILE"
+            if pairs is None
+            else "--pairs and --rows are two kinds of data: give one of them"
+        )
+    from alignkit.launch import compose_job
+
+    job = compose_job("score", words or [], model={"name": run}, data={"path": pairs or rows})
+    from alignkit.evaluate.score import run as score_all
+
+    score_all(job, pairs=pairs is not None, out=out)
 
 
 @app.command()

@@ -165,6 +165,62 @@ class SftJob:
 
 
 @dataclass
+class RewardJob:
+    name: str = setting("the run is runs/reward/<name>", "default")
+    seed: int = setting("of every random draw", 0, ge=0)
+    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
+    overwrite: bool = setting("delete a finished run of this name first", False)
+    early_stopping: int | None = setting(
+        "stop after this many evaluations without improvement, and keep the best", None, ge=1
+    )
+    use_margin: bool = setting(
+        "subtract the pairs' margin column from the difference of scores, where they have one", True
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
+    train: dict[str, Any] = setting("trl.RewardConfig, which is transformers.TrainingArguments and more", {})
+
+
+@dataclass
+class ReferenceConfig:
+    name: str | None = setting("another model as the reference; null is the policy as it was at the start", None)
+    keep: bool = setting(
+        "compute its log-probabilities once, before training, and keep them in runs/dpo/.reference for later runs",
+        False,
+    )
+
+
+@dataclass
+class DpoJob:
+    name: str = setting("the run is runs/dpo/<name>", "default")
+    seed: int = setting("of every random draw", 0, ge=0)
+    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
+    overwrite: bool = setting("delete a finished run of this name first", False)
+    early_stopping: int | None = setting(
+        "stop after this many evaluations without improvement, and keep the best", None, ge=1
+    )
+    samples: int = setting("prompts answered before and after training, written to samples.jsonl", 3, ge=0)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    train: dict[str, Any] = setting("trl.DPOConfig, which is transformers.TrainingArguments and more", {})
+
+
+@dataclass
+class ScoreJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("responses scored together", 16, ge=1)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+
+
+@dataclass
 class PromptLength:
     min: int | None = setting("plain text becomes a prompt of its first tokens: at least this many", None, ge=1)
     max: int | None = setting("and at most this many, drawn per row from the seed", None, ge=1)
@@ -229,6 +285,9 @@ class PpoJob:
     seed: int = setting("of every random draw", 0, ge=0)
     resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
     overwrite: bool = setting("delete a finished run of this name first", False)
+    early_stopping: int | None = setting(
+        "stop after this many evaluations without improvement, and keep the best", None, ge=1
+    )
     samples: int = setting("prompts answered and scored before and after training, written to samples.jsonl", 5, ge=0)
     reward: list[Any] = setting("list of {function | classifier | model, weight, …}: scores add up", [])
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -252,7 +311,14 @@ class GenerateJob:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-JOBS: dict[str, type] = {"sft": SftJob, "ppo": PpoJob, "generate": GenerateJob}
+JOBS: dict[str, type] = {
+    "sft": SftJob,
+    "reward": RewardJob,
+    "dpo": DpoJob,
+    "ppo": PpoJob,
+    "generate": GenerateJob,
+    "score": ScoreJob,
+}
 
 
 def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

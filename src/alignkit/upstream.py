@@ -37,15 +37,14 @@ class ArgumentClass:
     sources: tuple[tuple[str, str, str], ...]
 
 
-SFT_CONFIG = ArgumentClass(
-    "trl",
-    "SFTConfig",
-    (
-        _TRAINING_ARGUMENTS,
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-    ),
-)
+def _of_trl(name: str, file: str) -> ArgumentClass:
+    base = ("trl", "trainer/base_config.py", "_BaseConfig")
+    return ArgumentClass("trl", name, (_TRAINING_ARGUMENTS, base, ("trl", f"trainer/{file}", name)))
+
+
+SFT_CONFIG = _of_trl("SFTConfig", "sft_config.py")
+REWARD_CONFIG = _of_trl("RewardConfig", "reward_config.py")
+DPO_CONFIG = _of_trl("DPOConfig", "dpo_config.py")
 TRAINING_ARGUMENTS = ArgumentClass("transformers", "TrainingArguments", (_TRAINING_ARGUMENTS,))
 LORA_CONFIG = ArgumentClass(
     "peft",
@@ -76,69 +75,86 @@ RENAMED = {
 }
 
 _OURS = "alignkit hands the trainer encoded rows"
-SFT_OWNED = {
-    "output_dir": "the run directory is runs/sft/<name>; move it with hydra.run.dir",
-    "seed": "use seed, outside train",
-    "data_seed": "use seed, outside train",
-    "max_length": "use data.max_length",
-    "truncation_mode": "use data.overlength",
-    "packing": "use data.batching",
-    "packing_strategy": "use data.batching",
-    "padding_free": "use data.batching",
-    "eval_packing": "use data.batching",
-    "train_sampling_strategy": "use data.batching and data.shuffle",
-    "length_column_name": "use data.batching",
-    "shuffle_dataset": "use data.shuffle",
-    "dataset_num_proc": "use data.num_proc",
-    "completion_only_loss": "use data.train_on",
-    "assistant_only_loss": "use data.train_on",
-    "chat_template_path": "use template.file",
-    "model_init_kwargs": "use the model section",
-    "trust_remote_code": "use model.trust_remote_code",
-    "resume_from_checkpoint": "use resume=true",
-    "dataset_text_field": "use data.columns",
-    "dataset_kwargs": _OURS,
-    "remove_unused_columns": _OURS,
-    "label_names": _OURS,
-    "eos_token": "the end token is the template's",
-    "pad_token": "padding is masked by position, whatever the pad token",
-    "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint",
-    "disable_tqdm": "the progress bar is alignkit's own",
-    "auto_find_batch_size": "it would change the global batch; set per_device_train_batch_size and "
-    "gradient_accumulation_steps",
-    "push_to_hub": "upload the run directory yourself when you have looked at it",
-    "use_liger_kernel": "the loss already skips every position it does not need",
-    "do_train": "alignkit sft always trains",
-    "do_eval": "held-out rows are evaluated whenever there are some: data.eval_path or data.eval_fraction",
-    "do_predict": "use alignkit generate",
-    "prediction_loss_only": "evaluation reports the loss only",
-    "label_smoothing_factor": "the loss is the plain likelihood of the response",
-    "loss_type": "the loss is the plain likelihood of the response",
+_PLAIN_LOSS = "the loss is the plain likelihood of the response"
+
+
+def _owned(stage: str, **more: str) -> dict[str, str]:
+    """What alignkit sets itself in every trainer's arguments, and `more` in this stage's, each with what to use."""
+    return {
+        "output_dir": f"the run directory is runs/{stage}/<name>; move it with hydra.run.dir",
+        "seed": "use seed, outside train",
+        "data_seed": "use seed, outside train",
+        "max_length": "use data.max_length",
+        "train_sampling_strategy": "use data.batching and data.shuffle",
+        "length_column_name": "use data.batching",
+        "dataset_num_proc": "use data.num_proc",
+        "model_init_kwargs": "use the model section",
+        "trust_remote_code": "use model.trust_remote_code",
+        "resume_from_checkpoint": "use resume=true",
+        "remove_unused_columns": _OURS,
+        "label_names": _OURS,
+        "pad_token": "padding is masked by position, whatever the pad token",
+        "logging_nan_inf_filter": "a loss that is not finite stops the run",
+        "enable_jit_checkpoint": "SIGTERM always saves a checkpoint",
+        "disable_tqdm": "the progress bar is alignkit's own",
+        "auto_find_batch_size": "it would change the global batch; set per_device_train_batch_size and "
+        "gradient_accumulation_steps",
+        "push_to_hub": "upload the run directory yourself when you have looked at it",
+        "use_liger_kernel": "the loss already skips every position it does not need",
+        "do_train": f"alignkit {stage} always trains",
+        "do_eval": "held-out rows are evaluated whenever there are some: data.eval_path or data.eval_fraction",
+        "do_predict": "use alignkit generate",
+        "prediction_loss_only": "evaluation reports its own figures",
+        **more,
+    }
+
+
+_TEMPLATE = {"chat_template_path": "use template.file", "eos_token": "the end token is the template's"}
+_CUT = {"truncation_mode": "use data.overlength", "padding_free": "use data.batching"}
+SFT_OWNED = _owned(
+    "sft",
+    **_TEMPLATE,
+    **_CUT,
+    packing="use data.batching",
+    packing_strategy="use data.batching",
+    eval_packing="use data.batching",
+    shuffle_dataset="use data.shuffle",
+    completion_only_loss="use data.train_on",
+    assistant_only_loss="use data.train_on",
+    dataset_text_field="use data.columns",
+    dataset_kwargs=_OURS,
+    label_smoothing_factor=_PLAIN_LOSS,
+    loss_type=_PLAIN_LOSS,
+)
+_PAIRS = {
+    "pad_to_multiple_of": "lines are as long as the longest pair of the batch",
+    "label_smoothing_factor": "the loss compares two responses, it has no labels to smooth",
 }
-_BATCHES = "a minibatch is ppo.num_prompts × ppo.num_generations / ppo.num_mini_batches completions"
+REWARD_OWNED = _owned("reward", **_TEMPLATE, **_PAIRS)
+DPO_OWNED = _owned(
+    "dpo",
+    **_CUT,
+    **_PAIRS,
+    precompute_ref_log_probs="use reference.keep",
+    precompute_ref_batch_size="use train.per_device_eval_batch_size",
+    sync_ref_model="the reference stays what it was at the start",
+    ref_model_mixup_alpha="the reference stays what it was at the start",
+    ref_model_sync_steps="the reference stays what it was at the start",
+)
+_MINIBATCH = "a minibatch is ppo.num_prompts × ppo.num_generations / ppo.num_mini_batches completions"
+_GROUPED = "prompts are grouped by length as they are answered"
+_ONLY_TRL = ("max_length", "dataset_num_proc", "model_init_kwargs", "trust_remote_code", "pad_token")
 PPO_OWNED = {
-    key: SFT_OWNED[key]
-    for key in (
-        *("seed", "data_seed", "resume_from_checkpoint", "remove_unused_columns", "label_names", "disable_tqdm"),
-        *("logging_nan_inf_filter", "enable_jit_checkpoint", "push_to_hub", "do_eval", "do_predict"),
-    )
-} | {
-    "output_dir": "the run directory is runs/ppo/<name>; move it with hydra.run.dir",
+    **{key: way_out for key, way_out in _owned("ppo").items() if key not in _ONLY_TRL},
     "num_train_epochs": "use ppo.num_updates",
     "max_steps": "use ppo.num_updates",
-    "gradient_accumulation_steps": f"{_BATCHES}, taken train.per_device_train_batch_size at a time",
+    "gradient_accumulation_steps": f"{_MINIBATCH}, taken train.per_device_train_batch_size at a time",
     "per_device_eval_batch_size": "use ppo.generation_batch_size",
-    "auto_find_batch_size": f"{_BATCHES}; set per_device_train_batch_size",
-    "train_sampling_strategy": "the order of the prompts follows from seed and data.shuffle",
-    "length_column_name": "prompts are grouped by length as they are answered",
-    "do_train": "alignkit ppo always trains",
-    "prediction_loss_only": "evaluation scores completions",
+    "auto_find_batch_size": f"{_MINIBATCH}; set per_device_train_batch_size",
+    "train_sampling_strategy": f"use data.shuffle; {_GROUPED}",
+    "length_column_name": _GROUPED,
     "label_smoothing_factor": "PPO has no labels",
     "neftune_noise_alpha": "noise in the embeddings would make sampler and policy two distributions",
-    "use_liger_kernel": "the loss already skips every position it does not need",
-    "include_for_metrics": "evaluation scores completions",
-    "batch_eval_metrics": "evaluation scores completions",
 }
 LORA_OWNED = {
     "task_type": "the stage sets it",
@@ -152,6 +168,8 @@ LORA_OWNED = {
 
 OPEN_SECTIONS: dict[str, dict[str, tuple[ArgumentClass, dict[str, str]]]] = {
     "sft": {"train": (SFT_CONFIG, SFT_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
+    "reward": {"train": (REWARD_CONFIG, REWARD_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
+    "dpo": {"train": (DPO_CONFIG, DPO_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
     "ppo": {"train": (TRAINING_ARGUMENTS, PPO_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
 }
 
@@ -163,7 +181,15 @@ _AT_LEAST_ONE = {
     "r",
     "lora_alpha",
 }
-_POSITIVE = {"num_train_epochs", "learning_rate", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
+_POSITIVE = {
+    "beta",
+    "num_train_epochs",
+    "learning_rate",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+}
 _NOT_NEGATIVE = {"warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"}
 
 
@@ -256,6 +282,8 @@ def _wrong_value(key: str, value: Any, annotation: str) -> list[str]:
             return [f" is {value}: it must not be negative"]
         if key == "max_steps" and value < 1 and value != -1:
             return [f" is {value}: it must be at least 1"]
+        if key == "label_smoothing" and not 0 <= value < 0.5:
+            return [f" is {value}: it must be at least 0 and below 0.5"]
         if key == "lora_dropout" and not 0 <= value < 1:
             return [f" is {value}: it must be at least 0 and below 1"]
     return []

@@ -16,9 +16,9 @@ CONFIGS = {
     "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, initializer_range=0.3, **SIZES),
     "llama": LlamaConfig(num_key_value_heads=2, initializer_range=0.3, **LLAMA),
     # heads that are more than a matrix: a soft cap, and a bias
-    "gemma2": Gemma2Config(num_key_value_heads=2, head_dim=16, final_logit_softcapping=2.0, initializer_range=0.3, **LLAMA),
+    "gemma2": Gemma2Config(num_key_value_heads=2, head_dim=16, final_logit_softcapping=2.0, **LLAMA),
     "phi": PhiConfig(initializer_range=0.3, **LLAMA),
-}  # fmt: skip
+}
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11]]
 COMPLETIONS = [[12, 13], [14, 15, 16, 17, 1], [18]]
 
@@ -114,7 +114,7 @@ def test_an_end_that_could_not_be_drawn_has_no_probability(model: Any) -> None:
 def test_gradients_in_chunks_are_those_of_the_whole(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for at_once in (8_000_000, 100):
-        monkeypatch.setattr("alignkit.ppo.scoring._LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr("alignkit.training.loss._LOGITS_AT_ONCE", at_once)
         model.zero_grad()
         scores = Scorer(model, eos_ids=[1], entropy_trains=True)(model, rows(), temperature=0.9)
         (scores.logprobs_BT.sum() + 0.3 * scores.entropies_BT.sum()).backward()

@@ -24,7 +24,7 @@ def test_training_thin_and_smoothed_held_out_as_dots_axes_named(
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *args, **rest: (drawn.append(self), save(self, *args, **rest))[1]
     )
-    assert plot_losses(HISTORY, tmp_path / "loss.png")
+    assert plot_losses(HISTORY, tmp_path / "loss.png", unit="nats")
     (axes,) = drawn[0].axes
     held_out, thin, smoothed = axes.lines
     assert held_out.get_xydata().tolist() == [[0, 4.0], [40, 2.5]]
@@ -39,5 +39,5 @@ def test_training_thin_and_smoothed_held_out_as_dots_axes_named(
 
 
 def test_nothing_logged_is_nothing_drawn(tmp_path: Path) -> None:
-    assert not plot_losses([{"step": 1, "learning_rate": 1.0}], tmp_path / "loss.png")
+    assert not plot_losses([{"step": 1, "learning_rate": 1.0}], tmp_path / "loss.png", unit="nats")
     assert list(tmp_path.iterdir()) == []

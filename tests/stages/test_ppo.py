@@ -16,7 +16,11 @@ from alignkit.launch import compose_job
 from alignkit.stages import ppo, sft
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
-ROWS = [{"instruction": f"Say {a} and {b}.", "output": f"{a}, {b}"[: 2 + i % 7], "tag": a} for i, a in enumerate(WORDS) for b in WORDS[:4]]  # fmt: skip
+ROWS = [
+    {"instruction": f"Say {a} and {b}.", "output": f"{a}, {b}"[: 2 + i % 7], "tag": a}
+    for i, a in enumerate(WORDS)
+    for b in WORDS[:4]
+]
 REWARDS = """
 def length(prompts, completions, **columns):
     return [len(completion) / 10 for completion in completions]
@@ -87,7 +91,7 @@ def test_before_the_first_step_the_ratio_is_exactly_1_and_the_kl_exactly_0(job, 
     first, second = metrics("out", "objective/kl")
     assert first == metrics("out", "objective/kl_k3")[0] == 0.0
     assert second != 0.0
-    assert 0 < metrics("out", "rollout/eos_fraction")[0]
+    assert metrics("out", "rollout/eos_fraction")[0] > 0
     lengths = [json.loads(line)["length"] for line in Path("out/rollouts.jsonl").read_text().splitlines()]
     assert len(set(lengths)) > 1
 

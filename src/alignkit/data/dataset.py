@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import torch
-from accelerate import PartialState
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, Malformed
 from alignkit.data.batching import FILLER, IGNORED
+from alignkit.data.columns import check_columns
 from alignkit.data.conversation import Conversation
-from alignkit.data.formats import RowError, check_columns, detect_format, to_conversation
+from alignkit.data.encoded import Fate, Item, Named, Progress, encode_set, exchanged
 from alignkit.data.ledger import Ledger
 from alignkit.data.lengths import apply_length
 from alignkit.data.masking import Encoding, encode_rows
+from alignkit.data.reading import CONVERSATIONS, Reading
 from alignkit.data.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeats
 from alignkit.data.split import split_by_prompt
 from alignkit.data.templates import Template
+from alignkit.data.turns import RowError, RowUnusable
 from alignkit.errors import AlignkitError, DataError
 
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 10  # rows whose columns tell the format
-CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few hundred
 NUM_FIRST = 1000  # rows of each source that are looked at before a stream is trained on
-
-Progress = Callable[[int], None]
 
 
 @dataclass
@@ -99,14 +93,9 @@ class SftData:
     formats: dict[str, str] = field(default_factory=dict)
     prompts: list[Conversation] = field(default_factory=list)
 
-
-@dataclass
-class Named:
-    """A conversation with its place; `is_copy`: of a row with a weight above 1, which the ledger enters once."""
-
-    source: str
-    conversation: Conversation
-    is_copy: bool = False
+    def datasets(self) -> dict[str, Dataset]:
+        """The rows by set name."""
+        return {name: rows.dataset for name, rows in {"train": self.train, **self.evals}.items()}
 
 
 def load_sft(
@@ -134,63 +123,73 @@ def load_sft(
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to train on.
     """
     ledger = Ledger()
-    formats: dict[str, str] = {}
-    conversations = {
-        name: list(_conversations(sources_of(data, name, path), name, data, ledger, formats, seed=seed))
-        for name, path in _wanted(data).items()
-    }
-    if data.eval_fraction:
-        rows = conversations["train"]
-        keys = [row.conversation.prompt_key() for row in rows]
-        kept, held_out = split_by_prompt(keys, fraction=data.eval_fraction, seed=seed)
-        conversations["train"] = [rows[i] for i in kept]
-        conversations["eval"] = [rows[i] for i in held_out]
+    rows, formats = read_sets(data, CONVERSATIONS, ledger, seed=seed)
     encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     sets = {
-        name: _encode_set(rows, name, encode, ledger, data.num_proc, on_rows) for name, rows in conversations.items()
+        name: EncodedSet(encode_set(named, name, encode, _columns, ledger, num_proc=data.num_proc, on_rows=on_rows))
+        for name, named in rows.items()
     }
     ledger.check_budget(data.max_dropped)
-    shown = next((rows for name, rows in conversations.items() if name != "train"), conversations["train"])
-    prompts = [row.conversation for row in shown if not row.conversation.plain][:num_prompts]
+    prompts = [row.item for row in shown_of(rows) if not row.item.plain][:num_prompts]
     return SftData(sets.pop("train"), sets, ledger, formats, prompts)
 
 
-def check_data(data: DataConfig) -> list[str]:
+def read_sets(
+    data: DataConfig, reading: Reading[Item], ledger: Ledger, *, seed: int
+) -> tuple[dict[str, list[Named[Item]]], dict[str, str]]:
+    """Read and format every row the section names, and hold out the share it asks for.
+
+    Args:
+        data: the section.
+        reading: what a row is read as.
+        ledger: gets the rows that are left out.
+        seed: of the evaluation split and of fractional source weights.
+
+    Returns:
+        Rows by set name, `train` first; and the format of each source.
+
+    Raises:
+        DataError: malformed rows under `data.malformed=stop`, or columns that fit no format.
+    """
+    formats: dict[str, str] = {}
+    sets = {
+        name: list(_read(sources_of(data, name, path, reading), name, data, reading, ledger, formats, seed=seed))
+        for name, path in _wanted(data).items()
+    }
+    if data.eval_fraction:
+        rows = sets["train"]
+        keys = [row.item.prompt_key() for row in rows]
+        kept, held_out = split_by_prompt(keys, fraction=data.eval_fraction, seed=seed)
+        sets["train"], sets["eval"] = [rows[i] for i in kept], [rows[i] for i in held_out]
+    return sets, formats
+
+
+def shown_of(sets: dict[str, list[Named[Item]]]) -> list[Named[Item]]:
+    """The rows from which samples are taken: held-out ones, or training ones where nothing is held out."""
+    return next((rows for name, rows in sets.items() if name != "train"), sets["train"])
+
+
+def check_data(data: DataConfig, reading: Reading[Any] = CONVERSATIONS) -> list[str]:
     """What is wrong with the section before a row is read, one line each; empty where all is well."""
     problems = []
     if data.eval_path is not None and data.eval_fraction > 0:
         problems.append("data.eval_path and data.eval_fraction both name held-out rows: give one of them")
     for name, path in _wanted(data).items():
         try:
-            check_sources(sources_of(data, name, path))
+            check_sources(sources_of(data, name, path, reading))
         except AlignkitError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
 
 
 def shared(load: Callable[[], SftData], folder: Path) -> SftData:
-    """Let the main process read and encode, and the others map what it wrote; the files are gone when all have them.
+    """Read and encode in the main process alone; see `encoded.exchanged`."""
+    return exchanged(load, folder, _rebuilt)
 
-    Args:
-        load: reads the data.
-        folder: one that every process sees.
-    """
-    state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, it sees no other process on a CPU
-    if state.num_processes == 1:
-        return load()
-    if state.is_main_process:
-        data = load()
-        for name, rows in {"train": data.train, **data.evals}.items():
-            rows.dataset.save_to_disk(str(folder / name))
-        state.wait_for_everyone()
-    else:
-        state.wait_for_everyone()
-        sets = {path.name: EncodedSet(load_from_disk(str(path), keep_in_memory=True)) for path in folder.iterdir()}
-        data = SftData(sets.pop("train"), dict(sorted(sets.items())), Ledger())
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shutil.rmtree(folder)
-    return data
+
+def _rebuilt(datasets: dict[str, Dataset]) -> SftData:
+    sets = {name: EncodedSet(dataset) for name, dataset in datasets.items()}
+    return SftData(sets.pop("train"), sets, Ledger())
 
 
 def _wanted(data: DataConfig) -> dict[str, Any]:
@@ -199,16 +198,25 @@ def _wanted(data: DataConfig) -> dict[str, Any]:
     return {"train": data.path} | {str(name): path for name, path in held_out.items() if path is not None}
 
 
-def sources_of(data: DataConfig, name: str, path: Any) -> list[Source]:
+def sources_of(data: DataConfig, name: str, path: Any, reading: Reading[Any] = CONVERSATIONS) -> list[Source]:
     """The sources of a set: of `train`, or of held-out rows."""
     setting, split = ("data.path", data.split) if name == "train" else ("data.eval_path", None)
-    return parse_sources(path, setting=setting, format=data.format, columns=data.columns, split=split)
+    return parse_sources(
+        path, setting=setting, format=data.format, columns=data.columns, split=split, fields=reading.fields
+    )
 
 
-def _conversations(
-    sources: Iterable[Source], name: str, data: DataConfig, ledger: Ledger, formats: dict[str, str], *, seed: int
-) -> Iterator[Named]:
-    """Rows of a set as conversations; malformed ones are dropped into the ledger, or stop the run all together."""
+def _read(
+    sources: Iterable[Source],
+    name: str,
+    data: DataConfig,
+    reading: Reading[Item],
+    ledger: Ledger,
+    formats: dict[str, str],
+    *,
+    seed: int,
+) -> Iterator[Named[Item]]:
+    """What the rows of a set say; malformed ones are dropped into the ledger, or stop the run all together."""
     malformed: list[str] = []
     left = data.limit
     for number, source in enumerate(sources):
@@ -216,35 +224,46 @@ def _conversations(
         rows = list(read_rows(source, limit=min((n for n in limits if n is not None), default=None)))
         if left is not None:
             left -= len(rows)
-        formats[source.path] = format_of(source, rows)
+        formats[source.path] = format_of(source, rows, reading)
         times = repeats(len(rows), weight=source.weight, seed=seed + number)
-        found, problems = conversations_of(rows, times, formats[source.path], source.columns, name, ledger)
+        found, problems = items_of(rows, times, formats[source.path], source.columns, name, reading, ledger)
         yield from found
         malformed += problems
     stop_if_malformed(malformed, data.malformed)
 
 
-def conversations_of(
-    rows: Sequence[SourceRow], times: Sequence[int], format_: str, columns: dict[str, Any], name: str, ledger: Ledger
-) -> tuple[list[Named], list[str]]:
-    """Rows as conversations, each as many times as asked for; the ledger gets those that are none.
+def items_of(
+    rows: Sequence[SourceRow],
+    times: Sequence[int],
+    format_: str,
+    columns: dict[str, Any],
+    name: str,
+    reading: Reading[Item],
+    ledger: Ledger,
+) -> tuple[list[Named[Item]], list[str]]:
+    """What rows say, each as many times as asked for; the ledger gets those that say nothing of use.
 
     Returns:
-        The conversations, and one line for each malformed row.
+        The items, and one line for each malformed row.
     """
-    found: list[Named] = []
+    found: list[Named[Item]] = []
     malformed = []
     ledger.expect(row.source for row in rows)
     for row, num in zip(rows, times, strict=True):
         try:
-            conversation = _conversation(row, format_, columns)
+            if row.problem:
+                raise RowError(row.problem)
+            item = reading.convert(row.row, format_, columns)
+        except RowUnusable as error:
+            ledger.drop(row.source, str(error), name)
+            continue
         except RowError as error:
             malformed.append(f"{row.source}: {error}")
             ledger.drop(row.source, str(error), name, malformed=True)
             continue
         if not num:
             ledger.drop(row.source, "weight", name)
-        found += (Named(row.source, conversation, is_copy=copy > 0) for copy in range(num))
+        found += (Named(row.source, item, is_copy=copy > 0) for copy in range(num))
     return found, malformed
 
 
@@ -259,7 +278,7 @@ def stop_if_malformed(lines: list[str], policy: Malformed) -> None:
         raise DataError(*([way_out] if len(lines) > 1 else []), *lines)
 
 
-def format_of(source: Source, rows: Sequence[SourceRow]) -> str:
+def format_of(source: Source, rows: Sequence[SourceRow], reading: Reading[Any]) -> str:
     """The format of a source, told by its first rows where none was named.
 
     Raises:
@@ -267,26 +286,12 @@ def format_of(source: Source, rows: Sequence[SourceRow]) -> str:
     """
     first = [row.row for row in rows if not row.problem and isinstance(row.row, dict)][:_LOOKED_AT]
     if not first:
-        return "text"  # every row is malformed and will say so itself
+        return reading.otherwise  # every row is malformed and will say so itself
     found = dict.fromkeys(key for row in first for key in row)
     if source.format == "auto":
-        return detect_format(found, first[0], columns=source.columns)
+        return reading.detect(found, first[0], columns=source.columns)
     check_columns(found, source.columns)
     return source.format
-
-
-def _conversation(row: SourceRow, format_: str, columns: dict[str, Any]) -> Conversation:
-    if row.problem:
-        raise RowError(row.problem)
-    return to_conversation(row.row, format_, columns)
-
-
-@dataclass
-class Fate:
-    """A row as it will be trained on, or None where it is left out; and why it was cut or left out."""
-
-    encoding: Encoding | None
-    reason: str = ""
 
 
 def encode_chunk(
@@ -296,9 +301,9 @@ def encode_chunk(
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
     max_length: int,
-) -> list[Fate]:
+) -> list[Fate[Encoding]]:
     """Encode conversations with one call of the tokenizer, and hold them to `max_length`."""
-    fates = []
+    fates: list[Fate[Encoding]] = []
     encodings = encode_rows(
         conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens
     )
@@ -310,69 +315,14 @@ def encode_chunk(
     return fates
 
 
-def _encode_set(
-    rows: list[Named],
-    name: str,
-    encode: Callable[[list[Conversation]], list[Fate]],
-    ledger: Ledger,
-    num_proc: int,
-    on_rows: Progress | None,
-) -> EncodedSet:
-    chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
-    work = ([row.conversation for row in chunk] for chunk in chunks)
-    tables, sources = [], []
-    for chunk, fates in zip(chunks, _mapped(encode, work, num_proc), strict=True):
-        kept = entered(chunk, fates, name, ledger)
-        sources += [source for source, _ in kept]
-        tables.append(_table([encoding for _, encoding in kept]))
-        if on_rows is not None:
-            on_rows(len(chunk))
-    table = pa.concat_tables(tables) if tables else _table([])
-    table = table.append_column("row_index", pa.array(range(len(sources)), pa.int32()))
-    return EncodedSet(Dataset(table.append_column("source", pa.array(sources, pa.string()))))
-
-
-def entered(chunk: list[Named], fates: list[Fate], name: str, ledger: Ledger) -> list[tuple[str, Encoding]]:
-    """Enter the fates of encoded rows in the ledger; those that are trained on, each with its place."""
-    kept = []
-    for row, fate in zip(chunk, fates, strict=True):
-        if fate.encoding is None:
-            if not row.is_copy:
-                ledger.drop(row.source, fate.reason, name)
-            continue
-        if row.is_copy:
-            pass
-        elif fate.reason:
-            ledger.truncate(row.source, fate.reason, name)
-        else:
-            ledger.keep(row.source, name)
-        ledger.notes.update(fate.encoding.notes)
-        kept.append((row.source, fate.encoding))
-    return kept
-
-
 def labels_of(encoding: Encoding) -> list[int]:
     """The labels of a row; nothing predicts its first token."""
     return [IGNORED, *encoding.labels[1:]]
 
 
-def _mapped(
-    function: Callable[[list[Conversation]], list[Fate]], work: Iterator[list[Conversation]], num_proc: int
-) -> Iterator[list[Fate]]:
-    if num_proc == 1:
-        yield from map(function, work)
-        return
-    # Spawned, not forked: the tokenizer's threads do not survive a fork.
-    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
-        while batch := list(islice(work, num_proc * 4)):
-            yield from pool.map(function, batch)
-
-
-def _table(encodings: list[Encoding]) -> pa.Table:
+def _columns(encodings: list[Encoding]) -> dict[str, pa.Array]:
     lists = pa.list_(pa.int32())
-    return pa.table(
-        {
-            "input_ids": pa.array([e.input_ids for e in encodings], lists),
-            "labels": pa.array([labels_of(e) for e in encodings], lists),
-        }
-    )
+    return {
+        "input_ids": pa.array([e.input_ids for e in encodings], lists),
+        "labels": pa.array([labels_of(e) for e in encodings], lists),
+    }

@@ -9,14 +9,17 @@ from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
+from alignkit.data.columns import check_columns, described, field_value, fields_of, has_field, optional_text
 from alignkit.data.conversation import Conversation, Message
-from alignkit.data.turns import RowError, check_order, checked_text, full_text, kind, read_turns, spoken
+from alignkit.data.turns import RowError, check_order, full_text, kind, read_turns, spoken
 from alignkit.errors import ConfigError, DataError, did_you_mean
 
 __all__ = [
     "FIELDS",
+    "PAIR_FIELDS",
+    "Fields",
     "RowError",
     "check_columns",
     "check_format",
@@ -27,7 +30,8 @@ __all__ = [
 ]
 
 # Per format, the fields a row must have and those it may have. `prompt` takes either of its two shapes.
-FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+Fields: TypeAlias = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+FIELDS: Fields = {
     "instruction": (("instruction", "output"), ("input",)),
     "prompt_completion": (("prompt", "completion"), ()),
     "messages": (("messages",), ()),
@@ -36,54 +40,43 @@ FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt": (("prompt",), ("instruction", "input")),
 }
 
-_MISSING = object()
+# The same for pairs, which `preferences` reads.
+PAIR_FIELDS: Fields = {
+    "pairs": (("chosen", "rejected"), ("prompt", "system", "margin")),
+    "sharegpt_pairs": (("conversations", "chosen", "rejected"), ("system", "margin")),
+    "hh": (("chosen", "rejected"), ("prompt", "margin")),
+}
 
 
-def check_format(format: str, columns: Mapping[str, Any], *, setting: str) -> list[str]:
+def check_format(format: str, columns: Mapping[str, Any], *, setting: str, fields: Fields | None = None) -> list[str]:
     """One line for each mistake in a format's name and its column mapping; empty where all is well.
 
     Args:
-        format: `auto`, a name from `FIELDS`, or `module:function`.
+        format: `auto`, a name from `fields`, or `module:function`.
         columns: field to column.
         setting: where the two were set, such as `data` or `data.path[1]`.
+        fields: of the formats there are; None takes `FIELDS`.
     """
+    fields = fields or FIELDS
     if ":" in format:
         return [f"{setting}.columns: {format} sees whole rows, so columns have no effect"] if columns else []
-    if format != "auto" and format not in FIELDS:
-        known = ["auto", *FIELDS]
+    if format != "auto" and format not in fields:
+        known = ["auto", *fields]
+        if format in {**FIELDS, **PAIR_FIELDS}:
+            are = "pairs, not single responses" if format in PAIR_FIELDS else "single responses, not pairs"
+            return [f"{setting}.format={format} is for {are}; one of {', '.join(known)}"]
         guess = did_you_mean(format, known)
         return [f"{setting}.format: unknown format '{format}'{guess or '; one of ' + ', '.join(known)}"]
-    chosen = FIELDS if format == "auto" else [format]
-    fields = {field for name in chosen for group in FIELDS[name] for field in group}
+    chosen = fields if format == "auto" else [format]
+    names = {field for name in chosen for group in fields[name] for field in group}
     problems = []
     for field, column in columns.items():
-        if field not in fields:
-            guess = did_you_mean(str(field), fields) or f"; one of {', '.join(sorted(fields))}"
+        if field not in names:
+            guess = did_you_mean(str(field), names) or f"; one of {', '.join(sorted(names))}"
             problems.append(f"{setting}.columns: no format has a field '{field}'{guess}")
         elif not isinstance(column, str) or not column:
             problems.append(f"{setting}.columns.{field} is {kind(column)}: it must be the name of a column")
     return problems
-
-
-def check_columns(found: Collection[str], columns: Mapping[str, str]) -> None:
-    """Refuse a column mapping that points at columns the first rows do not have.
-
-    Args:
-        found: the columns of the first rows.
-        columns: field to column, or to a path such as `instances.0.input`.
-
-    Raises:
-        DataError: one line for each column that is not there.
-    """
-    missing = [(f, c) for f, c in columns.items() if c not in found and c.partition(".")[0] not in found]
-    if missing:
-        raise DataError(
-            *(
-                f"data.columns.{field}: there is no column '{column}'"
-                + (did_you_mean(column.partition(".")[0], found) or f"; the columns are {', '.join(sorted(found))}")
-                for field, column in missing
-            )
-        )
 
 
 def detect_format(
@@ -103,10 +96,7 @@ def detect_format(
     Raises:
         DataError: no format or more than one fits, or the rows are preference pairs.
     """
-    columns = columns or {}
-    check_columns(found, columns)
-    used = {name for column in columns.values() for name in (column, column.partition(".")[0])}
-    present = (set(found) - used) | set(columns)
+    present = fields_of(found, columns or {})
     if responses and {"chosen", "rejected"} <= present:
         raise DataError("data.path: these are preference pairs (chosen, rejected): use alignkit reward or alignkit dpo")
     with_response = [name for name in FIELDS if name != "prompt"]
@@ -115,8 +105,7 @@ def detect_format(
         return "prompt"
     if len(fitting) == 1:
         return fitting[0]
-    row = first_row if isinstance(first_row, dict) else {}
-    seen = ", ".join(f"{name} ({kind(row[name])})" if name in row else name for name in sorted(found)) or "none"
+    seen = described(found, first_row)
     needs = "; ".join(f"{name} needs {' and '.join(FIELDS[name][0])}" for name in fitting or with_response)
     verdict = f"{' and '.join(fitting)} fit" if fitting else "no format fits"
     way_out = "choose one with data.format" if fitting else "name yours with data.columns={field: column}"
@@ -204,22 +193,22 @@ def _messages(row: Any, format: str, columns: Mapping[str, str], *, response: bo
     if ":" in format:
         return _from_function(row, format, response=response)
     if format == "text":
-        return [Message("assistant", full_text(*_field(row, "text", columns)))]
+        return [Message("assistant", full_text(*field_value(row, "text", columns)))]
     if format == "sharegpt":
-        messages = read_turns(*_field(row, "conversations", columns), response=response)
-        messages.insert(0, Message("system", _optional(row, "system", columns)))
+        messages = read_turns(*field_value(row, "conversations", columns), response=response)
+        messages.insert(0, Message("system", optional_text(row, "system", columns)))
     elif format == "messages":
-        messages = read_turns(*_field(row, "messages", columns), response=response)
+        messages = read_turns(*field_value(row, "messages", columns), response=response)
     elif format == "prompt_completion":
-        messages = spoken("user", *_field(row, "prompt", columns), response=response)
-        messages += spoken("assistant", *_field(row, "completion", columns)) if response else []
-    elif format == "prompt" and (_has(row, "prompt", columns) or not _has(row, "instruction", columns)):
-        messages = spoken("user", *_field(row, "prompt", columns), response=response)
+        messages = spoken("user", *field_value(row, "prompt", columns), response=response)
+        messages += spoken("assistant", *field_value(row, "completion", columns)) if response else []
+    elif format == "prompt" and (has_field(row, "prompt", columns) or not has_field(row, "instruction", columns)):
+        messages = spoken("user", *field_value(row, "prompt", columns), response=response)
     else:
-        instruction = full_text(*_field(row, "instruction", columns))
-        messages = [Message("user", instruction, input=_optional(row, "input", columns))]
+        instruction = full_text(*field_value(row, "instruction", columns))
+        messages = [Message("user", instruction, input=optional_text(row, "input", columns))]
         if response and format == "instruction":
-            messages.append(Message("assistant", full_text(*_field(row, "output", columns))))
+            messages.append(Message("assistant", full_text(*field_value(row, "output", columns))))
     messages = [m for m in messages if m.role != "system" or m.content.strip()]
     check_order(messages)
     return messages
@@ -237,38 +226,3 @@ def _from_function(row: dict[str, Any], spec: str, *, response: bool) -> list[Me
         return _messages(result, "messages" if "messages" in result else "prompt_completion", {}, response=response)
     except RowError as error:
         raise RowError(f"{spec} returned a row that is wrong: {error}") from error
-
-
-def _field(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> tuple[Any, str]:
-    """A field's value and the column it came from."""
-    column = columns.get(field, field)
-    value = _look(row, column)
-    if value is _MISSING:
-        top = column.partition(".")[0]
-        raise RowError(f"no field '{column}'{'' if top in row else did_you_mean(top, map(str, row))}")
-    return value, column
-
-
-def _has(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> bool:
-    return _look(row, columns.get(field, field)) is not _MISSING
-
-
-def _optional(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> str:
-    """A field's text, empty where it is absent or null: columnar files fill gaps with null."""
-    column = columns.get(field, field)
-    value = _look(row, column)
-    return "" if value is None or value is _MISSING else checked_text(value, column)
-
-
-def _look(row: dict[str, Any], column: str) -> Any:
-    if column in row:
-        return row[column]
-    value: Any = row
-    for part in column.split("."):
-        if isinstance(value, dict):
-            value = value.get(part, _MISSING)
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return _MISSING
-    return value

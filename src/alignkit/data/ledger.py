@@ -21,6 +21,9 @@ _WAYS_OUT = {
     "control_tokens": "choose data.control_tokens=neutralise",
     "malformed": "mend the malformed rows",
     "nothing_to_learn": "look at data.train_on and the rows' train flags",
+    "identical": "give pairs whose sides differ",
+    "equal_when_cut": "raise data.max_length",
+    "prompts_differ": "give both sides of a pair one prompt",
 }
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, Overlength, PromptDataConfig, PromptLength
 from alignkit.data.conversation import Conversation
-from alignkit.data.dataset import check_data, sources_of, stop_if_malformed
-from alignkit.data.formats import RowError, check_columns, detect_format, to_conversation, to_prompt
+from alignkit.data.dataset import check_data, read_sets
+from alignkit.data.encoded import Named
+from alignkit.data.formats import FIELDS, detect_format, to_conversation, to_prompt
 from alignkit.data.ledger import Ledger
 from alignkit.data.masking import encode_prompts
-from alignkit.data.sources import Source, SourceRow, read_rows, repeats
-from alignkit.data.split import split_by_prompt
+from alignkit.data.reading import Reading
 from alignkit.data.templates import Template, adds_bos
+from alignkit.data.turns import RowError
 
 # Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
 _NO_EFFECT = {
@@ -27,7 +29,6 @@ _NO_EFFECT = {
     "num_proc": "prompts are encoded in one process",
     "streaming": "prompts are read into memory",
 }
-_LOOKED_AT = 10  # rows whose columns tell the format
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,19 @@ class PromptData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    row: SourceRow
+class _Asked:
+    """What a row asks, and the row."""
+
     conversation: Conversation
-    is_copy: bool
+    columns: Mapping[str, Any]
+
+    def prompt_key(self) -> str:
+        return self.conversation.prompt_key()
 
 
 def check_prompts(data: PromptDataConfig) -> list[str]:
     """What is wrong with the section before a row is read, one line each; empty where all is well."""
-    problems = check_data(data)
+    problems = check_data(data, _reading(data.prompt_length))
     if isinstance(data.eval_path, dict):
         problems.append("data.eval_path: one set of held-out prompts is scored; give a path or a list of paths")
     defaults = {item.name: item.default for item in dataclasses.fields(DataConfig)}
@@ -111,111 +116,71 @@ def load_prompts(
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to ask.
     """
     ledger = Ledger()
-    formats: dict[str, str] = {}
-    paths = {"train": data.path} | ({"eval": data.eval_path} if data.eval_path is not None else {})
-    sets = {name: _read(data, name, path, ledger, formats, seed=seed) for name, path in paths.items()}
-    if data.eval_fraction:
-        rows = sets["train"]
-        keys = [read.conversation.prompt_key() for read in rows]
-        kept, held_out = split_by_prompt(keys, fraction=data.eval_fraction, seed=seed)
-        sets = {"train": [rows[i] for i in kept], "eval": [rows[i] for i in held_out]}
-    prompts = {
-        name: _encoded(reads, name, data, template, tokenizer, ledger, max_length=max_length, seed=seed)
-        for name, reads in sets.items()
-    }
+    sets, formats = read_sets(data, _reading(data.prompt_length), ledger, seed=seed)
+    encode = partial(_encoded, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
+    prompts = {name: encode(rows, name, ledger=ledger) for name, rows in sets.items()}
     ledger.check_budget(data.max_dropped)
     return PromptData(prompts["train"], prompts.get("eval", []), ledger, formats)
 
 
-def _read(
-    data: PromptDataConfig, name: str, path: Any, ledger: Ledger, formats: dict[str, str], *, seed: int
-) -> list[_Read]:
-    reads, malformed, left = [], [], data.limit
-    for number, source in enumerate(sources_of(data, name, path)):
-        rows = list(read_rows(source, limit=left))
-        left = None if left is None else left - len(rows)
-        formats[source.path] = format_ = _format_of(source, rows)
-        ledger.expect(row.source for row in rows)
-        for row, times in zip(rows, repeats(len(rows), weight=source.weight, seed=seed + number), strict=True):
-            try:
-                conversation = _conversation(row, format_, source.columns, data.prompt_length)
-            except RowError as error:
-                malformed.append(f"{row.source}: {error}")
-                ledger.drop(row.source, str(error), name, malformed=True)
-                continue
-            if not times:
-                ledger.drop(row.source, "weight", name)
-            reads += [_Read(row, conversation, is_copy=copy > 0) for copy in range(times)]
-    stop_if_malformed(malformed, data.malformed)
-    return reads
+def _reading(length: PromptLength) -> Reading[_Asked]:
+    detect = partial(detect_format, responses=False)
+    return Reading(FIELDS, detect, partial(_asked, length=length), otherwise="prompt")
 
 
-def _format_of(source: Source, rows: Sequence[SourceRow]) -> str:
-    first = [row.row for row in rows if not row.problem and isinstance(row.row, dict)][:_LOOKED_AT]
-    if not first:
-        return "prompt"  # every row is malformed and will say so itself
-    found = dict.fromkeys(key for row in first for key in row)
-    if source.format == "auto":
-        return detect_format(found, first[0], columns=source.columns, responses=False)
-    check_columns(found, source.columns)
-    return source.format
-
-
-def _conversation(row: SourceRow, format_: str, columns: dict[str, Any], length: PromptLength) -> Conversation:
-    if row.problem:
-        raise RowError(row.problem)
+def _asked(row: Any, format_: str, columns: Mapping[str, str], *, length: PromptLength) -> _Asked:
     if format_ != "text":
         if length.max is not None:
             raise RowError("data.prompt_length cuts plain text (a column 'text'), and this row is a conversation")
-        return to_prompt(row.row, format_, columns)
+        return _Asked(to_prompt(row, format_, columns), row)
     if length.max is None:
         raise RowError("plain text holds no prompt: data.prompt_length={min: 2, max: 8} asks for its first tokens")
-    return to_conversation(row.row, format_, columns)
+    return _Asked(to_conversation(row, format_, columns), row)
 
 
 def _encoded(
-    reads: list[_Read],
+    rows: list[Named[_Asked]],
     name: str,
+    *,
     data: PromptDataConfig,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     ledger: Ledger,
-    *,
     max_length: int,
     seed: int,
 ) -> list[Prompt]:
+    """The prompts of a set; the fate of each row goes into the ledger."""
     found = encode_prompts(
-        [read.conversation for read in reads], template, tokenizer, control_tokens=data.control_tokens
+        [row.item.conversation for row in rows], template, tokenizer, control_tokens=data.control_tokens
     )
     num_bos = int(adds_bos(tokenizer))
     prompts = []
-    for read, ids in zip(reads, found, strict=True):
-        source, reason, was_cut = read.row.source, ids if isinstance(ids, str) else "", False
-        if not isinstance(ids, str):
-            ids, reason = _cut(ids, read, data, num_bos, max_length=max_length, seed=seed)
-            was_cut = bool(ids and reason)
-            if ids:
-                prompts.append(_prompt(read, ids, num_bos, tokenizer))
-        if read.is_copy:
+    for row, whole in zip(rows, found, strict=True):
+        ids, reason = (
+            ([], whole) if isinstance(whole, str) else _cut(whole, row, data, num_bos, max_length=max_length, seed=seed)
+        )
+        if ids:
+            prompts.append(_prompt(row, ids, num_bos, tokenizer))
+        if row.is_copy:
             continue
-        if was_cut:
-            ledger.truncate(source, reason, name)
+        if ids and reason:
+            ledger.truncate(row.source, reason, name)
         elif reason:
-            ledger.drop(source, reason, name)
+            ledger.drop(row.source, reason, name)
         else:
-            ledger.keep(source, name)
+            ledger.keep(row.source, name)
     return prompts
 
 
 def _cut(
-    ids: list[int], read: _Read, data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
+    ids: list[int], row: Named[_Asked], data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
 ) -> tuple[list[int], str]:
     """The ids to feed (none where the row is dropped) and why they are not what the row had."""
     length = data.prompt_length
-    if read.conversation.plain:
+    if row.item.conversation.plain:
         assert length.min is not None
         assert length.max is not None
-        wanted = random.Random(f"{seed} {read.row.source}").randint(length.min, length.max)
+        wanted = random.Random(f"{seed} {row.source}").randint(length.min, length.max)
         if len(ids) - num_bos < length.min:
             return [], "too_short"
         ids = ids[: num_bos + wanted]
@@ -226,8 +191,8 @@ def _cut(
     return ids[:num_bos] + ids[len(ids) - max_length + num_bos :], "cut_start"
 
 
-def _prompt(read: _Read, ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    conversation, columns = read.conversation, dict(read.row.row)
+def _prompt(row: Named[_Asked], ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    conversation = row.item.conversation
     if conversation.plain:
         text = str(tokenizer.decode(ids[num_bos:]))
         message = dataclasses.replace(conversation.messages[0], content=text)
@@ -235,4 +200,4 @@ def _prompt(read: _Read, ids: list[int], num_bos: int, tokenizer: PreTrainedToke
     else:
         last = conversation.messages[-1]
         text = f"{last.content}\n{last.input}" if last.input else last.content
-    return Prompt(read.row.source, ids, text, conversation, columns)
+    return Prompt(row.source, ids, text, conversation, row.item.columns)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.formats import check_format, load_function
+from alignkit.data.formats import FIELDS, Fields, check_format, load_function
 from alignkit.data.readers import EXTENSIONS, file_kind, file_problem, read_file
 from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean
 
@@ -59,7 +60,13 @@ class SourceRow:
 
 
 def parse_sources(
-    value: Any, *, setting: str, format: str, columns: Mapping[str, Any], split: str | None
+    value: Any,
+    *,
+    setting: str,
+    format: str,
+    columns: Mapping[str, Any],
+    split: str | None,
+    fields: Fields = FIELDS,
 ) -> list[Source]:
     """The sources a setting names.
 
@@ -69,19 +76,20 @@ def parse_sources(
         format: for items that name none of their own.
         columns: for items that name none of their own.
         split: for items that name none of their own.
+        fields: of the formats there are.
 
     Raises:
         ConfigError: one line for each mistake.
     """
     items = value if isinstance(value, list) else [value]
-    problems = check_format(format, columns, setting="data")
+    problems = check_format(format, columns, setting="data", fields=fields)
     sources = []
     if not items:
         problems.append(f"{setting} is an empty list: name a file, a folder, a glob or a hub data set")
     for index, item in enumerate(items):
         place = f"{setting}[{index}]" if isinstance(value, list) else setting
         given = item if isinstance(item, dict) and isinstance(value, list) else {"path": item}
-        mistakes = _mistakes(given, place)
+        mistakes = _mistakes(given, place, fields)
         problems += mistakes
         if not mistakes:
             default = {"format": format, "columns": dict(columns), "split": split}
@@ -92,9 +100,9 @@ def parse_sources(
     return sources
 
 
-def _mistakes(given: dict[Any, Any], place: str) -> list[str]:
+def _mistakes(given: dict[Any, Any], place: str, fields: Fields) -> list[str]:
     """One line for each mistake in an item of a list of sources."""
-    known = [item.name for item in fields(Source) if item.name != "setting"]
+    known = [item.name for item in dataclasses.fields(Source) if item.name != "setting"]
     problems = [f"{place}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in given if key not in known]
     path, weight = given.get("path"), given.get("weight")
     if not isinstance(path, str) or not path.strip():
@@ -106,7 +114,9 @@ def _mistakes(given: dict[Any, Any], place: str) -> list[str]:
     for key, wanted, words in (("format", str, "a name"), ("split", str, "a name"), ("columns", dict, "a mapping")):
         if given.get(key) is not None and not isinstance(given[key], wanted):
             problems.append(f"{place}.{key} is {given[key]!r}: it must be {words}")
-    return problems or check_format(given.get("format") or "auto", given.get("columns") or {}, setting=place)
+    return problems or check_format(
+        given.get("format") or "auto", given.get("columns") or {}, setting=place, fields=fields
+    )
 
 
 def check_sources(sources: Iterable[Source]) -> None:

@@ -23,17 +23,17 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import Batching, DataConfig
 from alignkit.data.dataset import (
-    CHUNK,
     NUM_FIRST,
-    conversations_of,
     encode_chunk,
-    entered,
     format_of,
+    items_of,
     labels_of,
     sources_of,
     stop_if_malformed,
 )
+from alignkit.data.encoded import CHUNK, entered
 from alignkit.data.ledger import NUM_EXAMPLES, NUM_REASONS, Ledger, LedgerRow
+from alignkit.data.reading import CONVERSATIONS
 from alignkit.data.sources import Source, SourceRow, read_rows
 from alignkit.data.templates import Template
 from alignkit.errors import AlignkitError, DataError
@@ -221,9 +221,9 @@ class Stream:
     def _encoded(self, ledger: RunningLedger | None) -> Iterator[_Row]:
         for source, format_, chunk in self._chunks():
             fates, times = Ledger(), [int(source.weight)] * len(chunk)
-            found, malformed = conversations_of(chunk, times, format_, source.columns, "train", fates)
+            found, malformed = items_of(chunk, times, format_, source.columns, "train", CONVERSATIONS, fates)
             stop_if_malformed(malformed, self._data.malformed)
-            kept = entered(found, self._encode([row.conversation for row in found]), "train", fates)
+            kept = entered(found, self._encode([row.item for row in found]), "train", fates)
             if ledger is not None:
                 by_source = {row.source: row for row in fates.rows}
                 ledger.enter(by_source[row.source] for row in chunk)
@@ -238,7 +238,7 @@ class Stream:
         for source in sources_of(self._data, "train", self._data.path):
             rows = read_rows(source, limit=left)
             first = list(islice(rows, NUM_FIRST))
-            format_ = format_of(source, first)
+            format_ = format_of(source, first, CONVERSATIONS)
             rows = chain(first, rows)
             while chunk := list(islice(rows, CHUNK)):
                 yield source, format_, chunk

@@ -45,6 +45,10 @@ class RowError(DataError):
     """One row is wrong. The text is a short reason, alike for alike mistakes so that they can be counted."""
 
 
+class RowUnusable(RowError):
+    """One row can be read and is of no use: it is dropped with this reason and counted, never malformed."""
+
+
 def spoken(role: str, value: Any, name: str, *, response: bool = True) -> list[Message]:
     """The messages of a field that holds a text, spoken by `role`, or a list of messages as in `read_turns`."""
     if isinstance(value, list):

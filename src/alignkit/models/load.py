@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -23,15 +24,21 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
-from alignkit.errors import ModelError, did_you_mean
+from alignkit.errors import ConfigError, ModelError, did_you_mean
 from alignkit.models.source import base_of, hub_options, is_adapter, local_folder, source_problems
 from alignkit.models.tiny import byte_tokenizer, config_problems, random_model
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
 
-def check_model(model: ModelConfig) -> None:
+
+def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
     """Everything that can be known to be wrong without reading weights; a hub id costs one request.
+
+    Args:
+        model: the section.
+        wants_reward: it must be a trained reward model, where else it must be a language model.
 
     Raises:
         ModelError: one line for each problem.
@@ -42,7 +49,7 @@ def check_model(model: ModelConfig) -> None:
         if model.revision is not None:
             problems.append("model.revision: random weights have no revision; leave it out")
     else:
-        problems += source_problems(model)
+        problems += source_problems(model, wants_reward=wants_reward)
         if model.config:
             problems.append("model.config: pretrained weights bring their own; only init=random builds from it")
     if problems:
@@ -108,7 +115,26 @@ def load_model(
             return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
     if trainable and model.quantization is not Quantization.none:
         raise ModelError("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=qlora")
-    return _load_full(model, dtype=_dtype(model, trainable=trainable))
+    return load_weights(model, trainable=trainable)
+
+
+def load_merged(
+    model: ModelConfig, *, tokenizer: PreTrainedTokenizerBase, seed: int, trainable: bool
+) -> PreTrainedModel:
+    """As `load_model`, with an adapter merged into its base: in float32, then as `dtype` says.
+
+    A merged model exists nowhere else: its `name_or_path` is empty, so that what is trained on it saves it too.
+    """
+    folder = local_folder(model.name) if model.init is Init.pretrained else None
+    if folder is None or not is_adapter(folder):
+        loaded = load_model(model, tokenizer=tokenizer, seed=seed, trainable=trainable)
+        assert isinstance(loaded, PreTrainedModel)
+        return loaded
+    exact = dataclasses.replace(model, dtype=Dtype.float32)
+    merged = cast("Any", load_model(exact, tokenizer=tokenizer, seed=seed, trainable=False)).merge_and_unload()
+    merged.name_or_path = ""
+    torch.nn.Module.to(merged, _dtype(model, trainable=trainable))
+    return cast("PreTrainedModel", merged)
 
 
 def default_dtype() -> torch.dtype:
@@ -127,11 +153,32 @@ def num_positions(config: PreTrainedConfig) -> int | None:
     return limit
 
 
-def _load_full(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
+def longest_row(max_length: int | None, config: PreTrainedConfig) -> int:
+    """The most tokens in a row: `data.max_length`, or what the model has positions for, within reason.
+
+    Raises:
+        ConfigError: more was asked for than the model has.
+    """
+    longest = num_positions(config)
+    if max_length is not None and longest is not None and max_length > longest:
+        raise ConfigError(f"data.max_length is {max_length}, and the model has {longest} positions")
+    return max_length or min(longest or _LONGEST_BY_DEFAULT, _LONGEST_BY_DEFAULT)
+
+
+def load_weights(
+    model: ModelConfig, *, trainable: bool, auto_class: type[Any] = AutoModelForCausalLM
+) -> PreTrainedModel:
+    """Full weights from a folder or the hub; arguments and errors as in `load_model`.
+
+    Args:
+        model: names full weights, not an adapter.
+        trainable: as in `load_model`.
+        auto_class: of transformers, for what the weights are.
+    """
     with _told_in_a_line(model.name):
-        result = AutoModelForCausalLM.from_pretrained(
+        result = auto_class.from_pretrained(
             local_folder(model.name) or model.name,
-            dtype=dtype,
+            dtype=_dtype(model, trainable=trainable),
             attn_implementation=model.attn_implementation,
             quantization_config=_quantization(model.quantization),
             trust_remote_code=model.trust_remote_code,
@@ -141,11 +188,12 @@ def _load_full(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
             **hub_options(model),
         )
     loaded, report = cast("tuple[PreTrainedModel, dict[str, Any]]", result)
+    kind = "causal language model" if auto_class is AutoModelForCausalLM else "reward model"
     # transformers fills the gaps with random numbers and says so in a log line
     if gaps := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
         raise ModelError(
-            f"model.name: {model.name} is no whole causal language model: {len(gaps)} weights are missing or of "
-            f"another shape, such as {gaps[0]}"
+            f"model.name: {model.name} is no whole {kind}: {len(gaps)} weights are missing or of another shape, such "
+            f"as {gaps[0]}"
         )
     return loaded
 

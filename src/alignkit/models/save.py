@@ -20,7 +20,7 @@ def save_model(
     out_dir: Path,
     *,
     jinja: str,
-    end_id: int,
+    end_id: int | None,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights (an adapter alone where there is one), tokenizer, chat template and generation config.
@@ -33,10 +33,11 @@ def save_model(
         tokenizer: its chat template becomes `jinja`.
         out_dir: made if it is not there.
         jinja: the chat template that was trained with.
-        end_id: the token that ended every trained turn; it joins the model's own stop ids.
+        end_id: the token that ended every trained turn; it joins the model's own stop ids. None for a reward model,
+            which generates nothing.
         state_dict: the gathered weights where `model` holds only a shard.
     """
-    generation = _generation_config(model, tokenizer, end_id)
+    generation = None if end_id is None else _generation_config(model, tokenizer, end_id)
     if isinstance(model, PeftModel):
         if not model.get_base_model().name_or_path:
             plain = copy.deepcopy(model).unload()  # a copy: unloading takes LoRA off
@@ -45,7 +46,8 @@ def save_model(
         # the vocabulary never grows, and "auto" would ask the hub whether it did
         model.save_pretrained(str(out_dir), state_dict=state_dict, save_embedding_layers=False)
         (out_dir / "README.md").unlink()  # PEFT's model card, a form nobody filled in
-        generation.save_pretrained(out_dir)
+        if generation is not None:
+            generation.save_pretrained(out_dir)
         _save_tokenizer(tokenizer, out_dir, jinja)
     else:
         _save_full(model, tokenizer, out_dir, jinja, generation, state_dict)
@@ -58,10 +60,11 @@ def _save_full(
     tokenizer: PreTrainedTokenizerBase,
     out_dir: Path,
     jinja: str,
-    generation: GenerationConfig,
+    generation: GenerationConfig | None,
     state_dict: dict[str, torch.Tensor] | None,
 ) -> None:
-    model.generation_config = generation
+    if generation is not None:
+        model.generation_config = generation
     model.save_pretrained(out_dir, state_dict=state_dict)
     _save_tokenizer(tokenizer, out_dir, jinja)
 

@@ -36,6 +36,16 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def is_reward(folder: Path) -> bool:
+    """Whether a folder holds a reward model, an adapter or full weights, and not a language model."""
+    for file, key in ((ADAPTER_CONFIG, "task_type"), ("config.json", "architectures")):
+        if (folder / file).is_file():
+            said = json.loads((folder / file).read_text(encoding="utf-8")).get(key) or ()
+            kinds = [said] if isinstance(said, str) else said
+            return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds)
+    return False
+
+
 def base_of(folder: Path, model: ModelConfig) -> ModelConfig:
     """The model an adapter folder sits on: its own `base/` first, so that a run directory can be moved."""
     if (folder / "base" / "config.json").is_file():
@@ -44,12 +54,22 @@ def base_of(folder: Path, model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, name=adapter["base_model_name_or_path"], revision=adapter.get("revision"))
 
 
-def source_problems(model: ModelConfig) -> list[str]:
-    """What is wrong with `model.name` and `model.revision`, one line each; a hub id costs one request."""
+def source_problems(model: ModelConfig, *, wants_reward: bool = False) -> list[str]:
+    """What is wrong with `model.name` and `model.revision`, one line each; a hub id costs one request.
+
+    Args:
+        model: the section.
+        wants_reward: a folder must hold a reward model; else it must not.
+    """
     folder = local_folder(model.name)
     if folder is None:
         return _hub_problems(model)
     problems = _adapter_problems(folder, model) if is_adapter(folder) else _full_model_problems(folder)
+    if is_reward(folder) != wants_reward:
+        what, wanted = (
+            ("a language model", "a reward model") if wants_reward else ("a reward model", "a language model")
+        )
+        problems.append(f"model.name: {folder} is {what} where {wanted} belongs")
     if model.revision is not None:
         problems.append(f"model.revision: {model.name} is a folder, only a hub model has revisions; leave it out")
     return problems
@@ -89,7 +109,9 @@ def _adapter_problems(folder: Path, model: ModelConfig) -> list[str]:
             f"model.name: the base of the adapter {folder} is missing: {base.name}; put it back, or name its new place "
             f"as base_model_name_or_path in {folder / ADAPTER_CONFIG}",
         ]
-    return problems + [f"{problem} (the base of the adapter {folder})" for problem in source_problems(base)]
+    of_reward = (place := local_folder(base.name)) is not None and is_reward(place)  # saved beside it, or a plain base
+    found = source_problems(base, wants_reward=of_reward)
+    return problems + [f"{problem} (the base of the adapter {folder})" for problem in found]
 
 
 def _weight_problems(folder: Path, files: list[Path]) -> list[str]:

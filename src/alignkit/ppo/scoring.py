@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignkit.ppo.loss import token_entropies
-from alignkit.training.loss import hidden_states, is_plain_head, lm_head
-
-_LOGITS_AT_ONCE = 8_000_000  # see training.loss
+from alignkit.training.log_probs import token_scores
+from alignkit.training.loss import hidden_states, is_plain_head, lm_head, rows_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,10 @@ class Scorer:
     def _score(
         self, scored_N: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        rows = max(1, _LOGITS_AT_ONCE // self.head.weight.shape[0])
+        if self.is_plain and not self.entropy_trains and temperature == 1 and not bool(blocked_N.any()):
+            logprobs_N, entropies_N, *_ = token_scores(scored_N, self.head.weight, targets_N)
+            return logprobs_N, entropies_N
+        rows = rows_at_once(self.head.weight)
         parts: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(targets_N), rows):
             chunk = slice(start, start + rows)

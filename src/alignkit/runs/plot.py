@@ -11,12 +11,13 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SMOOTHED_FROM = 20  # logged points: fewer need no smoothing
 
 
-def plot_losses(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
+def plot_losses(history: Sequence[Mapping[str, Any]], path: Path, *, unit: str) -> bool:
     """Draw the training loss and every held-out loss over the steps.
 
     Args:
         history: what the trainer logged, each entry with `step`.
         path: of the PNG.
+        unit: of the loss.
 
     Returns:
         Whether there was anything to draw.
@@ -39,7 +40,7 @@ def plot_losses(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
         else:
             axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
             axes.plot(steps, _smoothed(losses), color=colour, label=f"{name} (smoothed)")
-    axes.set(xlabel="step", ylabel="loss (nats per supervised token)")
+    axes.set(xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

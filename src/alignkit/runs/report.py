@@ -23,6 +23,8 @@ def conclude(
     *,
     samples: Sequence[Mapping[str, str]],
     kept_step: int | None = None,
+    unit: str = "nats per supervised token",
+    then: str = 'alignkit generate {run} --prompt "…"',
 ) -> dict[str, Any]:
     """Write `samples.jsonl` and `loss.png`, and say what came out and where it is.
 
@@ -31,6 +33,8 @@ def conclude(
         history: what the trainer logged, each entry with `step`.
         samples: prompts with what was wanted, and the answers before and after.
         kept_step: the step whose weights are the result; None for the last.
+        unit: of the loss.
+        then: the command to try next.
 
     Returns:
         The figures for the run's record: the first and last value of each held-out loss, the last training loss.
@@ -47,7 +51,7 @@ def conclude(
     if samples:
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         (run_dir / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    drawn = plot_losses(history, run_dir / "loss.png")
+    drawn = plot_losses(history, run_dir / "loss.png", unit=unit)
     logger.info("")
     for name, figure in figures.items():
         change = f"{figure['first']:.4f} → {figure['last']:.4f}" if "first" in figure else f"{figure['last']:.4f}"
@@ -63,7 +67,7 @@ def conclude(
         logger.info("%-17s step %d, the best", "kept", kept_step)
     for name, path in found.items():
         logger.info("%-17s %s", name, path)
-    logger.info('next: alignkit generate %s --prompt "…"', run_dir)
+    logger.info("next: %s", then.format(run=run_dir))
     return figures
 
 

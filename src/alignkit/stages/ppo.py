@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 
-from alignkit import upstream
-from alignkit.config import Dtype, PpoJob
+from alignkit.config import PpoJob
 from alignkit.data.prompts import PromptData, load_prompts
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import ConfigError
-from alignkit.models.load import default_dtype, load_model, load_tokenizer, num_positions
+from alignkit.models.load import load_model, load_tokenizer, num_positions
 from alignkit.models.lora import build_lora
 from alignkit.models.save import save_model
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import is_adapter, local_folder
-from alignkit.ppo.checks import check
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.record import RolloutFile, conclude, first_look
 from alignkit.ppo.reference import what_is_held
@@ -32,7 +29,8 @@ from alignkit.ppo.trainer import PpoTrainer
 from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import stop_ids
-from alignkit.training.arguments import chosen_arguments
+from alignkit.stages.common import announce, arguments
+from alignkit.stages.ppo_checks import check
 from alignkit.training.metrics import MetricsFile
 from alignkit.training.session import full_disk_in_words, train
 
@@ -68,7 +66,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         trainer = _trainer(job, run_dir, args, model, prepared, rewards)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
-        _announce(job, run_dir, trainer, prepared)
+        announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
         before = _samples(job, trainer)
         first_look(before, trainer.held_out or trainer.prompts)
         train(trainer, resume=entry.resuming)
@@ -129,21 +127,14 @@ def prepare(job: PpoJob) -> Prepared:
 
 
 def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
-    tenth = max(1, job.ppo.num_updates // 10)
-    steps = {"max_steps": job.ppo.num_updates, "save_strategy": "steps"}
-    looks = {"eval_strategy": "steps", "eval_steps": tenth, "metric_for_best_model": "score", "greater_is_better": True}
-    best = {"load_best_model_at_end": True} if job.train.get("eval_strategy") != "no" else {}
-    chosen = {**steps, **({**looks, **best} if held_out else {"save_steps": tenth}), **job.train}
-    values = chosen_arguments(
-        chosen,
-        run_dir=run_dir,
-        seed=job.seed,
-        bf16=job.model.dtype in (Dtype.auto, Dtype.bfloat16) and default_dtype() is torch.bfloat16,
-        held_out=held_out,
-        keep_best=False,
-    )
-    return upstream.build(upstream.TRAINING_ARGUMENTS, values, "train")
+    """Upstream's, counted in updates; where prompts are held out, the result is the best by their score."""
+    every = max(1, job.ppo.num_updates // 10)
+    chosen: dict[str, Any] = {"max_steps": job.ppo.num_updates, "save_strategy": "steps", "save_steps": every}
+    if held_out and job.train.get("eval_strategy") != "no":
+        chosen |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
+        chosen |= {"metric_for_best_model": "score", "greater_is_better": True}
+        chosen |= {"save_steps": job.train["eval_steps"]} if "eval_steps" in job.train else {}
+    return arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
 
 
 def _trainer(job: PpoJob, run_dir: Path, args: Any, model: Any, prepared: Prepared, rewards: Rewards) -> PpoTrainer:
@@ -184,35 +175,31 @@ def _trainer(job: PpoJob, run_dir: Path, args: Any, model: Any, prepared: Prepar
         on_rollout=kept,
         args=args,
         processing_class=prepared.tokenizer,
-        callbacks=[MetricsFile(run_dir / "metrics.jsonl"), kept],
+        callbacks=[
+            MetricsFile(run_dir / "metrics.jsonl"),
+            kept,
+            *([EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []),
+        ],
     )
 
 
-def _announce(job: PpoJob, run_dir: Path, trainer: PpoTrainer, prepared: Prepared) -> None:
-    """One quiet screen of what will happen."""
-    ppo, args, data = job.ppo, trainer.args, prepared.data
-    num_all, num_trained = trainer.num_parameters()
-    computing = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, str]:
+    """What will happen, in a line each."""
+    ppo, data = job.ppo, prepared.data
     num = ppo.num_prompts * ppo.num_generations
-    responses = [f for f in data.formats.values() if f not in ("prompt", "text")]
-    facts = {
+    has_responses = any(format_ not in ("prompt", "text") for format_ in data.formats.values())
+    return {
         "rows": ", ".join(f"{source} read as {format_}" for source, format_ in data.formats.items())
-        + ("; their responses are not used" if responses else ""),
+        + ("; their responses are not used" if has_responses else ""),
         "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
-        "model": f"{job.model.name}: {num_all:,} parameters, {num_trained:,} of them trained; computing in {computing}",
         "memory": what_is_held(trainer.policy.model, trainer.policy.reference),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "reward": " + ".join(f"{source.weight:g} × {source.name}" for source, _ in trainer.rewards.sources),
         "rollout": f"{num:,} completions ({ppo.num_prompts} prompts × {ppo.num_generations}), at most "
         f"{job.sampling.max_new_tokens} tokens each",
-        "update": f"{ppo.num_ppo_epochs} passes of {ppo.num_mini_batches} minibatches of "
-        f"{num // ppo.num_mini_batches}, {args.per_device_train_batch_size} at a time",
-        "updates": f"{ppo.num_updates:,}",
-        "run": str(run_dir),
+        "update": f"a rollout, then {ppo.num_ppo_epochs} passes of {ppo.num_mini_batches} minibatches of "
+        f"{num // ppo.num_mini_batches}, {trainer.args.per_device_train_batch_size} at a time; a step is an update",
     }
-    logger.info("%s\n", data.ledger.table())
-    for name, fact in facts.items():
-        logger.info("%-9s %s", name, fact)
 
 
 def _samples(job: PpoJob, trainer: PpoTrainer) -> list[Rollout]:

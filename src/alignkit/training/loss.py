@@ -19,6 +19,11 @@ from torch.autograd.function import once_differentiable
 _LOGITS_AT_ONCE = 8_000_000
 
 
+def rows_at_once(weight_VH: Tensor) -> int:
+    """How many positions the head is applied to at a time."""
+    return max(1, _LOGITS_AT_ONCE // len(weight_VH))
+
+
 def lm_head(model: Any) -> Any:
     """The output embeddings of a causal model, adapters or not."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -89,7 +94,7 @@ class _CrossEntropy(torch.autograd.Function):
         grad_VH = torch.zeros_like(weight_VH) if needs_weight else None
         loss = hidden_NH.new_zeros((), dtype=torch.float32)
         num_correct = targets_N.new_zeros(())
-        rows = max(1, _LOGITS_AT_ONCE // len(weight_VH))
+        rows = rows_at_once(weight_VH)
         for start in range(0, len(targets_N), rows):
             hidden, target = hidden_NH[start : start + rows], targets_N[start : start + rows, None]
             logits = (hidden @ weight_VH.T).float()

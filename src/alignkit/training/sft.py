@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer as UpstreamTrainer
 
-from alignkit.training.durable import DurableTrainer
 from alignkit.training.loss import cross_entropy, hidden_states, is_plain_head, lm_head
+from alignkit.training.ordered import OrderedTrainer
 
-Order = Callable[[Any], Sampler[int]]
 
+class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
+    """`trl.SFTTrainer` for rows that are already encoded; arguments as `OrderedTrainer` and upstream take them."""
 
-class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
-    """`trl.SFTTrainer` for rows that are already encoded.
-
-    Args:
-        train_order: from the training rows, their order in each epoch.
-        eval_order: from held-out rows, the order they are scored in.
-        **rest: as upstream and `DurableTrainer` take them.
-    """
-
-    def __init__(self, *, train_order: Order, eval_order: Order, **rest: Any) -> None:
-        self._train_order, self._eval_order = train_order, eval_order
+    def __init__(self, **rest: Any) -> None:
         self._eval_loss: Tensor | None = None
         super().__init__(**rest)
         args: Any = self.args
@@ -39,17 +28,6 @@ class SftTrainer(DurableTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
             and not (self.aux_loss_enabled or self.label_smoother or args.loss_type != "nll")
             and is_plain_head(self.model)
         )
-
-    def num_parameters(self) -> tuple[int, int]:
-        """All weights, and those that train."""
-        weights = list(self.accelerator.unwrap_model(self.model).parameters())
-        return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
-
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        return self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
-
-    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
-        return self._eval_order(eval_dataset)
 
     def compute_loss(
         self,

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import os
 
-from alignkit import upstream
-from alignkit.config import PpoJob, Quantization
+from alignkit.config import PpoJob
 from alignkit.data.prompts import check_prompts
-from alignkit.errors import AlignkitError, ConfigError
-from alignkit.models.load import check_model
-from alignkit.models.source import is_adapter, local_folder
+from alignkit.errors import ConfigError
 from alignkit.ppo.rewards import check_rewards
 from alignkit.sampling.settings import check as check_sampling
-from alignkit.training.arguments import check_evaluation
+from alignkit.stages.common import adapter_on_adapter, check_sections
 
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -24,14 +21,11 @@ def check(job: PpoJob) -> None:
     Raises:
         ConfigError: every problem found, together.
     """
-    held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
     problems = check_prompts(job.data) + check_sampling(job.sampling) + check_rewards(job.reward)
-    problems += check_evaluation(job.train, held_out=held_out, early_stopping=None)
-    for section, (argument_class, owned) in upstream.OPEN_SECTIONS["ppo"].items():
-        problems += upstream.problems(getattr(job, section), argument_class, section, owned)
+    problems += check_sections(job, "ppo") + adapter_on_adapter(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
-    problems += _schedule_problems(job) + _model_problems(job)
+    problems += _schedule_problems(job)
     if problems:
         raise ConfigError(*problems)
 
@@ -93,20 +87,4 @@ def _schedule_problems(job: PpoJob) -> list[str]:
             f"value.warmup_updates={job.value.warmup_updates} leaves none of ppo.num_updates={ppo.num_updates} to "
             "train the policy"
         )
-    return problems
-
-
-def _model_problems(job: PpoJob) -> list[str]:
-    problems = []
-    folder = local_folder(job.model.name)
-    if job.lora and folder is not None and is_adapter(folder):
-        problems.append(
-            f"lora: {folder} is an adapter already: lora=none trains it further; for another one merge it into its base"
-        )
-    if not job.lora and job.model.quantization is not Quantization.none and not (folder and is_adapter(folder)):
-        problems.append("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=ppo")
-    try:
-        check_model(job.model)
-    except AlignkitError as error:
-        problems += error.problems
     return problems

@@ -1,0 +1,37 @@
+"""A trainer that takes its rows in our order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import Dataset, Sampler
+
+from alignkit.training.durable import DurableTrainer
+
+Order = Callable[[Any], Sampler[int]]
+
+
+class OrderedTrainer(DurableTrainer):
+    """Goes in front of one of TRL's trainers, as `DurableTrainer` does.
+
+    Args:
+        train_order: from the training rows, their order in each epoch.
+        eval_order: from held-out rows, the order they are scored in.
+        **rest: as upstream and `DurableTrainer` take them.
+    """
+
+    def __init__(self, *, train_order: Order, eval_order: Order, **rest: Any) -> None:
+        self._train_order, self._eval_order = train_order, eval_order
+        super().__init__(**rest)
+
+    def num_parameters(self) -> tuple[int, int]:
+        """All weights, and those that train."""
+        weights = list(self.accelerator.unwrap_model(self.model).parameters())
+        return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        return self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
+        return self._eval_order(eval_dataset)
