@@ -14,11 +14,12 @@ from alignkit.data.prompts import Prompt
 from alignkit.errors import AlignkitError, RewardError, did_you_mean
 from alignkit.ppo.classifier_reward import Classifier, check_classifier
 from alignkit.ppo.function_reward import PythonFunction, check_columns, check_function
+from alignkit.ppo.model_reward import RewardRun, check_reward_run
 
 __all__ = ["RewardSource", "Rewards", "Sample", "Scores", "check_rewards", "load_rewards", "parse_rewards"]
 
 _KINDS = ("function", "classifier", "model")
-_ONLY_FOR = {"label": "classifier", "output": "classifier", "timeout": "function"}
+_ONLY_FOR = {"label": "classifier", "output": "classifier", "timeout": "function", "standardise": "model"}
 _OUTPUTS = ("probability", "logit")
 
 
@@ -46,6 +47,7 @@ class RewardSource:
         model: a run directory of `alignkit reward`.
         label: of the classifier, whose score counts.
         output: of the classifier: the label's probability, or its logit.
+        standardise: of a reward run: less the mean and over the spread of its held-out scores.
         weight: what its scores are multiplied by; may be negative.
         on_error: an exception, None or NaN stops the run, or takes the completion out of the update and counts it.
         timeout: seconds a call of the function may take.
@@ -58,6 +60,7 @@ class RewardSource:
     model: str | None = None
     label: str | None = None
     output: str = "probability"
+    standardise: bool = False
     weight: float = 1.0
     on_error: OnError = OnError.stop
     timeout: float = 60.0
@@ -98,6 +101,17 @@ class Rewards:
     """All sources, loaded."""
 
     sources: list[tuple[RewardSource, Scorer]]
+
+    def other_templates(self, jinja: str) -> list[str]:
+        """One line for each reward run that was trained with another template than this one."""
+        return [
+            f"{source.place}: {source.name} was trained with another template than the policy answers in; it reads "
+            "every answer in its own"
+            for source, scorer in self.sources
+            if isinstance(scorer, _InBatches)
+            and isinstance(scorer.inner, RewardRun)
+            and scorer.inner.jinja.strip() != jinja.strip()
+        ]
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Score completions under every source.
@@ -152,6 +166,8 @@ def check_rewards(reward: Sequence[Any]) -> list[str]:
             problems += check_function(source.name, source.place)
         elif source.kind == "classifier":
             problems += check_classifier(source.name, source.label, source.place)
+        else:
+            problems += check_reward_run(source.name, source.place)
     return problems
 
 
@@ -172,9 +188,11 @@ def load_rewards(reward: Sequence[Any], columns: Sequence[str], *, device: torch
         if source.kind == "function":
             problems += check_columns(source.name, columns, source.place)
             scorer: Scorer = PythonFunction(source.name, source.place, timeout=source.timeout, on_error=source.on_error)
-        else:
+        elif source.kind == "classifier":
             assert source.label is not None
             scorer = Classifier(source.name, source.label, as_logit=source.output == "logit", device=device)
+        else:
+            scorer = RewardRun(source.name, standardise=source.standardise, batch_size=source.batch_size, device=device)
         loaded.append((source, _InBatches(scorer, source.batch_size)))
     if problems:
         raise RewardError(*problems)
@@ -229,6 +247,8 @@ def _mistakes(item: Any, place: str) -> list[str]:
         for key, words in (("weight", "a number other than 0"), ("timeout", "seconds above 0"))
         if key in item and not _is_number(item[key], above_zero=key == "timeout")
     ]
+    if not isinstance(item.get("standardise", False), bool):
+        problems.append(f"{place}.standardise is {item['standardise']!r}: it must be true or false")
     size = item.get("batch_size", 1)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         problems.append(f"{place}.batch_size is {size!r}: it must be a whole number above 0")

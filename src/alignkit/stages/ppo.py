@@ -29,7 +29,7 @@ from alignkit.ppo.trainer import PpoTrainer
 from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import stop_ids
-from alignkit.stages.common import announce, arguments
+from alignkit.stages.common import announce, arguments, other_template
 from alignkit.stages.ppo_checks import check
 from alignkit.training.metrics import MetricsFile
 from alignkit.training.session import full_disk_in_words, train
@@ -62,6 +62,9 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         entry.parents = lineage(job.model.name)
         entry.begin()
+        for line in [other_template(job.model, prepared.template), *rewards.other_templates(prepared.template.jinja)]:
+            if line:
+                logger.warning("%s", line)
         log.open(run_dir / "log.txt")
         trainer = _trainer(job, run_dir, args, model, prepared, rewards)
         if trainer.is_world_process_zero():
