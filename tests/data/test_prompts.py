@@ -96,9 +96,9 @@ def test_prompts_are_held_out_whole(load: Load) -> None:
 
 
 def test_plain_text_needs_a_length_and_conversations_take_none(load: Load) -> None:
-    with pytest.raises(DataError, match="plain text holds no prompt: data.prompt_length="):
+    with pytest.raises(DataError, match=r"plain text holds no prompt: data\.prompt_length="):
         load([{"text": "a"}])
-    with pytest.raises(DataError, match="data.prompt_length cuts plain text"):
+    with pytest.raises(DataError, match=r"data\.prompt_length cuts plain text"):
         load([{"prompt": "a"}], prompt_length=PromptLength(1, 2))
 
 
