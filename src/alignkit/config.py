@@ -7,7 +7,7 @@ against those by `alignkit.upstream`, never mirrored here. Later stages reuse th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -56,6 +56,22 @@ class ControlTokens(StrEnum):
     neutralise = "neutralise"
 
 
+class OnError(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+class Health(StrEnum):
+    off = "off"
+    warn = "warn"
+    stop = "stop"
+
+
+class ScoreScaling(StrEnum):
+    none = "none"
+    running = "running"
+
+
 class Batching(StrEnum):
     auto = "auto"
     padded = "padded"
@@ -63,9 +79,13 @@ class Batching(StrEnum):
     packed = "packed"
 
 
-def setting(help: str, default: Any = MISSING, **bounds: float) -> Any:
-    """A field with its help line and, where they exist, its bounds (`ge`, `gt`, `le`, `lt`)."""
-    metadata = {"help": help, **bounds}
+def setting(help: str, default: Any = MISSING, *, schedule: type | None = None, **bounds: float) -> Any:
+    """A field with its help line and, where they exist, its bounds (`ge`, `gt`, `le`, `lt`).
+
+    `schedule` is the type of a number that may also be `{start: …, end: …}`; such a field is annotated `Any`, because
+    OmegaConf has no such union, and `out_of_bounds` checks its type.
+    """
+    metadata = {"help": help, "schedule": schedule, **bounds}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -119,15 +139,16 @@ class TemplateConfig:
 @dataclass
 class SamplingConfig:
     do_sample: bool | None = setting("draw tokens, or take the likeliest; null draws if a setting below asks", None)
-    temperature: float | None = setting("divides the logits; below 1 sharper, above 1 flatter", None, gt=0)
-    top_k: int | None = setting("draw from the k likeliest tokens", None, ge=1)
-    top_p: float | None = setting("draw from the smallest set with this probability", None, gt=0, le=1)
-    min_p: float | None = setting(
-        "draw from tokens at least this share of the likeliest one's probability", None, ge=0, le=1
+    temperature: Any = setting("divides the logits; below 1 sharper, above 1 flatter", None, schedule=float, gt=0)
+    top_k: Any = setting("draw from the k likeliest tokens", None, schedule=int, ge=1)
+    top_p: Any = setting("draw from the smallest set with this probability", None, schedule=float, gt=0, le=1)
+    min_p: Any = setting(
+        "draw from tokens at least this share of the likeliest one's probability", None, schedule=float, ge=0, le=1
     )
-    repetition_penalty: float | None = setting("above 1 makes tokens seen before less likely", None, gt=0)
+    repetition_penalty: Any = setting("above 1 makes tokens seen before less likely", None, schedule=float, gt=0)
     max_new_tokens: int = setting("longest response, in tokens", 256, ge=1)
     min_new_tokens: int = setting("shortest response, in tokens", 0, ge=0)
+    stop: list[str] = setting("texts that end a response, which is cut before them", [])
 
 
 @dataclass
@@ -205,11 +226,148 @@ class ScoreJob:
 
 
 @dataclass
+class PromptLength:
+    min: int | None = setting("plain text becomes a prompt of its first tokens: at least this many", None, ge=1)
+    max: int | None = setting("and at most this many, drawn per row from the seed", None, ge=1)
+
+
+@dataclass
+class PromptDataConfig(DataConfig):
+    """Rows as prompts: what concerns responses or batches of `DataConfig` has no effect here and is refused."""
+
+    prompt_length: PromptLength = field(default_factory=PromptLength)
+
+
+@dataclass
+class PpoConfig:
+    num_updates: int = setting("length of training: rollouts, each followed by optimizer steps", 100, ge=1)
+    num_prompts: int = setting("prompts in a rollout, over all processes", 64, ge=1)
+    num_generations: int = setting("completions of each prompt in a rollout", 1, ge=1)
+    num_ppo_epochs: int = setting("passes over a rollout", 4, ge=1)
+    num_mini_batches: int = setting("optimizer steps in a pass", 4, ge=1)
+    generation_batch_size: int = setting("completions written together by a process, at most", 64, ge=1)
+    clip_range: float = setting("a token's probability moves its loss up to this relative change", 0.2, gt=0)
+    clip_range_value: float = setting("a token's value moves its loss up to this change", 0.2, gt=0)
+    vf_coef: float = setting("weight of the value loss", 0.1, ge=0)
+    entropy_coef: float = setting("weight of the entropy bonus, for a policy that keeps exploring", 0.0, ge=0)
+    gamma: float = setting("discount of later rewards", 1.0, ge=0, le=1)
+    lam: float = setting("GAE: 0 trusts the values, 1 the rewards", 0.95, ge=0, le=1)
+    whiten_advantages: bool = setting("advantages to mean 0 and variance 1 over the rollout's tokens", True)
+    kl_coef: float = setting("price of a nat of KL to the model training started from", 0.05, ge=0)
+    kl_coef_end: float | None = setting("price at the last update, reached in a straight line", None, ge=0)
+    kl_target: float | None = setting(
+        "steer the price so that the KL of a completion becomes this, in nats", None, gt=0
+    )
+    kl_horizon: int = setting("rollouts in which the steered price may double or so", 10_000, ge=1)
+    target_kl: float | None = setting("skip the rest of a rollout's passes once a pass moved further", None, gt=0)
+    temperature_end: float | None = setting(
+        "sampling.temperature at the last update, reached in a straight line", None, gt=0
+    )
+    allow_truncated_sampling: bool = setting(
+        "sample by top_k, top_p, min_p or a repetition penalty all the same", False
+    )
+    missing_eos_penalty: float | None = setting("taken off the score of a completion that did not end", None, gt=0)
+    score_clip: float | None = setting("scores beyond this, of either sign, are cut to it", None, gt=0)
+    score_scaling: ScoreScaling = setting(
+        "scores as they are, or (running) less the mean of all so far and over their spread", ScoreScaling.none
+    )
+    keep_rollouts: int = setting("completions of each update written to rollouts.jsonl", 4, ge=0)
+    show_every: int = setting("show two sample completions every so many updates; 0 never", 10, ge=0)
+    health: Health = setting("signs of a training gone wrong: off, warn or stop", Health.warn)
+    max_kl: float = setting("a KL per completion beyond this, in nats, is such a sign", 100.0, gt=0)
+
+
+@dataclass
+class ValueConfig:
+    learning_rate: float | None = setting("of the value head; null takes train.learning_rate", None, gt=0)
+    warmup_updates: int = setting("first updates that train the value head alone", 0, ge=0)
+    detach: bool = setting("keep the value loss from training the policy's own layers", False)
+
+
+@dataclass
+class PpoJob:
+    name: str = setting("the run is runs/ppo/<name>", "default")
+    seed: int = setting("of every random draw", 0, ge=0)
+    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
+    overwrite: bool = setting("delete a finished run of this name first", False)
+    early_stopping: int | None = setting(
+        "stop after this many evaluations without improvement, and keep the best", None, ge=1
+    )
+    samples: int = setting("prompts answered and scored before and after training, written to samples.jsonl", 5, ge=0)
+    reward: list[Any] = setting("list of {function | classifier | model, weight, …}: scores add up", [])
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: PromptDataConfig = field(default_factory=PromptDataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    train: dict[str, Any] = setting("transformers.TrainingArguments", {})
+
+
+@dataclass
 class GenerateJob:
     seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("prompts answered together", 16, ge=1)
+    batch_size: int = setting("responses generated together", 16, ge=1)
+    num_samples: int = setting("responses to each prompt", 1, ge=1)
+    deterministic_rows: bool = setting(
+        "one response at a time, whatever batch_size: each is the same to the last bit in any company", False
+    )
     format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
     columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class CompareJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("responses generated together", 16, ge=1)
+    logprobs: bool = setting("show how the log-probability of each token of the first run's responses changes", False)
+    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
+    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class EvaluateJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+    num_prompts: int = setting("held-out prompts to answer; 0 leaves it at the loss", 32, ge=0)
+    num_samples: int = setting("responses to each prompt", 4, ge=1)
+    precision: float | None = setting(
+        "wished half-width of the reward's interval: suggests num_prompts and num_samples", None, gt=0
+    )
+    beta: float = setting("of the implicit reward beta · (ln π − ln π_ref) on --pairs", 0.1, gt=0)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class MergeJob:
+    max_difference: float | None = setting(
+        "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
+        None,
+        gt=0,
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+
+
+@dataclass
+class VerifyJob:
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
+class NextJob:
+    num_tokens: int = setting("likeliest tokens to show", 12, ge=1)
+    temperatures: list[float] = setting("show one after the other, in place of sampling.temperature", [])
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -219,7 +377,13 @@ JOBS: dict[str, type] = {
     "sft": SftJob,
     "reward": RewardJob,
     "dpo": DpoJob,
+    "ppo": PpoJob,
     "generate": GenerateJob,
+    "next": NextJob,
+    "compare": CompareJob,
+    "evaluate": EvaluateJob,
+    "merge": MergeJob,
+    "verify": VerifyJob,
     "score": ScoreJob,
 }
 
@@ -237,16 +401,34 @@ def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses
 def out_of_bounds(job: Any, prefix: str = "") -> list[str]:
     """One line for each setting outside its bounds; empty where all is well."""
     problems = []
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     for item in dataclasses.fields(job):
-        value = getattr(job, item.name)
+        value, name = getattr(job, item.name), f"{prefix}{item.name}"
         if dataclasses.is_dataclass(value):
-            problems += out_of_bounds(value, f"{prefix}{item.name}.")
+            problems += out_of_bounds(value, f"{name}.")
+        elif (number := item.metadata.get("schedule")) and value is not None:
+            ends = value if isinstance(value, dict) and value.keys() == {"start", "end"} else {"": value}
+            for end, part in ends.items():
+                problems += _no_number(f"{name}.{end}".rstrip("."), part, number) or _outside(
+                    f"{name}.{end}".rstrip("."), part, item.metadata
+                )
         elif isinstance(value, (int, float)):
-            bounds = {k: v for k, v in item.metadata.items() if k in words}
-            held = {"ge": value >= bounds.get("ge", value), "gt": "gt" not in bounds or value > bounds["gt"]}
-            held |= {"le": value <= bounds.get("le", value), "lt": "lt" not in bounds or value < bounds["lt"]}
-            if not all(held.values()):
-                wanted = " and ".join(f"{words[k]} {v:g}" for k, v in bounds.items())
-                problems.append(f"{prefix}{item.name} is {value}: it must be {wanted}")
+            problems += _outside(name, value, item.metadata)
     return problems
+
+
+def _no_number(name: str, value: Any, number: type) -> list[str]:
+    if isinstance(value, (int, number)) and not isinstance(value, bool):
+        return []
+    kind = "a whole number" if number is int else "a number"
+    return [f"{name} is {value!r}: it must be {kind}, or {{start: …, end: …}} for one that moves"]
+
+
+def _outside(name: str, value: float, metadata: Mapping[str, Any]) -> list[str]:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bounds = {k: v for k, v in metadata.items() if k in words}
+    held = {"ge": value >= bounds.get("ge", value), "gt": "gt" not in bounds or value > bounds["gt"]}
+    held |= {"le": value <= bounds.get("le", value), "lt": "lt" not in bounds or value < bounds["lt"]}
+    if all(held.values()):
+        return []
+    wanted = " and ".join(f"{words[k]} {v:g}" for k, v in bounds.items())
+    return [f"{name} is {value}: it must be {wanted}"]

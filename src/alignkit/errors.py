@@ -48,6 +48,10 @@ class ModelError(AlignkitError, ValueError):
     """A model, adapter or tokenizer cannot be loaded or does not fit what is asked of it."""
 
 
+class RewardError(AlignkitError, ValueError):
+    """A reward source cannot be loaded, or did not give a number."""
+
+
 class RunError(AlignkitError, RuntimeError):
     """A run directory cannot be written, resumed, or would be written over."""
 

@@ -149,29 +149,30 @@ def to_prompt(row: Any, format: str, columns: Mapping[str, str]) -> Conversation
 
 
 @lru_cache
-def load_function(spec: str) -> Callable[[Any], Any]:
-    """A format function of the user's own.
+def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]:
+    """A function of the user's own, such as a format.
 
     Args:
         spec: `module:function` or `file.py:function`; a module may be a file in the current folder.
+        setting: where it was named, for the messages.
 
     Raises:
         ConfigError: there is no such module, file or function, or importing it fails.
     """
     place, _, name = spec.rpartition(":")
     if not place.strip(".") or not name.isidentifier():
-        raise ConfigError(f"data.format: '{spec}' must be module:function or file.py:function")
+        raise ConfigError(f"{setting}: '{spec}' must be module:function or file.py:function")
     path = Path(place) if place.endswith(".py") else Path(*place.split(".")).with_suffix(".py")
     if place.endswith(".py") and not path.is_file():
-        raise ConfigError(f"data.format: {spec}: there is no file {place}")
+        raise ConfigError(f"{setting}: {spec}: there is no file {place}")
     try:
         module = _load_file(path) if path.is_file() else importlib.import_module(place)
     except Exception as error:  # the user's code may fail in any way, and it is theirs to mend
-        raise ConfigError(f"data.format: {spec} cannot be imported: {type(error).__name__}: {error}") from error
-    function: Callable[[Any], Any] | None = getattr(module, name, None)
+        raise ConfigError(f"{setting}: {spec} cannot be imported: {type(error).__name__}: {error}") from error
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         guess = did_you_mean(name, [key for key, value in vars(module).items() if callable(value)])
-        raise ConfigError(f"data.format: {place} has no function '{name}'{guess}")
+        raise ConfigError(f"{setting}: {place} has no function '{name}'{guess}")
     return function
 
 

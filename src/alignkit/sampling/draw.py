@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def draw(probabilities_BV: Tensor, *, seed: int, rows: Sequence[int], step: int) -> Tensor:
+def draw(probabilities_BV: Tensor, *, seed: int, rows: Sequence[int | str], step: int) -> Tensor:
     """Draw one token per row by a race: token v arrives at E_v / p_v, E_v ~ Exp(1), and the first is taken.
 
     That is v with probability p_v / Σ p (the Gumbel-max trick: Maddison, Tarlow & Minka 2014, §2), and tokens
@@ -25,17 +25,17 @@ def draw(probabilities_BV: Tensor, *, seed: int, rows: Sequence[int], step: int)
     Args:
         probabilities_BV: float32; need not sum to 1.
         seed: of the whole generation.
-        rows: B numbers that tell the rows apart, such as their places in the input.
+        rows: B keys that tell the rows apart, such as their places in the input.
         step: how many tokens the row had drawn before.
 
     Returns:
-        `[B]` token ids. A row's is a function of its probabilities, the seed, its number and the step.
+        `[B]` token ids. A row's is a function of its probabilities, the seed, its key and the step.
     """
     num_tokens = probabilities_BV.shape[-1]
     return (probabilities_BV / exponentials(seed, rows, step, num_tokens, probabilities_BV.device)).argmax(-1)
 
 
-def exponentials(seed: int, rows: Sequence[int], step: int, num_tokens: int, device: torch.device) -> Tensor:
+def exponentials(seed: int, rows: Sequence[int | str], step: int, num_tokens: int, device: torch.device) -> Tensor:
     """Independent Exp(1) numbers `[B, V]` in float32, from 2⁻³² to 16.6, a function of (seed, row, step, token).
 
     The token's number is scrambled, then encrypted under a key that is a hash of (seed, row, step) (the construction
