@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,7 +43,19 @@ Words = Annotated[
         metavar="[config=FILE] [key=value]...", help="Files and settings; later ones win.", autocompletion=_complete
     ),
 ]
+RunsAndWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN... [key=value]...",
+        help="Run directories, model folders or hub ids; and settings.",
+        autocompletion=_complete,
+    ),
+]
 ConfigDir = Annotated[Path | None, typer.Option(help="Folder with your own model/, data/, lora/ … options.")]
+
+
+def _runs_and_words(words: list[str]) -> tuple[list[str], list[str]]:
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
 
 
 def _version(wanted: bool) -> None:
@@ -202,6 +214,107 @@ def generate(
     from alignkit.evaluate.generate import run as answer
 
     answer(job, prompts=prompt or [], prompts_path=prompts, out=out)
+
+
+@app.command()
+def next(
+    words: RunsAndWords,
+    prompt: Annotated[str, typer.Option(help="What the model is asked.")],
+    response: Annotated[str | None, typer.Option(help="Walk along this response instead.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
+) -> None:
+    """Look at the distribution of the next token: probability, rank, entropy, before and after truncation.
+
+    alignkit next runs/sft/tiny --prompt "Repeat the word moon." sampling=nucleus temperatures=[0.5,1,2]
+    """
+    from alignkit.launch import compose_job
+
+    runs, settings = _runs_and_words(words)
+    job = compose_job("next", settings, model={"name": runs[0] if runs else ""})
+    from alignkit.evaluate.next_token import run as show
+
+    show(job, runs=runs, prompt=prompt, response=response, png=png)
+
+
+@app.command()
+def compare(
+    words: RunsAndWords,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A data file of prompts; .txt holds one a line.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Score with file.py:function or a reward run.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
+) -> None:
+    """The same prompts through several models, side by side; the first is the one the others are held against.
+
+    alignkit compare runs/sft/base runs/sft/tuned --prompts prompts.txt --html compare.html logprobs=true
+    """
+    from alignkit.launch import compose_job
+
+    runs, settings = _runs_and_words(words)
+    job = compose_job("compare", settings, model={"name": runs[0] if runs else ""})
+    from alignkit.evaluate.compare import run as compared
+
+    compared(job, runs=runs, prompts=prompt or [], prompts_path=prompts, reward=reward, html=html, out=out)
+
+
+@app.command()
+def evaluate(
+    words: RunsAndWords,
+    reward: Annotated[str | None, typer.Option(help="Score responses with file.py:function or a reward run.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The model to measure the KL divergence from.")] = None,
+    pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs, for the implicit reward.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
+) -> None:
+    """Measure models on held-out rows; without a data section, on those the first run held out itself.
+
+    alignkit evaluate runs/sft/base runs/sft/tuned --reward my_rewards.py:polite --reference runs/sft/base
+    """
+    from alignkit.launch import compose_job
+    from alignkit.runs.directory import read_manifest
+
+    runs, settings = _runs_and_words(words)
+    first = runs[0] if runs else ""
+    given: dict[str, Any] = {"model": {"name": first}}
+    manifest = read_manifest(Path(first)) or {}
+    if manifest.get("stage") == "sft" and not any(word.startswith(("data=", "data.path=")) for word in settings):
+        given["data"] = manifest["job"]["data"]
+    job = compose_job("evaluate", settings, **given)
+    from alignkit.evaluate.evaluate import run as measured
+
+    measured(job, runs=runs, reward=reward, reference=reference, pairs=pairs, out=out)
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="A run directory, or another folder, with an adapter.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    words: Words = None,
+) -> None:
+    """Add an adapter into its weights, and check that nothing else changed.
+
+    alignkit merge runs/sft/lora models/mine model.dtype=bfloat16
+    """
+    from alignkit.launch import compose_job
+
+    job = compose_job("merge", words or [], model={"name": run})
+    from alignkit.evaluate.merge import run as merged
+
+    merged(job, out=out)
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="A run directory or a model folder.")],
+    words: Words = None,
+) -> None:
+    """Check that a folder serves what was trained: the same tokens in, the same end, the same weights."""
+    from alignkit.launch import compose_job
+
+    job = compose_job("verify", words or [], model={"name": run})
+    from alignkit.evaluate.verify import run as verified
+
+    verified(job)
 
 
 @app.command()

@@ -7,7 +7,7 @@ against those by `alignkit.upstream`, never mirrored here. Later stages reuse th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -79,9 +79,13 @@ class Batching(StrEnum):
     packed = "packed"
 
 
-def setting(help: str, default: Any = MISSING, **bounds: float) -> Any:
-    """A field with its help line and, where they exist, its bounds (`ge`, `gt`, `le`, `lt`)."""
-    metadata = {"help": help, **bounds}
+def setting(help: str, default: Any = MISSING, *, schedule: type | None = None, **bounds: float) -> Any:
+    """A field with its help line and, where they exist, its bounds (`ge`, `gt`, `le`, `lt`).
+
+    `schedule` is the type of a number that may also be `{start: …, end: …}`; such a field is annotated `Any`, because
+    OmegaConf has no such union, and `out_of_bounds` checks its type.
+    """
+    metadata = {"help": help, "schedule": schedule, **bounds}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -135,15 +139,16 @@ class TemplateConfig:
 @dataclass
 class SamplingConfig:
     do_sample: bool | None = setting("draw tokens, or take the likeliest; null draws if a setting below asks", None)
-    temperature: float | None = setting("divides the logits; below 1 sharper, above 1 flatter", None, gt=0)
-    top_k: int | None = setting("draw from the k likeliest tokens", None, ge=1)
-    top_p: float | None = setting("draw from the smallest set with this probability", None, gt=0, le=1)
-    min_p: float | None = setting(
-        "draw from tokens at least this share of the likeliest one's probability", None, ge=0, le=1
+    temperature: Any = setting("divides the logits; below 1 sharper, above 1 flatter", None, schedule=float, gt=0)
+    top_k: Any = setting("draw from the k likeliest tokens", None, schedule=int, ge=1)
+    top_p: Any = setting("draw from the smallest set with this probability", None, schedule=float, gt=0, le=1)
+    min_p: Any = setting(
+        "draw from tokens at least this share of the likeliest one's probability", None, schedule=float, ge=0, le=1
     )
-    repetition_penalty: float | None = setting("above 1 makes tokens seen before less likely", None, gt=0)
+    repetition_penalty: Any = setting("above 1 makes tokens seen before less likely", None, schedule=float, gt=0)
     max_new_tokens: int = setting("longest response, in tokens", 256, ge=1)
     min_new_tokens: int = setting("shortest response, in tokens", 0, ge=0)
+    stop: list[str] = setting("texts that end a response, which is cut before them", [])
 
 
 @dataclass
@@ -303,9 +308,66 @@ class PpoJob:
 @dataclass
 class GenerateJob:
     seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("prompts answered together", 16, ge=1)
+    batch_size: int = setting("responses generated together", 16, ge=1)
+    num_samples: int = setting("responses to each prompt", 1, ge=1)
+    deterministic_rows: bool = setting(
+        "one response at a time, whatever batch_size: each is the same to the last bit in any company", False
+    )
     format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
     columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class CompareJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("responses generated together", 16, ge=1)
+    logprobs: bool = setting("show how the log-probability of each token of the first run's responses changes", False)
+    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
+    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class EvaluateJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+    num_prompts: int = setting("held-out prompts to answer; 0 leaves it at the loss", 32, ge=0)
+    num_samples: int = setting("responses to each prompt", 4, ge=1)
+    precision: float | None = setting(
+        "wished half-width of the reward's interval: suggests num_prompts and num_samples", None, gt=0
+    )
+    beta: float = setting("of the implicit reward beta · (ln π − ln π_ref) on --pairs", 0.1, gt=0)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class MergeJob:
+    max_difference: float | None = setting(
+        "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
+        None,
+        gt=0,
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+
+
+@dataclass
+class VerifyJob:
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
+class NextJob:
+    num_tokens: int = setting("likeliest tokens to show", 12, ge=1)
+    temperatures: list[float] = setting("show one after the other, in place of sampling.temperature", [])
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -317,6 +379,11 @@ JOBS: dict[str, type] = {
     "dpo": DpoJob,
     "ppo": PpoJob,
     "generate": GenerateJob,
+    "next": NextJob,
+    "compare": CompareJob,
+    "evaluate": EvaluateJob,
+    "merge": MergeJob,
+    "verify": VerifyJob,
     "score": ScoreJob,
 }
 
@@ -334,16 +401,34 @@ def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses
 def out_of_bounds(job: Any, prefix: str = "") -> list[str]:
     """One line for each setting outside its bounds; empty where all is well."""
     problems = []
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     for item in dataclasses.fields(job):
-        value = getattr(job, item.name)
+        value, name = getattr(job, item.name), f"{prefix}{item.name}"
         if dataclasses.is_dataclass(value):
-            problems += out_of_bounds(value, f"{prefix}{item.name}.")
+            problems += out_of_bounds(value, f"{name}.")
+        elif (number := item.metadata.get("schedule")) and value is not None:
+            ends = value if isinstance(value, dict) and value.keys() == {"start", "end"} else {"": value}
+            for end, part in ends.items():
+                problems += _no_number(f"{name}.{end}".rstrip("."), part, number) or _outside(
+                    f"{name}.{end}".rstrip("."), part, item.metadata
+                )
         elif isinstance(value, (int, float)):
-            bounds = {k: v for k, v in item.metadata.items() if k in words}
-            held = {"ge": value >= bounds.get("ge", value), "gt": "gt" not in bounds or value > bounds["gt"]}
-            held |= {"le": value <= bounds.get("le", value), "lt": "lt" not in bounds or value < bounds["lt"]}
-            if not all(held.values()):
-                wanted = " and ".join(f"{words[k]} {v:g}" for k, v in bounds.items())
-                problems.append(f"{prefix}{item.name} is {value}: it must be {wanted}")
+            problems += _outside(name, value, item.metadata)
     return problems
+
+
+def _no_number(name: str, value: Any, number: type) -> list[str]:
+    if isinstance(value, (int, number)) and not isinstance(value, bool):
+        return []
+    kind = "a whole number" if number is int else "a number"
+    return [f"{name} is {value!r}: it must be {kind}, or {{start: …, end: …}} for one that moves"]
+
+
+def _outside(name: str, value: float, metadata: Mapping[str, Any]) -> list[str]:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bounds = {k: v for k, v in metadata.items() if k in words}
+    held = {"ge": value >= bounds.get("ge", value), "gt": "gt" not in bounds or value > bounds["gt"]}
+    held |= {"le": value <= bounds.get("le", value), "lt": "lt" not in bounds or value < bounds["lt"]}
+    if all(held.values()):
+        return []
+    wanted = " and ".join(f"{words[k]} {v:g}" for k, v in bounds.items())
+    return [f"{name} is {value}: it must be {wanted}"]

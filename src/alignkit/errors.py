@@ -49,7 +49,7 @@ class ModelError(AlignkitError, ValueError):
 
 
 class RewardError(AlignkitError, ValueError):
-    """A reward source cannot be used, or what it returned for a completion is no score."""
+    """A reward source cannot be loaded, or did not give a number."""
 
 
 class RunError(AlignkitError, RuntimeError):

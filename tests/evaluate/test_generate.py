@@ -11,29 +11,15 @@ from alignkit.config import GenerateJob
 from alignkit.errors import AlignkitError
 from alignkit.evaluate.generate import run
 from alignkit.launch import compose_job
-from alignkit.stages import sft
 
 KNOWN = {
     "Say hello.": "hello there",
     "Count to five, please, and take your time.": "1 2 3 4 5",
     "Up?": "down",
     "A Greek word": "λόγος",
-}
+}  # what the run of conftest.py has learnt by heart
 
 Answer = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that has learnt the answers of `KNOWN` by heart."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows = [{"instruction": question, "output": answer} for question, answer in KNOWN.items()]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    quiet = ["train.report_to=none", "train.save_strategy='no'", "samples=0"]
-    by_heart = ["train.max_steps=40", "train.per_device_train_batch_size=4", "train.learning_rate=3e-3"]
-    job = compose_job("sft", ["model=tiny_gpt2", f"data.path={folder / 'rows.jsonl'}", *quiet, *by_heart])
-    sft.run(job, folder / "run")
-    return folder / "run"
 
 
 @pytest.fixture
@@ -65,9 +51,11 @@ def test_the_response_is_only_the_response(answer: Answer) -> None:
     logprobs = [row.pop("logprob") for row in rows]
     assert rows[0] == {
         "source": "--prompt 1",
+        "sample": 0,
         "prompt": "### Instruction:\nSay hello.\n\n### Response:\n",
         "response": "hello there",
         "finish_reason": "stop",
+        "num_prompt_tokens": 43,
         "num_tokens": 11,  # bytes; the end token is not counted
     }
     assert all(-1 < logprob < 0 for logprob in logprobs)
@@ -90,6 +78,84 @@ def test_draws_are_a_function_of_the_seed_and_not_of_the_batch(answer: Answer) -
     ]
     assert texts[0] == texts[1] != texts[2]
     assert texts[0] != [row["response"] for row in answer(prompts=prompts)]  # the default takes the likeliest
+
+
+def test_several_samples_begin_with_the_one_and_each_draws_for_itself(answer: Answer) -> None:
+    hot, prompts = ["sampling.temperature=2", "model.dtype=float32"], ["What is this?", "x"]
+    rows = answer(*hot, "num_samples=3", prompts=prompts)
+    assert [(row["source"], row["sample"]) for row in rows] == [
+        (f"--prompt {prompt}", sample) for prompt in (1, 2) for sample in (0, 1, 2)
+    ]
+    assert len({row["response"] for row in rows}) == 6
+    assert [row["response"] for row in rows[::3]] == [row["response"] for row in answer(*hot, prompts=prompts)]
+
+
+def test_a_stop_string_ends_a_response_and_is_cut_off(answer: Answer) -> None:
+    stopped, other = answer("sampling.stop=['o t', '1 2 3']", prompts=["Say hello.", "Up?"])
+    assert (stopped["response"], stopped["finish_reason"], stopped["num_tokens"]) == ("hell", "stop_string", 7)
+    assert (other["response"], other["finish_reason"]) == ("down", "stop")
+
+
+def test_deterministic_rows_are_the_same_bits_whatever_the_batch_size(answer: Answer) -> None:
+    words = ["sampling.temperature=1.5", "deterministic_rows=true"]
+    rows = [answer(*words, f"batch_size={size}", prompts=[*KNOWN, "x"]) for size in (1, 4, 16)]
+    assert rows[0] == rows[1] == rows[2]
+    assert rows[0][1] == {**answer(*words, prompts=list(KNOWN))[1]}  # nor who else is asked
+
+
+def test_an_interrupted_file_goes_on_where_it_stopped(
+    job: Callable[..., GenerateJob], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("Up?\nSay hello.\nWhat is this?\nx\n")
+    out = tmp_path / "out.jsonl"
+    words = ["sampling.temperature=1", "num_samples=2", "model.dtype=float32"]
+
+    def go(*more: str) -> str:
+        run(job(*words, *more), prompts=[], prompts_path=Path("p.txt"), out=out)
+        return out.read_text()
+
+    whole = go()
+    assert "8 responses in" in capsys.readouterr().err
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:3]) + lines[3][:20])
+    continued = go("batch_size=3")
+    for was, now in zip(lines, continued.splitlines(), strict=True):
+        assert json.loads(now) == pytest.approx(json.loads(was), abs=1e-4)
+    assert continued.startswith("".join(lines[:3]))
+    capsys.readouterr()
+    assert go() == continued
+    assert capsys.readouterr().err == f"{out} is complete: its 8 responses are the ones asked for\n"
+    with pytest.raises(AlignkitError) as caught:
+        go("seed=4", "sampling.max_new_tokens=7")
+    assert caught.value.problems == (
+        f"--out {out} belongs to other settings: sampling.max_new_tokens was 20 there and is 7 now",
+        f"--out {out} belongs to other settings: seed was 0 there and is 4 now",
+        f"name another file, or remove {out}",
+    )
+    (tmp_path / "p.txt").write_text("Up?\n")
+    with pytest.raises(AlignkitError, match="prompts was"):
+        go()
+    assert out.read_text() == continued
+
+
+def test_ctrl_c_keeps_what_was_answered(
+    job: Callable[..., GenerateJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit.evaluate.policy import Policy
+
+    real, calls = Policy.answer, iter([False, True])
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        if next(calls):
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Policy, "answer", answer)
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(AlignkitError) as caught:
+        run(job("batch_size=1"), prompts=["x"] * 20, prompts_path=None, out=out)
+    assert (caught.value.exit_status, len(out.read_text().splitlines())) == (130, 16)
+    assert "16 responses are in" in str(caught.value)
 
 
 def test_sampling_settings_reach_the_model(answer: Answer) -> None:
@@ -180,7 +246,7 @@ def test_mistakes_are_told_together_before_the_model_is_loaded(
     def unreachable(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("alignkit.evaluate.generate.load_model", unreachable)
+    monkeypatch.setattr("alignkit.evaluate.policy.load_model", unreachable)
     (tmp_path / "taken.jsonl").write_text("mine")
     assert refusal(job()) == ["there is nothing to answer: give --prompt TEXT or --prompts FILE"]
     assert refusal(
@@ -190,9 +256,9 @@ def test_mistakes_are_told_together_before_the_model_is_loaded(
         out=Path("taken.jsonl"),
     ) == [
         "sampling.top_k=5 has no effect with sampling.do_sample=false: remove it, or set sampling.do_sample=true",
-        "--prompt 2 is empty",
         "--out taken.jsonl exists already: name another file or remove it",
         "model.name: there is no folder 'nowhere', and the hub cannot be reached to look there",
+        "--prompt 2 is empty",
         "--prompts: nowhere/p.jsonl: there is no folder nowhere",
     ]
     assert (tmp_path / "taken.jsonl").read_text() == "mine"
@@ -215,6 +281,7 @@ def test_mistakes_are_told_together_before_the_model_is_loaded(
         ("p.txt", b"\n \n", ["--prompts p.txt: there is no such file, or it is empty"]),
         ("p.txt", b"caf\xe9\n", ["--prompts p.txt: "]),
         ("p.json", b"", ["--prompts: p.json: "]),
+        ("p.json", b"[]", ["--prompts"]),
     ],
 )
 def test_prompts_that_cannot_be_read_are_named_together(
@@ -244,6 +311,6 @@ def test_a_place_that_cannot_be_written_is_told_before_the_model_answers(
 ) -> None:
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr("alignkit.evaluate.generate.generate", lambda *args, **rest: pytest.fail("it answered"))
+    monkeypatch.setattr("alignkit.evaluate.policy.generate", lambda *args, **rest: pytest.fail("it answered"))
     (line,) = refusal(job(), prompts=["Up?"], out=Path(out))
     assert line.startswith(f"--out {out} ")

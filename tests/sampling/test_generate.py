@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
-from alignkit.sampling.generate import Completion, generate
+from alignkit.sampling.generate import Completion, cut_at_stop, generate
 from alignkit.sampling.settings import generation_config
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -150,6 +150,58 @@ def test_dropout_is_off_and_the_mode_comes_back(training: bool) -> None:
     model = tiny("gpt2", resid_pdrop=0.5).train(training)
     assert run(model, GREEDY) == run(model, GREEDY)
     assert model.training is training
+
+
+def test_keys_of_the_caller_decide_the_draws() -> None:
+    model, same = tiny(), [[5, 6, 7]] * 3
+    plain = [c.token_ids for c in run(model, DRAWN, prompts=same)]
+    assert [c.token_ids for c in run(model, DRAWN, prompts=same, keys=[2, 1, 0])] == plain[::-1]
+    first, second, third = run(model, DRAWN, prompts=same, keys=["a", "a", 0])
+    assert first.token_ids == second.token_ids != third.token_ids == plain[0]
+
+
+def test_each_token_has_its_logprob_and_the_end_its_own() -> None:
+    model = tiny().eval()
+    for prompt, completion in zip(prompts(), run(model, DRAWN, eos_ids=range(0, NUM_TOKENS, 7)), strict=True):
+        assert (completion.end_id is not None) == (completion.finish_reason == "stop")
+        said = completion.token_ids + ([] if completion.end_id is None else [completion.end_id])
+        logprobs = model(torch.tensor([prompt + said])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        expected = [logprobs[t, token].item() for t, token in enumerate(said)]
+        assert completion.token_logprobs == pytest.approx(expected, abs=1e-4)
+        assert completion.logprob == sum(completion.token_logprobs)
+
+
+def test_a_stop_string_may_lie_across_tokens() -> None:
+    letters = "".join(chr(ord("A") + token % 26) for token in range(NUM_TOKENS))
+
+    def decode(ids: list[int]) -> str:
+        return "".join(letters[token] for token in ids)
+
+    model = tiny()
+    free = run(model, GREEDY, eos_ids=[])
+    text = decode(free[0].token_ids)
+    stop = SamplingConfig(max_new_tokens=12, stop=[text[4:7]])
+    ended = run(model, stop, eos_ids=[], decode=decode)
+    at = text.find(text[4:7])
+    assert ended[0].token_ids == free[0].token_ids[: at + 3]
+    assert (ended[0].finish_reason, ended[0].end_id) == ("stop_string", None)
+    assert cut_at_stop(decode(ended[0].token_ids), stop) == text[:at]
+    others = [(c, f) for c, f in zip(ended, free, strict=True) if c.finish_reason == "length"]
+    assert others
+    assert all(c.token_ids == f.token_ids for c, f in others)
+
+
+def test_tokens_are_told_as_they_are_drawn() -> None:
+    heard: dict[int, list[int]] = {}
+    completions = run(tiny(), DRAWN, on_token=lambda row, token: heard.setdefault(row, []).append(token))
+    assert [heard.get(row, []) for row in range(9)] == [c.token_ids for c in completions]
+
+
+def test_one_row_at_a_time_is_the_same_bits_in_any_company() -> None:
+    model = tiny()
+    together = run(model, DRAWN, batch_size=1)
+    alone = [run(model, DRAWN, 1, prompts=[prompt], keys=[row])[0] for row, prompt in enumerate(prompts())]
+    assert alone == together
 
 
 def test_progress_is_told() -> None:

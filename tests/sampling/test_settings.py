@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 import alignkit.sampling
 from alignkit.config import SamplingConfig, out_of_bounds
 from alignkit.sampling.distribution import distribution
-from alignkit.sampling.settings import check, draws, generation_config
+from alignkit.sampling.settings import at, check, draws, generation_config
 
 GROUPS = sorted((Path(alignkit.sampling.__file__).parents[1] / "conf" / "sampling").glob("*.yaml"))
 
@@ -31,6 +31,56 @@ def test_settings_without_effect_are_refused_each_on_its_line() -> None:
         "remove it, or set sampling.do_sample=true",
         "sampling.top_k=50 has no effect with sampling.do_sample=false: remove it, or set sampling.do_sample=true",
     ]
+
+
+MOVING = SamplingConfig(
+    temperature={"start": 1.5, "end": 0.5}, top_k={"start": 10, "end": 51}, top_p=0.9, min_p={"start": 0, "end": 0.1}
+)
+
+
+def test_a_schedule_moves_in_a_straight_line() -> None:
+    seen = [at(MOVING, progress) for progress in (0, 0.25, 1)]
+    assert [now.temperature for now in seen] == [1.5, 1.25, 0.5]
+    assert [now.top_k for now in seen] == [10, 20, 51]
+    assert [now.top_p for now in seen] == [0.9] * 3
+    assert [now.min_p for now in seen] == [0, 0.025, 0.1]
+    assert at(SamplingConfig(temperature=0.7), 0.5) == SamplingConfig(temperature=0.7)
+
+
+def test_a_schedule_is_refused_where_there_is_no_time() -> None:
+    assert check(MOVING, over_time=True) == []
+    assert check(MOVING)[0] == (
+        "sampling.temperature goes from 1.5 to 0.5, and only training has a start and an end: give one value"
+    )
+    assert len(check(MOVING)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("temperature", 0, "temperature is 0: it must be above 0"),
+        ("temperature", -1.0, "temperature is -1.0: it must be above 0"),
+        ("temperature", "hot", "temperature is 'hot': it must be a number, or {start: …, end: …} for one that moves"),
+        ("temperature", True, "temperature is True: it must be a number, or {start: …, end: …} for one that moves"),
+        ("temperature", {"start": 1}, "temperature is {'start': 1}: it must be a number, or {start: …, end: …} for one "
+         "that moves"),
+        ("temperature", {"start": 1, "end": -2}, "temperature.end is -2: it must be above 0"),
+        ("top_k", 0, "top_k is 0: it must be at least 1"),
+        ("top_k", 2.5, "top_k is 2.5: it must be a whole number, or {start: …, end: …} for one that moves"),
+        ("top_p", 0, "top_p is 0: it must be above 0 and at most 1"),
+        ("top_p", 1.5, "top_p is 1.5: it must be above 0 and at most 1"),
+        ("min_p", 2, "min_p is 2: it must be at least 0 and at most 1"),
+        ("repetition_penalty", {"start": "a", "end": 0}, "repetition_penalty.start is 'a': it must be a number, or "
+         "{start: …, end: …} for one that moves"),
+    ],
+)  # fmt: skip
+def test_bounds_of_numbers_that_may_move(name: str, value: object, problem: str) -> None:
+    assert out_of_bounds(SamplingConfig(**{name: value}))[0] == problem
+
+
+def test_stop_strings() -> None:
+    assert check(SamplingConfig(stop=["a", ""])) == ["sampling.stop holds an empty text, which would end everything"]
+    assert generation_config(SamplingConfig(stop=["\n\n"]), eos_ids=[2], pad_id=0).stop_strings == ["\n\n"]
 
 
 def test_min_above_max_is_refused() -> None:

@@ -97,7 +97,7 @@ class Template:
         return text.rpartition(PLACEHOLDER)[0]
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, list[Span]]:
-        dicts = [self._as_dict(message) for message in messages]
+        dicts = [self.as_dict(message) for message in messages]
         try:
             return render_chat(self.jinja, dicts, variables=self.variables, add_generation_prompt=add_generation_prompt)
         except TemplateError:
@@ -105,7 +105,8 @@ class Template:
         except RENDER_ERRORS as error:
             raise RowRefused(f"template {self.name} refuses this conversation: {error}") from error
 
-    def _as_dict(self, message: Message) -> dict[str, Any]:
+    def as_dict(self, message: Message) -> dict[str, Any]:
+        """A message as the template sees it."""
         fields: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.input and self.uses_input:
             fields["input"] = message.input

@@ -180,7 +180,7 @@ def _why(path: Path) -> str:
 
 def _check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Resuming with other settings would be neither run; each difference is named."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     changed = [
         f"resume=true: {key} was {old.get(key)!r} in {folder} and is {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -190,10 +190,11 @@ def _check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, 
         raise RunError(*changed, "resume with the settings it began with, or start a run of another name")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings with their dotted keys."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

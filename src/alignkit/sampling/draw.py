@@ -25,11 +25,11 @@ def draw(probabilities_BV: Tensor, *, seed: int, rows: Sequence[int | str], step
     Args:
         probabilities_BV: float32; need not sum to 1.
         seed: of the whole generation.
-        rows: B numbers or names that tell the rows apart, such as their places in the input.
+        rows: B keys that tell the rows apart, such as their places in the input.
         step: how many tokens the row had drawn before.
 
     Returns:
-        `[B]` token ids. A row's is a function of its probabilities, the seed, its number and the step.
+        `[B]` token ids. A row's is a function of its probabilities, the seed, its key and the step.
     """
     num_tokens = probabilities_BV.shape[-1]
     return (probabilities_BV / exponentials(seed, rows, step, num_tokens, probabilities_BV.device)).argmax(-1)

@@ -24,16 +24,17 @@ class Completion:
     """What the model said to one prompt.
 
     Attributes:
-        token_ids: the response, without the end token.
-        finish_reason: `stop` where the model ended it, `length` where `max_new_tokens` did.
+        token_ids: the response, without the end token; a stop string's tokens are in it.
+        finish_reason: `stop` where the model ended it, `stop_string` where a text of `sampling.stop` did, `length`
+            where `max_new_tokens` did.
         logprob: sum in nats of the log-probabilities of the response and of the end token that closed it, under the
             model's plain distribution (temperature 1, nothing truncated), whatever it was sampled from.
-        end_id: the token that ended it; None where `max_new_tokens` did.
+        end_id: the token that ended it; None unless `finish_reason` is `stop`.
         token_logprobs: the terms of `logprob`, one for each token and one for the end token.
     """
 
     token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "stop_string", "length"]
     logprob: float
     end_id: int | None = None
     token_logprobs: list[float] = field(default_factory=list)
@@ -52,14 +53,17 @@ def generate(
     pad_id: int,
     seed: int,
     batch_size: int,
-    keys: Sequence[str] | None = None,
+    keys: Sequence[int | str] | None = None,
+    decode: Callable[[list[int]], str] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Complete every prompt.
 
     Prompts of like length share a batch, the longest first, so that a batch too large for the memory fails at once. A
-    row leaves its batch when it ends. What row i draws is a function of (seed, key of i, step) and the model's logits
-    alone: the batch size changes no token, except where the rounding of the logits decides.
+    row leaves its batch when it ends. What a row draws is a function of (seed, its key, step) and the model's logits
+    alone: the batch size changes no token, except where the rounding of the logits decides. With a batch size of 1 the
+    shapes are a function of the row alone too, and so is every bit.
 
     Args:
         model: a causal language model with a key/value cache; a PEFT model too.
@@ -69,8 +73,10 @@ def generate(
         pad_id: any valid id; it fills the left of shorter prompts, unseen.
         seed: of every draw.
         batch_size: most prompts at once.
-        keys: what tells the rows apart in the draws, for each prompt; None takes their places, "0", "1", ….
+        keys: what tells the rows' draws apart, one for each prompt; None takes their places 0, 1, ….
+        decode: token ids to text; only `sampling.stop` asks for it.
         on_progress: told how many completions are finished, each time some are.
+        on_token: told the place of a prompt and a token of its response, as it is drawn.
 
     Returns:
         One completion per prompt, in the order of the prompts.
@@ -78,16 +84,20 @@ def generate(
     Raises:
         ModelError: a prompt is empty or leaves no room for `max_new_tokens`, or the logits are not finite.
     """
+    assert keys is None or len(keys) == len(prompts), "a key for each prompt"
+    assert decode is not None or not sampling.stop, "stop strings are looked for in text"
     _check_lengths(model, prompts, sampling.max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    keys = keys if keys is not None else [str(row) for row in range(len(prompts))]
+    keys = range(len(prompts)) if keys is None else keys
     done: dict[int, Completion] = {}
     was_training = model.training
     model.train(False)
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
-                batch = _Batch(model, prompts, order[start : start + batch_size], sampling, eos_ids, pad_id, seed, keys)
+                rows = order[start : start + batch_size]
+                batch = _Batch(model, prompts, rows, keys, sampling, eos_ids, pad_id, seed)
+                batch.decode, batch.on_token = decode, on_token
                 while batch.rows:
                     finished = batch.step()
                     done |= finished
@@ -98,6 +108,11 @@ def generate(
     return [done[row] for row in range(len(prompts))]
 
 
+def cut_at_stop(text: str, sampling: SamplingConfig) -> str:
+    """A response's text up to the first stop string in it."""
+    return text[: min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=len(text))]
+
+
 class _Batch:
     """The rows in flight and what the model must be fed next for them; B shrinks as rows end."""
 
@@ -106,13 +121,15 @@ class _Batch:
         model: PreTrainedModel,
         prompts: Sequence[Sequence[int]],
         rows: Sequence[int],
+        keys: Sequence[int | str],
         sampling: SamplingConfig,
         eos_ids: Sequence[int],
         pad_id: int,
         seed: int,
-        keys: Sequence[str],
     ) -> None:
-        self.model, self.sampling, self.seed, self.keys = model, sampling, seed, keys
+        self.model, self.keys, self.sampling, self.seed = model, keys, sampling, seed
+        self.decode: Callable[[list[int]], str] | None = None
+        self.on_token: Callable[[int, int], None] | None = None
         self.rows = list(rows)
         self.drawn: list[list[int]] = [[] for _ in rows]
         self.logprobs: list[list[float]] = [[] for _ in rows]
@@ -168,17 +185,32 @@ class _Batch:
             if not math.isfinite(logprob):
                 raise ModelError(f"prompt {self.rows[place] + 1}: the model's logits are not finite numbers")
             self.logprobs[place].append(logprob)
-            stopped = token in self.stop_ids
-            if not stopped:
-                self.drawn[place].append(token)
-            if stopped or len(self.drawn[place]) == self.sampling.max_new_tokens:
-                terms = self.logprobs[place]
-                ended_by: tuple[Literal["stop", "length"], int | None] = (
-                    ("stop", token) if stopped else ("length", None)
-                )
-                completion = Completion(self.drawn[place], ended_by[0], sum(terms), ended_by[1], terms)
+            reason = self._reason(place, token)
+            if reason is not None:
+                terms, end_id = self.logprobs[place], token if reason == "stop" else None
+                completion = Completion(self.drawn[place], reason, sum(terms), end_id, terms)
                 finished[place] = (self.rows[place], completion)
         return finished
+
+    def _reason(self, place: int, token: int) -> Literal["stop", "stop_string", "length"] | None:
+        """Why the response ends with this token, which is part of it unless it is an end token; None to go on."""
+        if token in self.stop_ids:
+            return "stop"
+        self.drawn[place].append(token)
+        if self.on_token is not None:
+            self.on_token(self.rows[place], token)
+        if self._says_stop(self.drawn[place]):
+            return "stop_string"
+        return "length" if len(self.drawn[place]) == self.sampling.max_new_tokens else None
+
+    def _says_stop(self, drawn: list[int]) -> bool:
+        if not self.sampling.stop:
+            return False
+        assert self.decode is not None
+        # A token has a byte or more, so what the last one completed lies in as many tokens as the text has bytes.
+        window = max(len(stop.encode()) for stop in self.sampling.stop) + 1
+        text = self.decode(drawn[-window:])
+        return any(stop in text for stop in self.sampling.stop)
 
     def _advance(self, ids_B: Tensor, kept: list[int]) -> None:
         """Make the drawn tokens the next input, of the rows that are kept."""

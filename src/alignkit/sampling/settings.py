@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import GenerationConfig, PreTrainedModel
 
 from alignkit.config import SamplingConfig
 
 DRAW_SETTINGS = ("temperature", "top_k", "top_p", "min_p")
+SCHEDULABLE = (*DRAW_SETTINGS, "repetition_penalty")
 
 
 def draws(sampling: SamplingConfig) -> bool:
@@ -18,12 +20,24 @@ def draws(sampling: SamplingConfig) -> bool:
     return any(getattr(sampling, name) is not None for name in DRAW_SETTINGS)
 
 
-def check(sampling: SamplingConfig, prefix: str = "sampling.") -> list[str]:
+def check(sampling: SamplingConfig, prefix: str = "sampling.", *, over_time: bool = False) -> list[str]:
     """One line for each setting that would have no effect or contradicts another; empty where all is well.
 
     The bounds of each setting alone are `config.out_of_bounds`' to check.
+
+    Args:
+        sampling: the section.
+        prefix: of its settings' names.
+        over_time: whoever asks goes from a start to an end, so that a schedule means something.
     """
     problems = []
+    for name in SCHEDULABLE if not over_time else ():
+        if isinstance(value := getattr(sampling, name), dict):
+            problems.append(
+                f"{prefix}{name} goes from {value['start']} to {value['end']}, and only training has a start and an "
+                "end: give one value"
+            )
+    problems += [f"{prefix}stop holds an empty text, which would end everything" for text in sampling.stop if not text]
     if not draws(sampling):
         for name in DRAW_SETTINGS:
             if (value := getattr(sampling, name)) is not None:
@@ -37,6 +51,25 @@ def check(sampling: SamplingConfig, prefix: str = "sampling.") -> list[str]:
             f"{prefix}max_new_tokens={sampling.max_new_tokens}: lower the first or raise the second"
         )
     return problems
+
+
+def at(sampling: SamplingConfig, progress: float) -> SamplingConfig:
+    """The settings in force at a moment: what goes from a start to an end has moved there in a straight line.
+
+    Args:
+        sampling: settings without problems (see `check` with `over_time`).
+        progress: from 0, the start, to 1, the end.
+
+    Returns:
+        Settings without schedules; `top_k` is rounded.
+    """
+    assert 0 <= progress <= 1, progress
+    now = {}
+    for name in SCHEDULABLE:
+        if isinstance(value := getattr(sampling, name), dict):
+            moved = value["start"] + (value["end"] - value["start"]) * progress
+            now[name] = round(moved) if name == "top_k" else moved
+    return replace(sampling, **now)
 
 
 def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_id: int) -> GenerationConfig:
@@ -64,6 +97,8 @@ def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_i
         "encoder_repetition_penalty": 1.0,
         "use_cache": True,
     }
+    if sampling.stop:  # whoever calls model.generate hands it the tokenizer too
+        settings["stop_strings"] = list(sampling.stop)
     if settings["do_sample"]:  # without a draw these are refused when such a config is saved, even at neutral values
         settings |= {
             "temperature": _or(sampling.temperature, 1.0),

@@ -22,7 +22,7 @@ from alignkit.models.load import check_model, default_dtype
 from alignkit.models.save import save_model
 from alignkit.models.source import is_adapter, local_folder
 from alignkit.runs.directory import read_manifest
-from alignkit.sampling.generate import generate
+from alignkit.sampling.generate import cut_at_stop, generate
 from alignkit.sampling.settings import stop_ids
 from alignkit.training.arguments import check_evaluation, chosen_arguments
 from alignkit.training.session import full_disk_in_words
@@ -119,8 +119,10 @@ def answers(
         pad_id=int(tokenizer.pad_token_id),
         seed=seed,
         batch_size=_TOGETHER,
+        decode=lambda ids: str(tokenizer.decode(ids)),
     )
-    return [str(tokenizer.decode(done.token_ids)).removeprefix(template.response_lead) for done in completions]
+    texts = [str(tokenizer.decode(done.token_ids)).removeprefix(template.response_lead) for done in completions]
+    return [cut_at_stop(text, sampling) for text in texts]
 
 
 def samples(

@@ -103,6 +103,8 @@ def check(job: DpoJob) -> None:
     problems = (
         pairs.check(job, "dpo") + adapter_on_adapter(job) + check_losses(job.train) + check_sampling(job.sampling)
     )
+    if "margin" in job.data.columns:
+        problems.append("data.columns.margin has no effect: DPO's losses take no margin, alignkit reward does")
     if job.reference.name is not None:
         reference = _reference_section(job)
         try:

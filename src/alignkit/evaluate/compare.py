@@ -1,0 +1,271 @@
+"""The same prompts through several models, side by side."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from alignkit.config import CompareJob, ModelConfig
+from alignkit.errors import AlignkitError, ConfigError
+from alignkit.evaluate import rewards
+from alignkit.evaluate.compare_page import write_page
+from alignkit.evaluate.likelihood import Row, token_logprobs
+from alignkit.evaluate.policy import Policy, progress_bar
+from alignkit.evaluate.prompts import Asked, asked, check_prompts, question
+from alignkit.evaluate.statistics import Wins, win_rate
+from alignkit.evaluate.table import aligned
+from alignkit.models.load import check_model
+from alignkit.runs.log import run_log
+from alignkit.sampling.generate import Completion
+from alignkit.sampling.settings import check as check_sampling
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_PROMPTS, _SHOWN = 3, 300  # prompts and characters on the terminal; the page has all
+
+
+@dataclass
+class Answer:
+    """One response.
+
+    Attributes:
+        text: what was said.
+        finish_reason: as in `Completion`.
+        num_tokens: of the response.
+        logprob: of the response under the model that gave it, in nats.
+        reward: its score; None without `--reward`.
+    """
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+    logprob: float
+    reward: float | None = None
+
+
+@dataclass
+class Column:
+    """One model.
+
+    Attributes:
+        name: as it was given.
+        answers: one for each prompt.
+        wins: against the first model, by reward; None for the first, or without rewards.
+        token_logprobs: of each token of the first model's responses, by this model; empty where not asked for.
+    """
+
+    name: str
+    answers: list[Answer] = field(default_factory=list)
+    wins: Wins | None = None
+    token_logprobs: list[list[float]] = field(default_factory=list)
+
+    @property
+    def mean_length(self) -> float:
+        return fmean(answer.num_tokens for answer in self.answers)
+
+    @property
+    def stop_rate(self) -> float:
+        return fmean(answer.finish_reason != "length" for answer in self.answers)
+
+    @property
+    def mean_reward(self) -> float | None:
+        scores = [answer.reward for answer in self.answers if answer.reward is not None]
+        return fmean(scores) if scores else None
+
+
+@dataclass
+class Comparison:
+    """Prompts as rows, models as columns.
+
+    Attributes:
+        sources: place of each prompt.
+        prompts: what each asks.
+        columns: the models.
+        tokens: the first model's responses token by token, where log-probabilities were asked for.
+    """
+
+    sources: list[str]
+    prompts: list[str]
+    columns: list[Column]
+    tokens: list[list[str]] = field(default_factory=list)
+
+
+def run(
+    job: CompareJob,
+    *,
+    runs: Sequence[str],
+    prompts: Sequence[str],
+    prompts_path: Path | None,
+    reward: str | None,
+    html: Path | None,
+    out: Path | None,
+) -> None:
+    """Answer every prompt with every model; a table in the terminal, a page, and JSON where asked for.
+
+    Raises:
+        ConfigError, DataError, ModelError, RewardError: the user's mistake.
+    """
+    with run_log():
+        _check(job, runs, prompts, prompts_path, reward)
+        found = asked(prompts, prompts_path, format=job.format, columns=job.columns)
+        policies = [Policy.of(section, job.template) for section in _sections(job, runs)]
+        encoded = [policy.encode(found) for policy in policies]
+        for policy, rows in zip(policies, encoded, strict=True):
+            policy.check_lengths(found, rows, job.sampling)
+        if job.logprobs:
+            check_same_tokens(policies, encoded, "logprobs")
+        comparison = _compared(job, policies, encoded, found, reward)
+    _show(comparison)
+    console = Console(stderr=True, soft_wrap=True)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_page(html, comparison)
+        console.print(f"page: {html}", markup=False, highlight=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"all of it: {out}", markup=False, highlight=False)
+
+
+def check_same_tokens(policies: Sequence[Policy], encoded: Sequence[list[list[int]]], asked_by: str) -> None:
+    """Refuse models whose log-probabilities are of other tokens, or of tokens after another prompt.
+
+    Raises:
+        ConfigError: one line for each model that differs from the first.
+    """
+    first, *others = policies
+    vocabulary = first.tokenizer.get_vocab()
+    problems = []
+    for policy, rows in zip(others, encoded[1:], strict=True):
+        if policy.tokenizer.get_vocab() != vocabulary:
+            problems.append(
+                f"{asked_by}: {first.name} and {policy.name} have different tokenizers, so the log-probabilities of "
+                "their tokens cannot be compared: leave it out"
+            )
+        elif rows != encoded[0] or policy.template.end_id != first.template.end_id:
+            problems.append(
+                f"{asked_by}: {first.name} and {policy.name} were trained with different templates, so the same "
+                "response follows other tokens: leave it out, or choose one template"
+            )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _compared(
+    job: CompareJob, policies: Sequence[Policy], encoded: Sequence[list[list[int]]], found: Asked, reward: str | None
+) -> Comparison:
+    comparison = Comparison([source for source, _ in found], [question(prompt) for _, prompt in found], [])
+    followed: list[list[int]] = []
+    for policy, rows in zip(policies, encoded, strict=True):
+        policy.load(seed=job.seed)
+        with progress_bar(policy.name) as progress:
+            bar = progress.add_task("", total=len(rows))
+            completions = policy.answer(
+                rows,
+                job.sampling,
+                seed=job.seed,
+                batch_size=job.batch_size,
+                on_progress=lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
+            )
+        column = Column(policy.name, [_answer(policy, completion, job) for completion in completions])
+        if job.logprobs and not followed:
+            followed = [said(completion) for completion in completions]
+            comparison.tokens = [[policy.decode([token]) for token in response] for response in followed]
+        if job.logprobs:
+            pairs = [Row.answered(prompt, response) for prompt, response in zip(rows, followed, strict=True)]
+            scored = token_logprobs(policy.weights, pairs, pad_id=policy.pad_id, batch_size=job.batch_size)
+            column.token_logprobs = [logprobs.tolist() for logprobs in scored]
+        policy.unload()
+        comparison.columns.append(column)
+    if reward is not None:
+        _reward(job, policies, found, comparison, reward)
+    return comparison
+
+
+def _reward(job: CompareJob, policies: Sequence[Policy], found: Asked, comparison: Comparison, name: str) -> None:
+    reward = rewards.load(name, job.model, batch_size=job.batch_size)
+    scores = []
+    for policy, column in zip(policies, comparison.columns, strict=True):
+        reward.warn_of_other_template(policy.template)
+        scores.append(reward.score(found, [answer.text for answer in column.answers]))
+        for answer, score in zip(column.answers, scores[-1], strict=True):
+            answer.reward = score
+        if len(scores) > 1:
+            column.wins = win_rate(scores[-1], scores[0], seed=job.seed)
+
+
+def _answer(policy: Policy, completion: Completion, job: CompareJob) -> Answer:
+    text = policy.text(completion, job.sampling)
+    return Answer(text, completion.finish_reason, completion.num_tokens, completion.logprob)
+
+
+def said(completion: Completion) -> list[int]:
+    """The tokens of a response, its end token included."""
+    return completion.token_ids + ([] if completion.end_id is None else [completion.end_id])
+
+
+def _sections(job: CompareJob, runs: Sequence[str]) -> list[ModelConfig]:
+    return [replace(job.model, name=name) for name in runs]
+
+
+def _check(
+    job: CompareJob, runs: Sequence[str], prompts: Sequence[str], prompts_path: Path | None, reward: str | None
+) -> None:
+    problems = check_sampling(job.sampling)
+    problems += check_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
+    if len(runs) < 2:
+        problems.append("there is nothing to compare: name two models or more")
+    problems += [f"{name} is named twice" for name in dict.fromkeys(runs) if list(runs).count(name) > 1]
+    for section in _sections(job, runs):
+        try:
+            check_model(section)
+        except AlignkitError as error:
+            problems += error.problems
+    if reward is not None:
+        problems += rewards.check_reward(reward, job.model)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _show(comparison: Comparison) -> None:
+    console = Console(soft_wrap=True)
+    for place, prompt in enumerate(comparison.prompts[:_SHOWN_PROMPTS]):
+        console.print(Text(_brief(prompt), style="dim"))
+        for column in comparison.columns:
+            answer = column.answers[place]
+            score = "" if answer.reward is None else f"  reward {answer.reward:.3f}"
+            console.print(Text.assemble(f"  {column.name}: ", (_brief(answer.text), "bold"), (score, "dim")))
+        console.print()
+    names = [column.name for column in comparison.columns]
+    console.print(aligned(names, summary(comparison)), markup=False, highlight=False)
+
+
+def summary(comparison: Comparison) -> list[dict[str, str]]:
+    """The figures of each column, in words, for the table and the page alike."""
+    rows: list[dict[str, Any]] = []
+    for column in comparison.columns:
+        row = {"tokens": f"{column.mean_length:.1f}", "stopped": f"{column.stop_rate:.0%}"}
+        if column.mean_reward is not None:
+            row["reward"] = f"{column.mean_reward:.3f}"
+            wins = column.wins
+            row["win rate"] = (
+                "–" if wins is None else f"{wins.rate.value:.2f} [{wins.rate.low:.2f}, {wins.rate.high:.2f}]"
+            )
+            row["win/tie/loss"] = "–" if wins is None else f"{wins.wins}/{wins.ties}/{wins.losses}"
+        if column.token_logprobs:
+            row["log-probability"] = f"{fmean(map(sum, column.token_logprobs)):.3f}"
+        rows.append(row)
+    return rows
+
+
+def _brief(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"

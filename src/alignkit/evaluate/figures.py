@@ -1,0 +1,135 @@
+"""What was measured of each model, and what differs between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+from alignkit.evaluate.statistics import Expectation, Interval, bootstrap_mean, win_rate
+from alignkit.evaluate.table import aligned
+
+
+@dataclass
+class Responses:
+    """K responses to each of N prompts.
+
+    Attributes:
+        texts: N lists of K.
+        tokens: of a response.
+        stopped: the share that ended before `max_new_tokens`.
+        distinct: n to the share of word n-grams that differ.
+    """
+
+    texts: list[list[str]]
+    tokens: Expectation
+    stopped: Expectation
+    distinct: dict[int, float]
+
+
+@dataclass
+class Figures:
+    """What was measured of one model.
+
+    Attributes:
+        name: of the model.
+        losses: of each held-out row, its mean cross entropy in nats per supervised token, and how many there are.
+        loss: per supervised token of all rows, as training logs it, with its bootstrap interval over rows.
+        responses: None where none were asked for.
+        scores: rewards, N lists of K.
+        reward: E_x E_y[r(x, y)].
+        kl: KL(model ‖ reference) of a response in nats, by exact next-token divergences along what the model sampled.
+        preference: accuracy of the implicit reward on pairs, and the rest of its card.
+    """
+
+    name: str
+    losses: dict[str, tuple[float, int]]
+    loss: Interval
+    responses: Responses | None = None
+    scores: list[list[float]] = field(default_factory=list)
+    reward: Expectation | None = None
+    kl: Expectation | None = None
+    preference: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        perplexity = {key: math.exp(value) for key, value in asdict(self.loss).items()}
+        found = asdict(self) | {"perplexity": perplexity}
+        return {key: value for key, value in found.items() if value not in (None, [])}
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """The share of different n-grams among all n-grams of the responses (Li et al. 2016, distinct-n), by words.
+
+    Words, so that models with different tokenizers compare; n-grams do not reach across responses. NaN without any.
+    """
+    grams = [gram for text in texts for gram in _ngrams(text.split(), n)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+
+
+def table(figures: Sequence[Figures]) -> str:
+    """One line a model; an interval is of 95 %."""
+    return aligned([one.name for one in figures], [_row(one) for one in figures])
+
+
+def _row(one: Figures) -> dict[str, str]:
+    row = {
+        "loss": f"{one.loss.value:.4f} [{one.loss.low:.4f}, {one.loss.high:.4f}]",
+        "perplexity": f"{math.exp(one.loss.value):.3f}",
+    }
+    if one.reward is not None:
+        row["reward"] = f"{one.reward.mean:.4f} [{one.reward.low:.4f}, {one.reward.high:.4f}]"
+        row["se (between, within)"] = (
+            f"{one.reward.standard_error:.4f} ({one.reward.between:.4f}, {one.reward.within:.4f})"
+        )
+    if one.kl is not None:
+        row["KL"] = f"{one.kl.mean:.4f} ± {one.kl.standard_error:.4f}"
+    if one.preference is not None:
+        accuracy = one.preference["accuracy"]
+        row["pairs right"] = f"{accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
+    if one.responses is not None:
+        row["tokens"] = f"{one.responses.tokens.mean:.1f}"
+        row["stopped"] = f"{one.responses.stopped.mean:.0%}"
+        row |= {f"distinct-{n}": f"{share:.3f}" for n, share in one.responses.distinct.items()}
+    return row
+
+
+def difference_lines(figures: Sequence[Figures], *, seed: int) -> list[str]:
+    """What each model differs from the first by, row by row and prompt by prompt, with paired bootstrap intervals."""
+    first, *others = figures
+    rows = [_differences(first, other, seed=seed) for other in others]
+    if not rows:
+        return []
+    names = [other.name for other in others]
+    return ["", f"against {first.name}, paired:", aligned(names, rows)]
+
+
+def _differences(first: Figures, other: Figures, *, seed: int) -> dict[str, str]:
+    row = {}
+    same_tokens = {source: count for source, (_, count) in first.losses.items()} == {
+        source: count for source, (_, count) in other.losses.items()
+    }
+    if same_tokens:
+        pairs = [(other.losses[source][0] - loss, count) for source, (loss, count) in first.losses.items()]
+        row["loss"] = _signed(
+            bootstrap_mean([gain for gain, _ in pairs], seed=seed, weights_N=[count for _, count in pairs])
+        )
+    if first.scores and other.scores:
+        ours, theirs = ([fmean(scores) for scores in one.scores] for one in (other, first))
+        row["reward"] = _signed(bootstrap_mean([a - b for a, b in zip(ours, theirs, strict=True)], seed=seed))
+        wins = win_rate(ours, theirs, seed=seed)
+        row["win rate"] = f"{wins.rate.value:.2f} [{wins.rate.low:.2f}, {wins.rate.high:.2f}]"
+        row["win/tie/loss"] = f"{wins.wins}/{wins.ties}/{wins.losses}"
+    if first.responses is not None and other.responses is not None:
+        lengths = other.responses.tokens.mean - first.responses.tokens.mean
+        row["tokens"] = f"{lengths:+.1f}"
+    return row
+
+
+def _signed(found: Interval) -> str:
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"

@@ -1,0 +1,126 @@
+"""An adapter added into the weights it sits on, and proof that nothing else changed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from alignkit.config import Dtype, MergeJob, ModelConfig
+from alignkit.errors import AlignkitError, ConfigError, ModelError
+from alignkit.evaluate.likelihood import Row, token_logprobs
+from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.trained import spoken_rows
+from alignkit.models.load import check_model, load_model
+from alignkit.models.save import save_model
+from alignkit.models.skeleton import skeleton
+from alignkit.models.source import base_of, is_adapter, local_folder
+from alignkit.runs.directory import Run, lineage
+from alignkit.runs.log import run_log
+
+logger = logging.getLogger(__name__)
+
+# Rounding alone: what float32 sums in another order, and weights of 8 or 11 significant bits.
+BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
+_BATCH_SIZE = 8
+
+
+def run(job: MergeJob, *, out: Path) -> None:
+    """Write a plain model folder that says what the adapter says, or nothing.
+
+    The sums are made in float32 and rounded once. What was written is loaded again and compared, in float32, on the
+    prompts and answers of the run, or on rows that ship with alignkit where it has none.
+
+    Raises:
+        ConfigError, ModelError: the user's mistake, or a difference past the bound; `out` is not there then.
+    """
+    _check(job, out)
+    with run_log():
+        exact = replace(job.model, dtype=Dtype.float32)
+        policy = Policy.of(exact, job.template).load(seed=0)
+        rows = spoken_rows(policy)
+        before = _logprobs(policy.weights, rows, policy.pad_id)
+        dtype = _dtype(job.model)
+        merged = _merged(policy)
+        torch.nn.Module.to(merged, dtype)
+        aside = out.with_name(f".{out.name}.unchecked")
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            entry = Run(aside, "merge", asdict(job), parents=lineage(job.model.name))
+            entry.begin()
+            save_model(merged, policy.tokenizer, aside, jinja=policy.template.jinja, end_id=policy.template.end_id)
+            policy.unload()
+            written = load_model(replace(exact, name=str(aside)), tokenizer=policy.tokenizer, seed=0, trainable=False)
+            difference = _largest(before, _logprobs(written, rows, policy.pad_id))
+            bound = job.max_difference if job.max_difference is not None else BOUNDS[dtype]
+            figures = (
+                f"{difference:.2e} nats over {sum(map(len, before)):,} tokens of {len(rows)} rows "
+                f"(bound {bound:g}, {str(dtype).removeprefix('torch.')})"
+            )
+            if not difference <= bound:
+                raise ModelError(
+                    f"max_difference: the merged model differs from the adapter by {figures}; nothing was written: "
+                    "raise the bound if that is good enough, or take model.dtype=float32"
+                )
+            entry.result = {"largest_difference": difference}
+            entry.write("finished")
+            aside.replace(out)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        logger.info("largest difference  %s", figures)
+        logger.info("model               %s", out)
+
+
+def compare_merged(policy: Policy, rows: Sequence[Row]) -> float:
+    """How far a loaded adapter's log-probabilities move, at most, when it is merged in memory; it is used up."""
+    before = _logprobs(policy.weights, rows, policy.pad_id)
+    return _largest(before, _logprobs(_merged(policy), rows, policy.pad_id))
+
+
+def _merged(policy: Policy) -> PreTrainedModel:
+    adapted = policy.weights
+    assert isinstance(adapted, PeftModel)
+    plain: PreTrainedModel = adapted.merge_and_unload()
+    return plain
+
+
+def _logprobs(model: PreTrainedModel, rows: Sequence[Row], pad_id: int) -> list[torch.Tensor]:
+    return token_logprobs(model, rows, pad_id=pad_id, batch_size=_BATCH_SIZE)
+
+
+def _largest(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    return float((torch.cat(list(before)) - torch.cat(list(after))).abs().max())
+
+
+def _dtype(model: ModelConfig) -> torch.dtype:
+    """What was asked for, or what the base is stored in."""
+    if model.dtype is not Dtype.auto:
+        return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}[model.dtype]
+    folder = local_folder(model.name)
+    assert folder is not None
+    stored: Any = skeleton(base_of(folder, model)).config.dtype
+    return stored if stored in BOUNDS else torch.float32
+
+
+def _check(job: MergeJob, out: Path) -> None:
+    problems = []
+    folder = local_folder(job.model.name)
+    try:
+        check_model(job.model)
+        if folder is None or not is_adapter(folder):
+            problems.append(f"model.name: {job.model.name} is no adapter: there is nothing to merge")
+    except AlignkitError as error:
+        problems += error.problems
+    if out.exists():
+        problems.append(f"{out} exists already: name another folder or remove it")
+    elif not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
+        problems.append(f"{out} cannot be written: part of its path is a file")
+    if problems:
+        raise ConfigError(*problems)

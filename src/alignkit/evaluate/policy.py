@@ -1,0 +1,143 @@
+"""A model to ask: weights, tokenizer, template and stop ids, as they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.config import ControlTokens, ModelConfig, Quantization, SamplingConfig, TemplateConfig
+from alignkit.data.masking import encode_prompts
+from alignkit.data.templates import Template, load_template
+from alignkit.errors import DataError
+from alignkit.evaluate.prompts import Asked
+from alignkit.models.load import load_model, load_tokenizer, num_positions
+from alignkit.models.skeleton import skeleton
+from alignkit.sampling.generate import Completion, cut_at_stop, generate
+from alignkit.sampling.settings import stop_ids
+
+
+@dataclass
+class Policy:
+    """A distribution over responses; its weights are only in memory between `load` and `unload`.
+
+    Attributes:
+        config: the section `model`.
+        tokenizer: of the model.
+        template: bound to it.
+        model: the weights, where they are loaded.
+    """
+
+    config: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    model: PreTrainedModel | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, config: ModelConfig, template: TemplateConfig) -> Policy:
+        """Everything but the weights."""
+        tokenizer = load_tokenizer(config)
+        return cls(config, tokenizer, load_template(template, tokenizer))
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def weights(self) -> PreTrainedModel:
+        assert self.model is not None, "not loaded"
+        return self.model
+
+    def load(self, *, seed: int) -> Policy:
+        """Bring the weights to where this machine computes."""
+        self.model = load_model(self.config, tokenizer=self.tokenizer, seed=seed, trainable=False)
+        quantized = self.config.quantization is not Quantization.none  # then they are there already
+        if torch.accelerator.is_available() and not quantized:
+            torch.nn.Module.to(self.model, torch.accelerator.current_accelerator())
+        return self
+
+    def unload(self) -> None:
+        self.model = None
+
+    def encode(self, prompts: Asked) -> list[list[int]]:
+        """The tokens that training has before the answer; special tokens typed in a prompt are plain characters.
+
+        Raises:
+            DataError: prompts that the template has no place for, together.
+        """
+        conversations = [prompt for _, prompt in prompts]
+        rows = encode_prompts(conversations, self.template, self.tokenizer, control_tokens=ControlTokens.neutralise)
+        refused = [f"{source}: {ids}" for (source, _), ids in zip(prompts, rows, strict=True) if isinstance(ids, str)]
+        if refused:
+            raise DataError(*refused)
+        return [ids for ids in rows if not isinstance(ids, str)]
+
+    def check_lengths(self, prompts: Asked, rows: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
+        """Whether the model has positions for every prompt and its longest answer, without loading weights.
+
+        Raises:
+            DataError: one line for each prompt that is too long.
+        """
+        longest = num_positions(skeleton(self.config).config)
+        problems = [
+            f"{source}: {len(ids)} tokens, which with sampling.max_new_tokens={sampling.max_new_tokens} is more than "
+            f"the model's {longest} positions: shorten the one or the other"
+            for (source, _), ids in zip(prompts, rows, strict=True)
+            if longest is not None and len(ids) + sampling.max_new_tokens > longest
+        ]
+        if problems:
+            raise DataError(*problems)
+
+    def answer(
+        self,
+        rows: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        keys: Sequence[int | str] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """Complete encoded prompts (see `sampling.generate`)."""
+        return generate(
+            self.weights,
+            rows,
+            sampling,
+            eos_ids=stop_ids(self.weights, self.template.end_id),
+            pad_id=self.pad_id,
+            seed=seed,
+            batch_size=batch_size,
+            keys=keys,
+            decode=self.decode,
+            on_progress=on_progress,
+            on_token=on_token,
+        )
+
+    def text(self, completion: Completion, sampling: SamplingConfig) -> str:
+        """What was said: without what the template begins every answer with, and cut before a stop string."""
+        said = self.decode(completion.token_ids).removeprefix(self.template.response_lead)
+        return cut_at_stop(said, sampling)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+
+def keys_of(num_prompts: int, num_samples: int) -> list[int | str]:
+    """Row keys of several samples of each prompt, prompt by prompt; the first sample is that of a single one."""
+    return [row if sample == 0 else f"{row}.{sample}" for row in range(num_prompts) for sample in range(num_samples)]
+
+
+def progress_bar(what: str) -> Progress:
+    """A bar on standard error, which standard output knows nothing of."""
+    columns: list[Any] = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=Console(stderr=True))

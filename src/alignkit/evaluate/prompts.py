@@ -1,0 +1,85 @@
+"""Prompts as they are given to a command: on the command line, in a text file, or in a data file of any format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.conversation import Conversation, Message
+from alignkit.data.formats import RowError, detect_format, to_prompt
+from alignkit.data.sources import check_sources, parse_sources, read_rows
+from alignkit.errors import AlignkitError, DataError
+
+Asked = list[tuple[str, Conversation]]  # each with its place: file:row, or the number of its --prompt
+
+
+def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> list[str]:
+    """What can be known to be wrong before rows are read, one line each; empty where all is well."""
+    problems = []
+    if not texts and path is None:
+        problems.append("there is nothing to answer: give --prompt TEXT or --prompts FILE")
+    problems += [f"--prompt {i} is empty" for i, text in enumerate(texts, start=1) if not text.strip()]
+    try:
+        if path is not None and path.suffix == ".txt":
+            _check_text(path)
+        elif path is not None:
+            check_sources(parse_sources(str(path), setting="--prompts", format=format, columns=columns, split=None))
+    except AlignkitError as error:
+        problems += error.problems
+    return problems
+
+
+def asked(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> Asked:
+    """Every prompt that was given, those of the command line first.
+
+    A data file may be of any format, whose responses, if it has some, are left off; `.txt` holds one prompt a line.
+
+    Raises:
+        DataError: rows that cannot be read, together; or there are none.
+    """
+    given = [(f"--prompt {i}", _from_user(text)) for i, text in enumerate(texts, start=1)]
+    return given if path is None else given + _of_file(path, format, columns)
+
+
+def question(prompt: Conversation) -> str:
+    """What the user said last, with its input below."""
+    last = prompt.messages[-1]
+    return f"{last.content}\n{last.input}" if last.input else last.content
+
+
+def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Asked:
+    if path.suffix == ".txt":
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        return [(f"{path}:{i}", _from_user(line)) for i, line in lines if line.strip()]
+    (source,) = parse_sources(str(path), setting="--prompts", format=format, columns=columns, split=None)
+    rows = list(read_rows(source, limit=None))
+    if not rows:
+        raise DataError(f"--prompts {path}: it holds no prompts")
+    if format == "auto":
+        first = next((row.row for row in rows if isinstance(row.row, dict)), {})
+        format = detect_format(first.keys(), first, columns=columns, responses=False)
+    prompts, problems = [], []
+    for row in rows:
+        try:
+            if row.problem:
+                raise RowError(row.problem)
+            prompts.append((row.source, to_prompt(row.row, format, columns)))
+        except RowError as error:
+            problems.append(f"{row.source}: {error}")
+    if problems:
+        raise DataError(*problems)
+    return prompts
+
+
+def _from_user(text: str) -> Conversation:
+    return Conversation((Message("user", text),))
+
+
+def _check_text(path: Path) -> None:
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prompts {path}: it is not UTF-8: {error.reason} at byte {error.start}") from error
+    if not text.strip():
+        raise DataError(f"--prompts {path}: there is no such file, or it is empty")

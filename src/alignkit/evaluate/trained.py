@@ -1,0 +1,82 @@
+"""What a run directory was trained with, read back from its record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alignkit.config import ModelConfig, TemplateConfig
+from alignkit.data.conversation import Conversation, Message
+from alignkit.evaluate.likelihood import Row
+from alignkit.evaluate.policy import Policy
+from alignkit.runs.directory import read_manifest
+
+Section = TypeVar("Section")
+
+_NUM_ROWS = 16
+
+
+def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None:
+    """The model a run started from and the template it was trained with; None where no run of ours is in the folder.
+
+    A merged folder was trained where its adapter was; a run that took over the template of another run points there.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    job = manifest.get("job", {})
+    if manifest.get("stage") == "merge" or job.get("template", {}).get("name") == "native":
+        parents = [Path(parent["path"]) for parent in manifest.get("parents", [])]
+        earlier = next((found for parent in parents if (found := training_sections(parent))), None)
+        if earlier is not None or manifest.get("stage") == "merge":
+            return earlier
+    if not {"model", "template"} <= job.keys():
+        return None
+    return _section(ModelConfig, job["model"]), _section(TemplateConfig, job["template"])
+
+
+def spoken(folder: Path | None) -> Iterator[tuple[str, str]]:
+    """Prompts with answers: the samples a run kept, else rows that ship with alignkit."""
+    samples = folder / "samples.jsonl" if folder is not None else None
+    if samples is not None and samples.is_file():
+        for row in _lines(samples.read_text(encoding="utf-8")):
+            yield row["prompt"], row["wanted"]
+    else:
+        shipped = resources.files("alignkit.demo").joinpath("heldout.jsonl").read_text(encoding="utf-8")
+        for row in _lines(shipped):
+            yield "\n\n".join(filter(None, [row["instruction"], row.get("input")])), row["output"]
+
+
+def spoken_rows(policy: Policy) -> list[Row]:
+    """The same as tokens of a policy, of which every one is scored."""
+    rows = []
+    for prompt, answer in list(spoken(Path(policy.name)))[:_NUM_ROWS]:
+        (ids,) = policy.encode([("row", Conversation((Message("user", prompt),)))])
+        said: list[int] = policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        whole = [*ids, *said, policy.template.end_id]
+        rows.append(Row(whole, whole))
+    return rows
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _section(section: type[Section], values: dict[str, Any]) -> Section:
+    """A dataclass of settings from its record, where an enum is a word."""
+    kinds: dict[str, Any] = {
+        item.name: type(item.default)
+        for item in dataclasses.fields(section)  # type: ignore[arg-type]
+    }
+    return section(
+        **{
+            name: kinds[name](value) if issubclass(kinds[name], StrEnum) else value
+            for name, value in values.items()
+            if name in kinds
+        }
+    )
