@@ -105,8 +105,9 @@ def test_a_smoke_recipe_runs_from_any_folder_in_moments(
     run_dir = tmp_path / "runs" / path.stem / content["name"]
     assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
-    assert losses[-1] < losses[0]
+    measure, sign = ("eval_score", -1) if path.stem == "ppo" else ("eval_loss", 1)
+    held_out = [sign * line[measure] for line in metrics if measure in line]
+    assert held_out[-1] < held_out[0]
     assert (run_dir / "model.safetensors").stat().st_size > 1_000_000
 
 

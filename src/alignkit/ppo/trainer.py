@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alignkit.config import Health as OnSign
-from alignkit.config import PpoConfig, ValueConfig
+from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.prompts import Prompt
 from alignkit.errors import RewardError, TrainingError
 from alignkit.ppo.experience import (
@@ -44,6 +44,7 @@ from alignkit.ppo.rollout import Rollout, Sampler, score
 from alignkit.ppo.schedule import linear, minibatches, prompts_of_update
 from alignkit.ppo.scoring import Sequences, side_by_side
 from alignkit.ppo.shaping import Shaping
+from alignkit.sampling.settings import at
 from alignkit.training import checkpoints
 from alignkit.training.durable import DurableTrainer
 
@@ -60,15 +61,19 @@ class Update:
 
     Attributes:
         number: counted from 0.
-        temperature: of sampling and of the log-probabilities.
+        sampling: as it is in this update; its temperature is that of the log-probabilities.
         kl_coef: β.
         trains_policy: False while the value head warms up alone.
     """
 
     number: int
-    temperature: float
+    sampling: SamplingConfig
     kl_coef: float
     trains_policy: bool
+
+    @property
+    def temperature(self) -> float:
+        return _temperature(self.sampling)
 
 
 class PpoTrainer(DurableTrainer):
@@ -153,11 +158,10 @@ class PpoTrainer(DurableTrainer):
         return torch.tensor(measured["loss/total"], device=self.args.device)
 
     def _update(self, number: int) -> Update:
-        moving = {"update": number, "num_updates": self.ppo.num_updates}
-        kl_coef = linear(self.ppo.kl_coef, self.ppo.kl_coef_end, **moving)
+        kl_coef = linear(self.ppo.kl_coef, self.ppo.kl_coef_end, update=number, num_updates=self.ppo.num_updates)
         return Update(
             number,
-            temperature=linear(self.sampler.sampling.temperature or 1.0, self.ppo.temperature_end, **moving),
+            sampling=at(self.sampler.sampling, number / max(self.ppo.num_updates - 1, 1)),
             kl_coef=kl_coef if self.ppo.kl_target is None else self.controller.coef,
             trains_policy=number >= self.value.warmup_updates,
         )
@@ -172,7 +176,7 @@ class PpoTrainer(DurableTrainer):
             shuffle=self.shuffle,
         )
         asked = [(place, k) for place in dealt for k in range(self.ppo.num_generations)]
-        return self._answers(self.prompts, asked, of=f"update {update.number}", temperature=update.temperature)
+        return self._answers(self.prompts, asked, of=f"update {update.number}", sampling=update.sampling)
 
     def answer(self, prompts: Sequence[Prompt], asked: Sequence[tuple[int, int]]) -> list[Rollout]:
         """Complete and score prompts for a look at them; every process must call this.
@@ -181,18 +185,17 @@ class PpoTrainer(DurableTrainer):
             prompts: all of them.
             asked: (place of the prompt, generation) of each completion.
         """
-        temperature = self.sampler.sampling.temperature or 1.0
-        return self._answers(prompts, asked, of="samples", temperature=temperature)
+        return self._answers(prompts, asked, of="samples", sampling=at(self.sampler.sampling, 0.0))
 
     def _answers(
-        self, prompts: Sequence[Prompt], asked: Sequence[tuple[int, int]], *, of: str, temperature: float
+        self, prompts: Sequence[Prompt], asked: Sequence[tuple[int, int]], *, of: str, sampling: SamplingConfig
     ) -> list[Rollout]:
         share = asked[self.args.process_index :: self.args.world_size]
         rollouts: list[Rollout] = []
         problem: RewardError | None = None
         if share:
             with self.accelerator.autocast():
-                rollouts = self.sampler(self.policy.model, prompts, share, of=of, temperature=temperature)
+                rollouts = self.sampler(self.policy.model, prompts, share, of=of, sampling=sampling)
             try:
                 rollouts = score(rollouts, prompts, self.rewards)
             except RewardError as error:
@@ -433,14 +436,14 @@ class PpoTrainer(DurableTrainer):
     ) -> dict[str, float]:
         """Answer and score the held-out prompts: mean score with its standard error, KL and length."""
         self.policy.train(False)
-        temperature = self.sampler.sampling.temperature or 1.0
+        sampling = at(self.sampler.sampling, 0.0)  # the same throughout, or scores could not be compared
         asked = [(place, 0) for place in range(len(self.held_out))]
-        rollouts = self._answers(self.held_out, asked, of="evaluation", temperature=temperature)
+        rollouts = self._answers(self.held_out, asked, of="evaluation", sampling=sampling)
         scored = [rollout.score for rollout in rollouts if rollout.score is not None]
         metrics = {
             "score": _mean(scored),
             "score_se": _std(scored) / math.sqrt(max(len(scored), 1)),
-            "kl": self._held_out_kl(rollouts, temperature),
+            "kl": self._held_out_kl(rollouts, _temperature(sampling)),
             "length": _mean([len(rollout.ids) for rollout in rollouts]),
             "eos_fraction": sum(rollout.has_ended for rollout in rollouts) / len(rollouts),
         }
@@ -537,6 +540,10 @@ class PpoTrainer(DurableTrainer):
         if problem := checkpoints.damage(best):
             raise TrainingError(f"the best checkpoint, {best}, cannot be trusted: {problem}")
         self._load_weights(best)
+
+
+def _temperature(sampling: SamplingConfig) -> float:
+    return float(sampling.temperature or 1.0)
 
 
 def _mean(values: Sequence[float]) -> float:
