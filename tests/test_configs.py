@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_a_recipe_says_what_it_needs_and_composes_as_it_is_launched(
     for section, values in content.items():
         if isinstance(values, dict) and section != "hydra":
             composed = getattr(job, section)
-            found = composed if isinstance(composed, dict) else vars(composed)
+            found = composed if isinstance(composed, dict) else asdict(composed)
             own = {key: value for key, value in values.items() if not any(f"{section}.{key}=" in w for w in words)}
             assert {key: found[key] for key in own} == own
 

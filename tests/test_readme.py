@@ -83,9 +83,9 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    assert {words[0] for words in OURS} == {"sft", "inspect", "generate"}
+    assert {words[0] for words in OURS} == {"sft", "inspect", "generate", "ppo"}
     assert {words[0] for words in COMMANDS} == {"bash", "alignkit", "torchrun", "accelerate", "srun"}
-    assert len(RUN) == 5
+    assert len(RUN) == 6
 
 
 @pytest.mark.usefixtures("folder")
@@ -149,6 +149,12 @@ def test_the_table_of_settings_is_the_one_that_the_script_prints() -> None:
     found = re.search(r"<!-- settings.*?-->\n(.*?)<!-- /settings -->", README, re.DOTALL)
     assert found
     assert found[1].strip() == module.table("sft")
+    rows = set(module.table("ppo").splitlines())
+    of_ppo = re.search(r"<!-- ppo settings.*?-->\n(.*?)<!-- /ppo settings -->", README, re.DOTALL)
+    assert of_ppo
+    shown = set(of_ppo[1].strip().splitlines())
+    assert shown <= rows
+    assert shown >= {row for row in rows if row.startswith(("| `ppo.", "| `value.", "| `reward"))}
 
 
 def test_settings_named_in_the_text_exist() -> None:
