@@ -85,9 +85,9 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    assert {words[0] for words in OURS} >= {"sft", "inspect", "generate", "reward", "score", "dpo"}
+    assert {words[0] for words in OURS} >= {"sft", "inspect", "generate", "reward", "score", "dpo", "ppo"}
     assert {words[0] for words in COMMANDS} == {"bash", "alignkit", "torchrun", "accelerate", "srun"}
-    assert len(RUN) >= 9
+    assert len(RUN) >= 10
 
 
 @pytest.mark.usefixtures("folder")
@@ -153,7 +153,7 @@ def test_the_table_of_settings_is_the_one_that_the_script_prints() -> None:
     tables = re.findall(
         r"<!-- settings: python scripts/settings_table.py (.*?) -->\n(.*?)<!-- /settings -->", README, re.DOTALL
     )
-    assert {words.split()[0] for words, _ in tables} >= {"sft", "reward", "dpo"}
+    assert {words.split()[0] for words, _ in tables} >= {"sft", "reward", "dpo", "ppo"}
     for words, table in tables:
         assert table.strip() == module.table(*words.split())
 

@@ -260,9 +260,6 @@ class PpoConfig:
     )
     kl_horizon: int = setting("rollouts in which the steered price may double or so", 10_000, ge=1)
     target_kl: float | None = setting("skip the rest of a rollout's passes once a pass moved further", None, gt=0)
-    temperature_end: float | None = setting(
-        "sampling.temperature at the last update, reached in a straight line", None, gt=0
-    )
     allow_truncated_sampling: bool = setting(
         "sample by top_k, top_p, min_p or a repetition penalty all the same", False
     )
