@@ -225,6 +225,15 @@ class GenerateJob:
 
 
 @dataclass
+class ChatJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    system: str | None = setting("the system prompt, where the template has a place for one", None)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
 class CompareJob:
     seed: int = setting("of every random draw", 0, ge=0)
     batch_size: int = setting("responses generated together", 16, ge=1)
@@ -283,6 +292,7 @@ JOBS: dict[str, type] = {
     "dpo": DpoJob,
     "generate": GenerateJob,
     "next": NextJob,
+    "chat": ChatJob,
     "compare": CompareJob,
     "evaluate": EvaluateJob,
     "merge": MergeJob,

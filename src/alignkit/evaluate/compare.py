@@ -194,7 +194,7 @@ def _reward(job: CompareJob, policies: Sequence[Policy], found: Asked, compariso
     reward = rewards.load(name, job.model, batch_size=job.batch_size)
     scores = []
     for policy, column in zip(policies, comparison.columns, strict=True):
-        reward.warn_of_other_template(policy.template)
+        reward.warn_of_other_template(policy)
         scores.append(reward.score(found, [answer.text for answer in column.answers]))
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
