@@ -29,8 +29,8 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "hydra", "omegaconf
 ALLOWED_AT_TOP = {
     0: {"omegaconf"},
     1: set(),
-    **dict.fromkeys((2, 3, 4, 5), HEAVY - {"hydra", "omegaconf"}),
-    **dict.fromkeys((6, 7), {"hydra", "omegaconf"}),
+    **{floor: HEAVY - {"hydra", "omegaconf"} for floor in (2, 3, 4, 5)},
+    **{floor: {"hydra", "omegaconf"} for floor in (6, 7)},
     8: {"rich"},
     9: set(),
     10: set(),

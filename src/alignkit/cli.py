@@ -137,6 +137,25 @@ def dpo(
     _launch("dpo", words, cfg, multirun, config_dir, info)
 
 
+@app.command()
+def ppo(
+    words: Words = None,
+    cfg: Cfg = None,
+    multirun: Multirun = False,
+    config_dir: ConfigDir = None,
+    info: Info = None,
+) -> None:
+    """Reinforcement learning from any reward by PPO: a reward model, a classifier, or your own Python function.
+
+    alignkit ppo config=configs/smoke/ppo.yaml ppo.num_updates=20
+
+    Settings are name, seed, resume, overwrite, samples, early_stopping, reward and the sections model, data, template,
+    lora, sampling, ppo, value and train; --cfg job shows them all with their values. The run is written to
+    runs/ppo/<name>.
+    """
+    _launch("ppo", words, cfg, multirun, config_dir, info)
+
+
 def _launch(
     stage: str, words: list[str] | None, cfg: str | None, multirun: bool, config_dir: Path | None, info: str | None
 ) -> None:

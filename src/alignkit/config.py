@@ -56,6 +56,22 @@ class ControlTokens(StrEnum):
     neutralise = "neutralise"
 
 
+class OnError(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+class Health(StrEnum):
+    off = "off"
+    warn = "warn"
+    stop = "stop"
+
+
+class ScoreScaling(StrEnum):
+    none = "none"
+    running = "running"
+
+
 class Batching(StrEnum):
     auto = "auto"
     padded = "padded"
@@ -210,6 +226,86 @@ class ScoreJob:
 
 
 @dataclass
+class PromptLength:
+    min: int | None = setting("plain text becomes a prompt of its first tokens: at least this many", None, ge=1)
+    max: int | None = setting("and at most this many, drawn per row from the seed", None, ge=1)
+
+
+@dataclass
+class PromptDataConfig(DataConfig):
+    """Rows as prompts: what concerns responses or batches of `DataConfig` has no effect here and is refused."""
+
+    prompt_length: PromptLength = field(default_factory=PromptLength)
+
+
+@dataclass
+class PpoConfig:
+    num_updates: int = setting("length of training: rollouts, each followed by optimizer steps", 100, ge=1)
+    num_prompts: int = setting("prompts in a rollout, over all processes", 64, ge=1)
+    num_generations: int = setting("completions of each prompt in a rollout", 1, ge=1)
+    num_ppo_epochs: int = setting("passes over a rollout", 4, ge=1)
+    num_mini_batches: int = setting("optimizer steps in a pass", 4, ge=1)
+    generation_batch_size: int = setting("completions written together by a process, at most", 64, ge=1)
+    clip_range: float = setting("a token's probability moves its loss up to this relative change", 0.2, gt=0)
+    clip_range_value: float = setting("a token's value moves its loss up to this change", 0.2, gt=0)
+    vf_coef: float = setting("weight of the value loss", 0.1, ge=0)
+    entropy_coef: float = setting("weight of the entropy bonus, for a policy that keeps exploring", 0.0, ge=0)
+    gamma: float = setting("discount of later rewards", 1.0, ge=0, le=1)
+    lam: float = setting("GAE: 0 trusts the values, 1 the rewards", 0.95, ge=0, le=1)
+    whiten_advantages: bool = setting("advantages to mean 0 and variance 1 over the rollout's tokens", True)
+    kl_coef: float = setting("price of a nat of KL to the model training started from", 0.05, ge=0)
+    kl_coef_end: float | None = setting("price at the last update, reached in a straight line", None, ge=0)
+    kl_target: float | None = setting(
+        "steer the price so that the KL of a completion becomes this, in nats", None, gt=0
+    )
+    kl_horizon: int = setting("rollouts in which the steered price may double or so", 10_000, ge=1)
+    target_kl: float | None = setting("skip the rest of a rollout's passes once a pass moved further", None, gt=0)
+    temperature_end: float | None = setting(
+        "sampling.temperature at the last update, reached in a straight line", None, gt=0
+    )
+    allow_truncated_sampling: bool = setting(
+        "sample by top_k, top_p, min_p or a repetition penalty all the same", False
+    )
+    missing_eos_penalty: float | None = setting("taken off the score of a completion that did not end", None, gt=0)
+    score_clip: float | None = setting("scores beyond this, of either sign, are cut to it", None, gt=0)
+    score_scaling: ScoreScaling = setting(
+        "scores as they are, or (running) less the mean of all so far and over their spread", ScoreScaling.none
+    )
+    keep_rollouts: int = setting("completions of each update written to rollouts.jsonl", 4, ge=0)
+    show_every: int = setting("show two sample completions every so many updates; 0 never", 10, ge=0)
+    health: Health = setting("signs of a training gone wrong: off, warn or stop", Health.warn)
+    max_kl: float = setting("a KL per completion beyond this, in nats, is such a sign", 100.0, gt=0)
+
+
+@dataclass
+class ValueConfig:
+    learning_rate: float | None = setting("of the value head; null takes train.learning_rate", None, gt=0)
+    warmup_updates: int = setting("first updates that train the value head alone", 0, ge=0)
+    detach: bool = setting("keep the value loss from training the policy's own layers", False)
+
+
+@dataclass
+class PpoJob:
+    name: str = setting("the run is runs/ppo/<name>", "default")
+    seed: int = setting("of every random draw", 0, ge=0)
+    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
+    overwrite: bool = setting("delete a finished run of this name first", False)
+    early_stopping: int | None = setting(
+        "stop after this many evaluations without improvement, and keep the best", None, ge=1
+    )
+    samples: int = setting("prompts answered and scored before and after training, written to samples.jsonl", 5, ge=0)
+    reward: list[Any] = setting("list of {function | classifier | model, weight, …}: scores add up", [])
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: PromptDataConfig = field(default_factory=PromptDataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    train: dict[str, Any] = setting("transformers.TrainingArguments", {})
+
+
+@dataclass
 class GenerateJob:
     seed: int = setting("of every random draw", 0, ge=0)
     batch_size: int = setting("responses generated together", 16, ge=1)
@@ -290,6 +386,7 @@ JOBS: dict[str, type] = {
     "sft": SftJob,
     "reward": RewardJob,
     "dpo": DpoJob,
+    "ppo": PpoJob,
     "generate": GenerateJob,
     "next": NextJob,
     "chat": ChatJob,

@@ -45,6 +45,7 @@ def _of_trl(name: str, file: str) -> ArgumentClass:
 SFT_CONFIG = _of_trl("SFTConfig", "sft_config.py")
 REWARD_CONFIG = _of_trl("RewardConfig", "reward_config.py")
 DPO_CONFIG = _of_trl("DPOConfig", "dpo_config.py")
+TRAINING_ARGUMENTS = ArgumentClass("transformers", "TrainingArguments", (_TRAINING_ARGUMENTS,))
 LORA_CONFIG = ArgumentClass(
     "peft",
     "LoraConfig",
@@ -140,6 +141,21 @@ DPO_OWNED = _owned(
     ref_model_mixup_alpha="the reference stays what it was at the start",
     ref_model_sync_steps="the reference stays what it was at the start",
 )
+_MINIBATCH = "a minibatch is ppo.num_prompts × ppo.num_generations / ppo.num_mini_batches completions"
+_GROUPED = "prompts are grouped by length as they are answered"
+_ONLY_TRL = ("max_length", "dataset_num_proc", "model_init_kwargs", "trust_remote_code", "pad_token")
+PPO_OWNED = {
+    **{key: way_out for key, way_out in _owned("ppo").items() if key not in _ONLY_TRL},
+    "num_train_epochs": "use ppo.num_updates",
+    "max_steps": "use ppo.num_updates",
+    "gradient_accumulation_steps": f"{_MINIBATCH}, taken train.per_device_train_batch_size at a time",
+    "per_device_eval_batch_size": "use ppo.generation_batch_size",
+    "auto_find_batch_size": f"{_MINIBATCH}; set per_device_train_batch_size",
+    "train_sampling_strategy": f"use data.shuffle; {_GROUPED}",
+    "length_column_name": _GROUPED,
+    "label_smoothing_factor": "PPO has no labels",
+    "neftune_noise_alpha": "noise in the embeddings would make sampler and policy two distributions",
+}
 LORA_OWNED = {
     "task_type": "the stage sets it",
     "peft_type": "the section is LoRA",
@@ -154,6 +170,7 @@ OPEN_SECTIONS: dict[str, dict[str, tuple[ArgumentClass, dict[str, str]]]] = {
     "sft": {"train": (SFT_CONFIG, SFT_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
     "reward": {"train": (REWARD_CONFIG, REWARD_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
     "dpo": {"train": (DPO_CONFIG, DPO_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
+    "ppo": {"train": (TRAINING_ARGUMENTS, PPO_OWNED), "lora": (LORA_CONFIG, LORA_OWNED)},
 }
 
 # Upstream accepts nonsense here (num_train_epochs=-1) and fails late or never.

@@ -280,7 +280,7 @@ def test_what_is_wrong_with_the_section_is_told_together(write_rows: Callable[..
         "data.streaming=true: pairs are not read as training goes; leave it out",
     ]
     assert check_pair_data(DataConfig(path="rows.jsonl", format="messages")) == [
-        "data.format=messages is for single responses, not for pairs; one of auto, pairs, sharegpt_pairs, hh"
+        "data.format=messages is for single responses, not pairs; one of auto, pairs, sharegpt_pairs, hh"
     ]
 
 

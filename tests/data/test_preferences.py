@@ -107,6 +107,9 @@ TURNS = [user("Hi"), says("Ho"), user("And?")]
             MANY,
         ),
         ({"chosen": f"{HI.strip()} yes", "rejected": f"{HI} no"}, "hh", ONE),
+        ({"prompt": HI, "chosen": " yes", "rejected": " no"}, "hh", ONE),
+        ({"prompt": f"{HI} ", "chosen": "yes", "rejected": "no"}, "hh", ONE),
+        ({"prompt": "Hi", "chosen": f"{HI} yes", "rejected": f"{HI} no"}, "hh", ONE),
     ],
 )
 def test_a_row_of_each_format(row: dict[str, Any], format: str, expected: Preference) -> None:
@@ -171,6 +174,7 @@ def test_what_is_wrong_with_a_row(changes: dict[str, Any], text: str) -> None:
     [
         (f"{HI} Ho\n\nHuman: And?", "'rejected' does not end with the assistant"),
         (f"{HI} ", "'rejected' has an empty turn"),
+        (None, "'rejected' is null"),
         ("no", "'rejected' is no transcript '\\n\\nHuman: … \\n\\nAssistant: …'"),
         (f"So:{HI} no", "'rejected' is no transcript '\\n\\nHuman: … \\n\\nAssistant: …'"),
         ("\n\nHuman: Hi\n\nHuman: Ho\n\nAssistant: no", "two user messages in a row"),
@@ -259,6 +263,10 @@ def test_rows_that_are_no_pairs_are_refused_by_name(row: dict[str, Any], text: s
 
 
 def test_pairs_are_refused_where_single_responses_belong() -> None:
+    assert check_format("hh", {}, setting="data") == [
+        "data.format=hh is for pairs, not single responses; one of auto, instruction, prompt_completion, messages, "
+        "sharegpt, text, prompt"
+    ]
     with pytest.raises(DataError, match="these are preference pairs"):
         detect_format(["prompt", "chosen", "rejected"], {})
 
@@ -271,11 +279,15 @@ def test_pairs_are_refused_where_single_responses_belong() -> None:
         (
             "instruction",
             {},
-            ["data.format=instruction is for single responses, not for pairs; one of auto, pairs, sharegpt_pairs, hh"],
+            ["data.format=instruction is for single responses, not pairs; one of auto, pairs, sharegpt_pairs, hh"],
         ),
         ("pair", {}, ["data.format: unknown format 'pair'; did you mean 'pairs'?"]),
         ("auto", {"chose": "a"}, ["data.columns: no format has a field 'chose'; did you mean 'chosen'?"]),
-        ("hh", {"prompt": "a"}, ["data.columns: no format has a field 'prompt'; one of chosen, margin, rejected"]),
+        (
+            "hh",
+            {"system": "a"},
+            ["data.columns: no format has a field 'system'; one of chosen, margin, prompt, rejected"],
+        ),
     ],
 )
 def test_formats_and_columns_are_checked_by_name(format: str, columns: dict[str, Any], problems: list[str]) -> None:

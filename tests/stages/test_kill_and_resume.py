@@ -1,4 +1,4 @@
-"""`alignkit sft` in processes of their own that are killed, interrupted and spoilt, and resumed to the same bits."""
+"""Stages in processes of their own that are killed, interrupted and spoilt, and resumed to the same bits."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,28 @@ ROWS = [{"instruction": f"Say {a} and {b}.", "output": f"{a}, {b}"} for a in WOR
 # Nine steps an epoch, so that a checkpoint every twenty lies in the middle of one.
 TRAIN = ["train.max_steps=100", "train.per_device_train_batch_size=4", "train.save_steps=20", "train.logging_steps=1"]
 SMALLER = ["model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
-BASIS = [*SMALLER, "data.path=rows.jsonl", "samples=0", "train.report_to=none", "train.learning_rate=1e-3"]
-KINDS = {
-    "full": ([], ["model.safetensors"]),
-    "lora": (
-        ["lora=default"],
-        ["adapter_model.safetensors", "base/model.safetensors"],
-    ),  # with dropout: draws count too
+PAIRS = [{"prompt": f"Say {a} and {b}.", "chosen": f"{a}, {b}", "rejected": a} for a in WORDS for b in WORDS]
+BASIS = [*SMALLER, "train.report_to=none", "train.learning_rate=1e-3"]
+OF_STAGE = {
+    "sft": ["data.path=rows.jsonl", "samples=0"],
+    "reward": ["data.path=pairs.jsonl", "template=instruction"],
+    "dpo": ["data.path=pairs.jsonl", "template=instruction", "samples=0"],
+}
+FULL, ADAPTER = ["model.safetensors"], ["adapter_model.safetensors", "base/model.safetensors"]
+KINDS = {  # LoRA with dropout: draws count too
+    "full": ("sft", [], FULL),
+    "lora": ("sft", ["lora=default"], ADAPTER),
+    "reward": ("reward", [], FULL),
+    "reward-lora": ("reward", ["lora=default"], ADAPTER),
+    "dpo": ("dpo", [], FULL),
+    "dpo-lora": ("dpo", ["lora=default"], ADAPTER),
 }
 
 # Forks a process for each command line, so that the seconds of imports are paid once.
 SERVER = """
 import json, os, sys
-import alignkit.launch, alignkit.stages.sft, matplotlib.figure, matplotlib.backends.backend_agg
+import alignkit.launch, alignkit.stages.dpo, alignkit.stages.reward, alignkit.stages.sft
+import matplotlib.figure, matplotlib.backends.backend_agg
 from alignkit import cli
 for line in sys.stdin:
     if pid := os.fork():
@@ -67,13 +77,14 @@ Start = Callable[..., Ended]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for name, rows in {"rows": ROWS, "pairs": PAIRS}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
 @pytest.fixture(scope="module")
-def alignkit_sft(folder: Path) -> Iterator[Start]:
-    """Run `alignkit sft name=NAME …` in `folder`; a signal is sent as soon as a file of the run is there."""
+def alignkit(folder: Path) -> Iterator[Start]:
+    """Run `alignkit STAGE name=NAME …` in `folder`; a signal is sent as soon as a file of the run is there."""
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
     )
@@ -81,12 +92,12 @@ def alignkit_sft(folder: Path) -> Iterator[Start]:
     assert stdin
     assert stdout
 
-    def start(name: str, *words: str, at: str = "", number: int = 0) -> Ended:
-        stdin.write(json.dumps(["sft", f"name={name}", *BASIS, *TRAIN, *words]) + "\n")
+    def start(name: str, *words: str, stage: str = "sft", at: str = "", number: int = 0) -> Ended:
+        stdin.write(json.dumps([stage, f"name={name}", *BASIS, *OF_STAGE[stage], *TRAIN, *words]) + "\n")
         stdin.flush()
         pid = int(stdout.readline())
         if at:
-            wait_for(folder / "runs/sft" / name / at, lambda: Path(f"/proc/{pid}/stat").exists())
+            wait_for(folder / "runs" / stage / name / at, lambda: Path(f"/proc/{pid}/stat").exists())
             os.kill(pid, number)
         return Ended(int(stdout.readline()), (folder / "said.txt").read_text())
 
@@ -104,22 +115,23 @@ def wait_for(path: Path, is_alive: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(alignkit_sft: Start, folder: Path) -> Callable[[str], Path]:
+def unbroken(alignkit: Start, folder: Path) -> Callable[[str], Path]:
     """The run directory of a training that nothing happened to, of each kind."""
     done: dict[str, Path] = {}
 
     def run(kind: str) -> Path:
         if kind not in done:
-            ended = alignkit_sft(kind, *KINDS[kind][0])
+            stage, words, _ = KINDS[kind]
+            ended = alignkit(kind, *words, stage=stage)
             assert ended.status == 0, ended.said
-            done[kind] = folder / "runs/sft" / kind
+            done[kind] = folder / "runs" / stage / kind
         return done[kind]
 
     return run
 
 
 def bits(run_dir: Path, kind: str = "full") -> list[str]:
-    return [hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in KINDS[kind][1]]
+    return [hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in KINDS[kind][2]]
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:
@@ -137,50 +149,49 @@ def checkpoints(run_dir: Path) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_in_the_middle_and_resumed_is_never_killed(
-    alignkit_sft: Start, unbroken: Any, folder: Path, kind: str
+    alignkit: Start, unbroken: Any, folder: Path, kind: str
 ) -> None:
-    words, files = KINDS[kind]
-    run_dir = folder / "runs/sft" / f"killed-{kind}"
-    killed = alignkit_sft(run_dir.name, *words, at="checkpoints/checkpoint-40", number=signal.SIGKILL)
+    stage, words, files = KINDS[kind]
+    run_dir = folder / "runs" / stage / f"killed-{kind}"
+    start = partial(alignkit, stage=stage)
+    killed = start(run_dir.name, *words, at="checkpoints/checkpoint-40", number=signal.SIGKILL)
     assert killed.status == -signal.SIGKILL  # it was alive, else the status were its own
     assert status(run_dir) == "running"
     assert not any((run_dir / name).exists() for name in files)
     before = losses(run_dir)
     assert 40 <= before[-1][0] < 100
 
-    refused = alignkit_sft(run_dir.name, *words)
+    refused = start(run_dir.name, *words)
     assert refused.status == 2
     assert refused.said == (
-        f"alignkit: runs/sft/{run_dir.name} is an unfinished run (running): go on with resume=true, or overwrite=true "
-        "to replace it\n"
+        f"alignkit: runs/{stage}/{run_dir.name} is an unfinished run (running): go on with resume=true, or "
+        "overwrite=true to replace it\n"
     )
-    resumed = alignkit_sft(run_dir.name, *words, "resume=true")
+    resumed = start(run_dir.name, *words, "resume=true")
     assert resumed.status == 0, resumed.said
-    assert f"going on from runs/sft/{run_dir.name}/checkpoints/checkpoint-" in resumed.said
+    assert f"going on from runs/{stage}/{run_dir.name}/checkpoints/checkpoint-" in resumed.said
     assert bits(run_dir, kind) == bits(unbroken(kind), kind)
     assert losses(run_dir) == losses(unbroken(kind))
     assert status(run_dir) == "finished"
 
 
-def test_killed_before_the_first_checkpoint_begins_at_the_start(
-    alignkit_sft: Start, unbroken: Any, folder: Path
-) -> None:
-    killed = alignkit_sft("early", at="metrics.jsonl", number=signal.SIGKILL)
+def test_killed_before_the_first_checkpoint_begins_at_the_start(alignkit: Start, unbroken: Any, folder: Path) -> None:
+    killed = alignkit("early", at="metrics.jsonl", number=signal.SIGKILL)
     assert killed.status == -signal.SIGKILL
     run_dir = folder / "runs/sft/early"
     for path in (run_dir / "checkpoints").glob("*"):
         path.rename(folder / path.name)  # where the kill came late
-    resumed = alignkit_sft("early", "resume=true")
+    resumed = alignkit("early", "resume=true")
     assert resumed.status == 0, resumed.said
     assert "going on from the start: no checkpoint was saved yet" in resumed.said
     assert bits(run_dir) == bits(unbroken("full"))
     assert losses(run_dir) == losses(unbroken("full"))
 
 
-def test_sigterm_saves_says_so_and_exits_143(alignkit_sft: Start, unbroken: Any, folder: Path) -> None:
+def test_sigterm_saves_says_so_and_exits_143(alignkit: Start, unbroken: Any, folder: Path) -> None:
     run_dir = folder / "runs/sft/term"
     process = subprocess.Popen(
-        [sys.executable, "-m", "alignkit", "sft", "name=term", *BASIS, *TRAIN],
+        [sys.executable, "-m", "alignkit", "sft", "name=term", *BASIS, *OF_STAGE["sft"], *TRAIN],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -200,29 +211,29 @@ def test_sigterm_saves_says_so_and_exits_143(alignkit_sft: Start, unbroken: Any,
     assert f"SIGTERM: stopped after step {newest}" in out
     assert status(run_dir) == "interrupted"
     assert not (run_dir / "model.safetensors").exists()
-    resumed = alignkit_sft("term", "resume=true")
+    resumed = alignkit("term", "resume=true")
     assert f"going on from runs/sft/term/checkpoints/checkpoint-{newest}\n" in resumed.said
     assert bits(run_dir) == bits(unbroken("full"))
     assert losses(run_dir) == losses(unbroken("full"))
 
 
-def test_ctrl_c_exits_130_and_can_be_resumed(alignkit_sft: Start, unbroken: Any, folder: Path) -> None:
-    stopped = alignkit_sft("ctrl-c", at="checkpoints/checkpoint-20", number=signal.SIGINT)
+def test_ctrl_c_exits_130_and_can_be_resumed(alignkit: Start, unbroken: Any, folder: Path) -> None:
+    stopped = alignkit("ctrl-c", at="checkpoints/checkpoint-20", number=signal.SIGINT)
     assert stopped.status == 130
     assert "SIGINT: saving a checkpoint after this step; once more kills at once" in stopped.said
     assert stopped.said.splitlines()[-1].endswith("which is saved: go on with resume=true")
     assert "Traceback" not in stopped.said
-    assert alignkit_sft("ctrl-c", "resume=true").status == 0
+    assert alignkit("ctrl-c", "resume=true").status == 0
     assert bits(folder / "runs/sft/ctrl-c") == bits(unbroken("full"))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
 def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_serves(
-    alignkit_sft: Start, unbroken: Any, folder: Path, file: str
+    alignkit: Start, unbroken: Any, folder: Path, file: str
 ) -> None:
     name = f"spoilt-{file}"
     run_dir = folder / "runs/sft" / name
-    assert alignkit_sft(name, at="checkpoints/checkpoint-40", number=signal.SIGKILL).status == -signal.SIGKILL
+    assert alignkit(name, at="checkpoints/checkpoint-40", number=signal.SIGKILL).status == -signal.SIGKILL
     for path in (run_dir / "checkpoints").glob("*.*"):
         path.rename(folder / f"{name}-{path.name}")  # one that was being written when it was killed
     *_, older, newest = checkpoints(run_dir)
@@ -230,7 +241,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_serv
     content = bytearray(spoilt.read_bytes())
     content[len(content) // 2] ^= 1
     spoilt.write_bytes(content)
-    resumed = alignkit_sft(name, "resume=true")
+    resumed = alignkit(name, "resume=true")
     assert resumed.status == 0, resumed.said
     assert (
         f"passed over checkpoint-{newest}: {file} is not what was written (its checksum differs)\n"
@@ -240,19 +251,19 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_serv
     assert losses(run_dir) == losses(unbroken("full"))
 
 
-def test_resuming_a_finished_run_changes_nothing_and_says_so(alignkit_sft: Start, unbroken: Any, folder: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing_and_says_so(alignkit: Start, unbroken: Any, folder: Path) -> None:
     run_dir = unbroken("full")
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run_dir.rglob("*") if path.is_file()}
-    again = alignkit_sft("full", "resume=true")
+    again = alignkit("full", "resume=true")
     assert again.status == 0
     assert again.said == "runs/sft/full is finished: there is nothing to resume, and nothing was changed\n"
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run_dir.rglob("*") if p.is_file()} == before
 
 
-def test_resuming_with_other_settings_is_refused_with_what_changed(alignkit_sft: Start, folder: Path) -> None:
-    stopped = alignkit_sft("other", at="checkpoints/checkpoint-20", number=signal.SIGTERM)
+def test_resuming_with_other_settings_is_refused_with_what_changed(alignkit: Start, folder: Path) -> None:
+    stopped = alignkit("other", at="checkpoints/checkpoint-20", number=signal.SIGTERM)
     assert stopped.status == 143
-    refused = alignkit_sft("other", "resume=true", "train.learning_rate=2e-3", "data.limit=9")
+    refused = alignkit("other", "resume=true", "train.learning_rate=2e-3", "data.limit=9")
     assert refused.status == 2
     assert refused.said.splitlines() == [
         "alignkit: resume=true: data.limit was None in runs/sft/other and is 9 now",

@@ -18,6 +18,7 @@ from alignkit.errors import ConfigError, DataError, did_you_mean
 
 __all__ = [
     "FIELDS",
+    "PAIR_FIELDS",
     "Fields",
     "RowError",
     "check_columns",
@@ -39,6 +40,13 @@ FIELDS: Fields = {
     "prompt": (("prompt",), ("instruction", "input")),
 }
 
+# The same for pairs, which `preferences` reads.
+PAIR_FIELDS: Fields = {
+    "pairs": (("chosen", "rejected"), ("prompt", "system", "margin")),
+    "sharegpt_pairs": (("conversations", "chosen", "rejected"), ("system", "margin")),
+    "hh": (("chosen", "rejected"), ("prompt", "margin")),
+}
+
 
 def check_format(format: str, columns: Mapping[str, Any], *, setting: str, fields: Fields | None = None) -> list[str]:
     """One line for each mistake in a format's name and its column mapping; empty where all is well.
@@ -54,8 +62,9 @@ def check_format(format: str, columns: Mapping[str, Any], *, setting: str, field
         return [f"{setting}.columns: {format} sees whole rows, so columns have no effect"] if columns else []
     if format != "auto" and format not in fields:
         known = ["auto", *fields]
-        if format in FIELDS:
-            return [f"{setting}.format={format} is for single responses, not for pairs; one of {', '.join(known)}"]
+        if format in {**FIELDS, **PAIR_FIELDS}:
+            are = "pairs, not single responses" if format in PAIR_FIELDS else "single responses, not pairs"
+            return [f"{setting}.format={format} is for {are}; one of {', '.join(known)}"]
         guess = did_you_mean(format, known)
         return [f"{setting}.format: unknown format '{format}'{guess or '; one of ' + ', '.join(known)}"]
     chosen = fields if format == "auto" else [format]

@@ -10,19 +10,12 @@ from typing import Any
 
 from alignkit.data.columns import described, field_value, fields_of, has_field, optional_text
 from alignkit.data.conversation import Conversation, Message
-from alignkit.data.formats import FIELDS, Fields, load_function
+from alignkit.data.formats import FIELDS, PAIR_FIELDS, load_function
 from alignkit.data.reading import Reading
 from alignkit.data.turns import RowError, RowUnusable, check_order, full_text, kind, read_turns, spoken
 from alignkit.errors import DataError
 
 __all__ = ["PAIRS", "PAIR_FIELDS", "Preference", "detect_pairs", "to_preference"]
-
-# Per format, the fields a row must have and those it may have.
-PAIR_FIELDS: Fields = {
-    "pairs": (("chosen", "rejected"), ("prompt", "system", "margin")),
-    "sharegpt_pairs": (("conversations", "chosen", "rejected"), ("system", "margin")),
-    "hh": (("chosen", "rejected"), ("margin",)),
-}
 
 IDENTICAL = "identical"
 PROMPTS_DIFFER = "prompts_differ"
@@ -88,7 +81,7 @@ def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str
     if "conversations" in present:
         return "sharegpt_pairs"
     texts = [field_value(row, side, columns)[0] for side in _SIDES if has_field(row, side, columns)]
-    if any(_is_transcript(text) for text in texts):
+    if any(_is_transcript(text) for text in (*texts, _told(row, columns))):
         return "hh"
     if "prompt" not in present and texts and all(isinstance(text, str) for text in texts):
         raise DataError(
@@ -143,7 +136,7 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preferen
             "both sides must be of one type"
         )
     if format == "hh":
-        prompts = [_transcript(side) for side in (chosen, rejected)]
+        prompts = [_transcript(side, _told(row, columns)) for side in (chosen, rejected)]
     else:
         asked = _asked(row, "conversations" if format == "sharegpt_pairs" else "prompt", columns)
         prompts = [_prompt(side, asked) for side in (chosen, rejected)]
@@ -258,11 +251,18 @@ def _is_transcript(value: Any) -> bool:
     return isinstance(value, str) and bool(re.match(r"\s*(Human|Assistant):", value)) and bool(_SPEAKER.search(value))
 
 
-def _transcript(side: _Side) -> tuple[list[Message], Message]:
-    """The turns of a whole transcript, less the space that follows each speaker's colon."""
+def _told(row: dict[str, Any], columns: Mapping[str, str]) -> str:
+    """A prompt that is a transcript up to the response; empty where it is none."""
+    value = field_value(row, "prompt", columns)[0] if has_field(row, "prompt", columns) else None
+    return str(value) if _is_transcript(value) else ""
+
+
+def _transcript(side: _Side, told: str) -> tuple[list[Message], Message]:
+    """The turns of a whole transcript, or of one that was told so far and a response; less the space after a colon."""
     if side.kind != "text":
         raise RowError(f"'{side.column}' is {side.kind} where a transcript {_TRANSCRIPT} belongs")
-    text = side.value if side.value.startswith("\n\n") else "\n\n" + side.value.lstrip()
+    text = side.value if _is_transcript(side.value) else told + side.value
+    text = text if text.startswith("\n\n") else "\n\n" + text.lstrip()
     start, *parts = _SPEAKER.split(text)
     if start.strip() or not parts:
         raise RowError(f"'{side.column}' is no transcript {_TRANSCRIPT}")

@@ -15,11 +15,15 @@ Pieces = list[str]  # a stretch of text, cut around control tokens typed in it, 
 def ids_of_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split_special_tokens: bool = False
 ) -> list[list[int]]:
-    """Ids of each text alone, with nothing added; `split_special_tokens` spells special tokens out."""
+    """Ids of each text alone, with nothing added; `split_special_tokens` spells special tokens out.
+
+    Equal texts are tokenised once and get one list: headings, and the prompt of a pair, come again and again.
+    """
     if not texts:
         return []
+    different = {text: at for at, text in enumerate(dict.fromkeys(texts))}
     encoded = tokenizer(
-        list(texts),
+        list(different),
         add_special_tokens=False,
         split_special_tokens=split_special_tokens,
         return_attention_mask=False,
@@ -27,7 +31,7 @@ def ids_of_texts(
         verbose=False,  # lengths are our own concern
     )
     ids: list[list[int]] = encoded["input_ids"]
-    return ids
+    return [ids[different[text]] for text in texts]
 
 
 def ids_of_pieces(rows: Sequence[list[Pieces]], tokenizer: PreTrainedTokenizerBase) -> list[list[list[int]]]:

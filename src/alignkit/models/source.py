@@ -65,7 +65,7 @@ def source_problems(model: ModelConfig, *, wants_reward: bool = False) -> list[s
     if folder is None:
         return _hub_problems(model)
     problems = _adapter_problems(folder, model) if is_adapter(folder) else _full_model_problems(folder)
-    if is_reward(folder) != wants_reward:
+    if not problems and is_reward(folder) != wants_reward:
         what, wanted = (
             ("a language model", "a reward model") if wants_reward else ("a reward model", "a language model")
         )

@@ -48,6 +48,51 @@ def plot_losses(history: Sequence[Mapping[str, Any]], path: Path, *, unit: str) 
     return True
 
 
+def plot_panels(
+    history: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]], path: Path, *, xlabel: str
+) -> bool:
+    """Draw one small picture for each panel, side by side.
+
+    Args:
+        history: what the trainer logged, each entry with `step`.
+        panels: for each title, the logged keys with their names in the legend.
+        path: of the PNG.
+        xlabel: what a step is.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    curves = {
+        title: {
+            name: [(int(entry["step"]), float(entry[key])) for entry in history if entry.get(key) is not None]
+            for key, name in keys.items()
+        }
+        for title, keys in panels.items()
+    }
+    curves = {title: drawn for title, named in curves.items() if (drawn := {k: v for k, v in named.items() if v})}
+    if not curves:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_columns = min(3, len(curves))
+    num_rows = -(-len(curves) // num_columns)
+    figure = Figure(figsize=(4.2 * num_columns, 3 * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (title, named) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(num_rows, num_columns, place)
+        for colour, (name, points) in zip(_COLOURS * len(named), named.items(), strict=False):
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, "o-" if name == "held out" else "-", color=colour, label=name, markersize=4)
+        axes.set(title=title, xlabel=xlabel)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(named) > 1:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    return True
+
+
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
     for entry in history:

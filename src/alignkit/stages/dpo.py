@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
-from alignkit.config import DpoJob, ModelConfig
+from alignkit.config import DpoJob, Init, ModelConfig
 from alignkit.data.inspect import PairView
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models.load import check_model, load_model, load_tokenizer
@@ -54,7 +54,8 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         prepared = pairs.prepare(job, "dpo", run_dir)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         layout = pairs.layout_of(job, prepared, model, lm_head(model))
-        args = arguments(job, "dpo", run_dir, held_out=bool(prepared.data.evals), max_length=None)
+        ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
+        args = arguments(job, "dpo", run_dir, held_out=bool(prepared.data.evals), **ours)
         entry.parents = lineage(job.model.name)
         entry.begin()
         log.open(run_dir / "log.txt")
@@ -102,6 +103,8 @@ def check(job: DpoJob) -> None:
     problems = (
         pairs.check(job, "dpo") + adapter_on_adapter(job) + check_losses(job.train) + check_sampling(job.sampling)
     )
+    if "margin" in job.data.columns:
+        problems.append("data.columns.margin has no effect: DPO's losses take no margin, alignkit reward does")
     if job.reference.name is not None:
         reference = _reference_section(job)
         try:
@@ -126,7 +129,7 @@ def view(job: DpoJob) -> PairView:
 
 def _reference_section(job: DpoJob) -> ModelConfig:
     assert job.reference.name is not None
-    return dataclasses.replace(job.model, name=job.reference.name, revision=None)
+    return dataclasses.replace(job.model, name=job.reference.name, revision=None, init=Init.pretrained, config={})
 
 
 def _reference(job: DpoJob, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:

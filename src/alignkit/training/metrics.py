@@ -81,11 +81,8 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero and self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-            shorter = self.path.with_suffix(".tmp")
-            shorter.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            shorter.replace(self.path)
+        if state.is_world_process_zero:
+            cut_after(self.path, state.global_step)
 
     def on_log(
         self,
@@ -101,6 +98,16 @@ class MetricsFile(TrainerCallback):
         numbers = {key: value if math.isfinite(value) else None for key, value in logs.items()}  # JSON knows no NaN
         with self.path.open("a", encoding="utf-8") as file:  # closed each time, so that it outlives a killed process
             file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Take the lines with a later `step` out of a JSON-lines file, if it is there; before step 1, all of them."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if 0 < step >= line["step"]]  # what step 0 logs, it will log again
+    shorter = path.with_suffix(".tmp")
+    shorter.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    shorter.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

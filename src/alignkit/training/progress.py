@@ -14,6 +14,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 logger = logging.getLogger(__name__)
 
 
+# Of the many numbers of an update of PPO and of its evaluations, those that a line has room for.
+_SHOWN = {
+    "objective/score": "score",
+    "objective/kl": "KL",
+    "rollout/length": "length",
+    "objective/entropy": "entropy",
+    "eval_score": "held-out score",
+    "eval_score_se": "±",
+    "eval_kl": "KL",
+    "eval_length": "length",
+}
+
+
 class ProgressBar(TrainerCallback):
     """Takes the place of upstream's progress bar and of its printed dictionaries; only the first process shows it."""
 
@@ -62,7 +75,7 @@ class ProgressBar(TrainerCallback):
         numbers = _numbers(logs or {})
         if not state.is_world_process_zero or not numbers:
             return
-        if self._bar and "loss" in (logs or {}):
+        if self._bar and "loss" in (logs or {}):  # an update of PPO has no such key: minutes long, it gets its line
             self._bar.update(self._task, numbers=numbers)
         elif self._bar:
             self._bar.console.print(f"step {state.global_step}: {numbers}", highlight=False)
@@ -86,6 +99,7 @@ class ProgressBar(TrainerCallback):
 
 def _numbers(logs: dict[str, Any]) -> str:
     words = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in logs.items() if key.endswith("loss")]
+    words += [f"{name} {logs[key]:.4g}" for key, name in _SHOWN.items() if key in logs]
     if "tokens_per_second" in logs:
         words.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
     return "  ".join(words) if "train_runtime" not in logs else ""

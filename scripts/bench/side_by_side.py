@@ -1,0 +1,183 @@
+"""What the benches share: a random Llama and its tokenizer, a stopwatch on the trainer, turns, and the table.
+
+Every variant trains one epoch in a process of its own, and the variants take turns, so that a busy machine slows all of
+them alike: each ratio is the median of the ratios within a round. Time runs from the end of the first step to the end
+of the last: starting, loading, encoding and saving are left out. Ratios are only printed when all variants did the same
+work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+LLAMA = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
+# 16,000 words make the head 30 % of this model's weights (of a 1 B Llama's it is 21 %); more of them would flatter us.
+WORDS = ["".join(chr(97 + number // 26**place % 26) for place in range(4)) for number in range(16_000)]
+TEMPLATE = """{{ bos }}{% for message in messages -%}
+{% if message.role != "assistant" %}{{ message.content }}
+{%- else %}{% generation %}{{ message.content + end }}{% endgeneration %}{% endif %}
+{%- endfor %}"""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one batch was worth.
+
+    Attributes:
+        units: what the rate counts (supervised tokens, pairs).
+        check: a number whose sum over the epoch every variant must share.
+        positions: of the model's input, padding included.
+    """
+
+    units: int
+    check: int
+    positions: int
+
+
+def write_model(folder: Path) -> None:
+    """A random Llama, and a tokenizer in which every one of `WORDS` is a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+    tokens = ["<pad>", "<end>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"Ġ{word}" for word in WORDS)]
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges=[], ignore_merges=True))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
+    set_seed(0)
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    config = LlamaConfig(vocab_size=len(tokens), tie_word_embeddings=True, **special, **LLAMA)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def measured(train: Callable[[], None], work_of: Callable[[Mapping[str, Any]], Work]) -> Result:
+    """What `train` did and what it took, watched from the trainer class both sides are built on."""
+    import torch
+    from transformers import Trainer, TrainerCallback, trainer
+
+    clocks, batches, memory = [], [], []
+    on_gpu = torch.cuda.is_available()
+
+    class Stopwatch(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            memory.append(torch.cuda.memory_allocated() if on_gpu else of_process("VmRSS"))
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            if on_gpu:
+                torch.cuda.synchronize()
+            clocks.append((time.perf_counter(), time.process_time()))
+            memory.append(torch.cuda.max_memory_allocated() if on_gpu else of_process("VmHWM"))
+
+    def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        batches.append(work_of(inputs))
+        return upstream_step(self, model, inputs, *args, **kwargs)
+
+    upstream_step, Trainer.training_step = Trainer.training_step, training_step
+    trainer.DEFAULT_CALLBACKS.append(Stopwatch)
+    train()
+    units = [batch.units for batch in batches]
+    wall, cpu = (ended - begun for begun, ended in zip(clocks[0], clocks[-1], strict=True))
+    return {
+        "work": {"steps": len(clocks), "units": sum(units), "check": sum(batch.check for batch in batches)},
+        "units": units,
+        "positions": sum(batch.positions for batch in batches),
+        "wall": sum(units[1:]) / wall,
+        "cpu": sum(units[1:]) / cpu,
+        "peak": memory[-1] / 1e9,
+        "training": (memory[-1] - memory[0]) / 1e9,
+    }
+
+
+def of_process(field: str) -> int:
+    """Bytes, from Linux' own account of this process."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
+
+
+def take_turns(
+    doc: str,
+    variants: Mapping[str, str],
+    baselines: Sequence[str],
+    unit: str,
+    prepare: Callable[[Path, argparse.Namespace], None],
+    train: Callable[[str, int], None],
+    work_of: Callable[[Mapping[str, Any]], Work],
+) -> None:
+    """The command line of a bench.
+
+    Args:
+        doc: of the bench's module.
+        variants: name to what it is.
+        baselines: those to give ratios against.
+        unit: what the rate counts.
+        prepare: writes what all variants read into a folder.
+        train: (variant, batch size), run in that folder.
+        work_of: a batch of any variant's trainer.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"steps": 8, "batch-size": 8, "rounds": 3, "threads": 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--model", type=Path, help="folder; without it a random Llama is made")
+    parser.add_argument("--rows", help="data file; without it rows are made")
+    parser.add_argument("--only", nargs="+", choices=variants, default=list(variants), help="leave the others out")
+    parser.add_argument("--json", type=Path, help="write every measurement here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        result = measured(lambda: train(options.child, options.batch_size), work_of)
+        Path("result.json").write_text(json.dumps(result))
+        return
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    rounds: list[dict[str, Result]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), options)
+        for number in range(options.rounds):
+            results = {}
+            for name in options.only if number % 2 == 0 else reversed(options.only):
+                results[name] = result = _run(name, Path(folder), options)
+                print(
+                    f"round {number + 1}: {name}, {result['wall']:,.1f} {unit} a second; {result['units']}", flush=True
+                )
+            rounds.append({name: results[name] for name in options.only})
+            done = [result["work"] for result in rounds[-1].values()]
+            if any(other != done[0] for other in done):
+                sys.exit(f"the variants did different work, so there is no ratio to give: {done}")
+            if options.json:
+                options.json.write_text(json.dumps({"options": vars(options), "rounds": rounds}, default=str, indent=1))
+    _report(rounds, variants, baselines, unit)
+
+
+def _run(variant: str, work: Path, options: argparse.Namespace) -> Result:
+    script = Path(sys.argv[0]).resolve()
+    command = [sys.executable, script, "--child", variant, "--batch-size", str(options.batch_size)]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{variant}: {done.stderr[-3000:]}")
+    return dict(json.loads((work / "result.json").read_text()))
+
+
+def _report(rounds: list[dict[str, Result]], variants: Mapping[str, str], baselines: Sequence[str], unit: str) -> None:
+    """The table: medians over the rounds; ratios by wall clock, and in brackets by processor time."""
+    against = [name for name in baselines if name in rounds[0]]
+    columns = [f"{unit}/s", "per CPU s", *(f"x {name}" for name in against), "peak GB", "training GB"]
+    print(f"\n{'':46}" + "".join(f"{column:>15}" for column in columns))
+    for name in rounds[0]:
+        cells = [f"{median(r[name][clock] for r in rounds):,.3g}" for clock in ("wall", "cpu")]
+        for base in against:
+            wall, cpu = (median(r[name][clock] / r[base][clock] for r in rounds) for clock in ("wall", "cpu"))
+            cells.append(f"{wall:.2f} ({cpu:.2f})")
+        cells += [f"{median(r[name][part] for r in rounds):.2f}" for part in ("peak", "training")]
+        print(f"{variants[name]:46}" + "".join(f"{cell:>15}" for cell in cells))

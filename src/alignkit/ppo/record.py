@@ -1,0 +1,152 @@
+"""What a person sees of a PPO run: sample completions as it goes, kept rollouts, curves and the closing lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alignkit.data.prompts import Prompt
+from alignkit.ppo.rollout import Rollout
+from alignkit.runs.log import is_main_process
+from alignkit.runs.plot import plot_panels
+from alignkit.training.metrics import cut_after
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 160  # characters of a text on the terminal; the files have all of it
+_TOGETHER = 2  # sample completions shown at once
+PANELS = {
+    "score": {"objective/score": "training", "eval_score": "held out"},
+    "KL to the reference (nats a completion)": {"objective/kl": "training", "eval_kl": "held out"},
+    "length (tokens)": {"rollout/length": "training", "eval_length": "held out"},
+    "entropy (nats a token)": {"objective/entropy": "entropy"},
+    "losses": {"loss/policy": "policy", "loss/value": "value"},
+    "values": {"value/explained_variance": "explained variance"},
+}
+
+
+class RolloutFile(TrainerCallback):
+    """Keeps some rollouts of each update in a JSON-lines file and shows two every so often.
+
+    A resumed run goes on where its checkpoint was: what a killed process had written beyond that is cut off.
+
+    Args:
+        path: of the file.
+        prompts: that were asked.
+        keep: completions of each update to write.
+        show_every: updates between two showings; 0 never.
+    """
+
+    def __init__(self, path: Path, prompts: Sequence[Prompt], *, keep: int, show_every: int) -> None:
+        self.path, self.prompts, self.keep, self.show_every = path, prompts, keep, show_every
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            cut_after(self.path, state.global_step)
+
+    def __call__(self, update: int, rollouts: Sequence[Rollout], kl_B: Sequence[float]) -> None:
+        """Take notice of the rollouts of an update, counted from 1, and of the KL of each in nats."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for rollout, kl in list(zip(rollouts, kl_B, strict=True))[: self.keep]:
+                prompt = self.prompts[rollout.prompt]
+                line = {"step": update, "source": prompt.source, "prompt": prompt.text, "completion": rollout.text}
+                line |= {"score": rollout.score, "scores": rollout.by_source, "kl": kl}
+                line |= {"length": len(rollout.ids), "has_ended": rollout.has_ended}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self.show_every and (update == 1 or update % self.show_every == 0):
+            for rollout in rollouts[:_TOGETHER]:
+                show(self.prompts[rollout.prompt].text, {_score(rollout): rollout.text})
+
+
+def show(prompt: str, answers: Mapping[str, str]) -> None:
+    """A prompt and what was answered, each answer under its name."""
+    lines = [f"prompt  {_brief(prompt)}", *(f"  {name}  {_brief(text)}" for name, text in answers.items())]
+    logger.info("\n%s", "\n".join(lines))
+
+
+def first_look(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> None:
+    """A few completions with their scores before the first update: a wrong reward shows here."""
+    for rollout in rollouts:
+        show(prompts[rollout.prompt].text, {_score(rollout): rollout.text})
+    logger.info("")
+
+
+def conclude(
+    run_dir: Path,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    prompts: Sequence[Prompt],
+    before: Sequence[Rollout],
+    after: Sequence[Rollout],
+    kept_step: int | None,
+) -> dict[str, Any]:
+    """Write `samples.jsonl` and `curves.png`, and say what came out and where it is.
+
+    Args:
+        run_dir: of the run; the trained model is in it already.
+        history: what the trainer logged, each entry with `step`.
+        prompts: that the samples answer.
+        before: samples of the policy training started from.
+        after: samples of the result, of the same prompts.
+        kept_step: the update whose weights are the result because it was the best; None for the last.
+
+    Returns:
+        The figures for the run's record.
+    """
+    if not is_main_process():
+        return {}
+    lines = []
+    for was, now in zip(before, after, strict=True):
+        prompt = prompts[was.prompt]
+        show(prompt.text, {f"before {_score(was)}": was.text, f"after  {_score(now)}": now.text})
+        line = {"source": prompt.source, "prompt": prompt.text, "before": was.text, "after": now.text}
+        lines.append(line | {"score_before": was.score, "score_after": now.score})
+    if lines:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (run_dir / "samples.jsonl").write_text(text, encoding="utf-8")
+    drawn = plot_panels(history, PANELS, run_dir / "curves.png", xlabel="update")
+    figures = _figures(history, kept_step)
+    logger.info("")
+    for name, figure in figures.items():
+        error = f" ± {figure['last_se']:.2g}" if "last_se" in figure else ""
+        was_error = f" ± {figure['first_se']:.2g}" if "first_se" in figure else ""
+        words = name.replace("_", " ").replace("/", " ")
+        logger.info("%-17s %.4g%s → %.4g%s", words, figure["first"], was_error, figure["last"], error)
+    last = max((entry["step"] for entry in history), default=0)
+    kept = f"update {last}, the last" if kept_step is None else f"update {kept_step}, the best by held-out score"
+    found = {"kept": kept, "model": run_dir, "metrics": run_dir / "metrics.jsonl"}
+    found |= {"picture": run_dir / "curves.png"} if drawn else {}
+    found |= {"rollouts": run_dir / "rollouts.jsonl", "log": run_dir / "log.txt"}
+    for name, value in found.items():
+        logger.info("%-17s %s", name, value)
+    logger.info('next: alignkit generate %s --prompt "…"', run_dir)
+    return {**figures, "kept_update": last if kept_step is None else kept_step}
+
+
+def _figures(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> dict[str, dict[str, float]]:
+    """First and last value of score, KL and length, held out where there is an evaluation; the last is the kept one."""
+    figures: dict[str, dict[str, float]] = {}
+    for key in ("eval_score", "eval_kl", "eval_length", "objective/score", "objective/kl", "rollout/length"):
+        entries = [e for e in history if key in e and (kept_step is None or e["step"] <= kept_step)]
+        entries = entries or [e for e in history if key in e][:1]
+        if entries:
+            figures[key] = {"first": entries[0][key], "last": entries[-1][key]}
+            if f"{key}_se" in entries[0]:
+                figures[key] |= {"first_se": entries[0][f"{key}_se"], "last_se": entries[-1][f"{key}_se"]}
+    return figures
+
+
+def _score(rollout: Rollout) -> str:
+    return "score none" if rollout.score is None else f"score {rollout.score:.3g}"
+
+
+def _brief(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"

@@ -1,0 +1,166 @@
+"""Log-probabilities, entropies and hidden states of completions in one pass of a causal model.
+
+Only the positions that predict a completion token meet the LM head, a few at a time: `[B, T, V]` never exists in
+float32, neither forward nor backward.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alignkit.ppo.loss import token_entropies
+from alignkit.training.log_probs import token_scores
+from alignkit.training.loss import hidden_states, is_plain_head, lm_head, rows_at_once
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Prompts and completions side by side, as the model is fed.
+
+    Attributes:
+        input_ids_BL: L = P + T; prompts end and completions begin at place P, padding is on both outer sides.
+        attention_BL: 1 where there is a token.
+        mask_BT: true where there is a completion token.
+        blocked_BT: true where the sampler was not allowed to end (before `min_new_tokens`).
+    """
+
+    input_ids_BL: Tensor
+    attention_BL: Tensor
+    mask_BT: Tensor
+    blocked_BT: Tensor
+
+    @property
+    def completion_ids_BT(self) -> Tensor:
+        return self.input_ids_BL[:, self.input_ids_BL.shape[1] - self.mask_BT.shape[1] :]
+
+
+def side_by_side(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    min_new_tokens: int,
+    device: torch.device,
+) -> Sequences:
+    """Pad prompts on the left and completions on the right, each to the longest of these rows."""
+    width = max(map(len, prompts))
+    length = max(1, *map(len, completions))
+    rows = [
+        [pad_id] * (width - len(prompt)) + list(prompt) + list(completion) + [pad_id] * (length - len(completion))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    places_T = torch.arange(length)
+    mask_BT = places_T < torch.tensor([len(completion) for completion in completions])[:, None]
+    prompt_BP = torch.arange(width) >= width - torch.tensor([len(prompt) for prompt in prompts])[:, None]
+    blocked_BT = mask_BT & (places_T < min_new_tokens)
+    attention_BL = torch.cat([prompt_BP, mask_BT], dim=1).long()
+    tensors = torch.tensor(rows), attention_BL, mask_BT, blocked_BT
+    return Sequences(*(tensor.to(device) for tensor in tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What a model makes of each completion token; 0 where there is none.
+
+    Attributes:
+        logprobs_BT: of the drawn token, in nats, under softmax(logits / temperature).
+        entropies_BT: of that distribution.
+        hidden_BTH: the state that predicted the token: what a value head looks at.
+    """
+
+    logprobs_BT: Tensor
+    entropies_BT: Tensor
+    hidden_BTH: Tensor
+
+
+class Scorer:
+    """Scores completions under one model, adapters or not.
+
+    Args:
+        model: a causal language model.
+        eos_ids: the tokens that end a completion.
+        entropy_trains: entropies carry a gradient; without, they cost no memory in the backward pass.
+    """
+
+    def __init__(self, model: Any, *, eos_ids: Sequence[int], entropy_trains: bool) -> None:
+        self.head = lm_head(model)
+        self.is_plain = is_plain_head(model)  # else the model does something to the logits: it must make them itself
+        self.eos_ids, self.entropy_trains = list(eos_ids), entropy_trains
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+
+    def __call__(self, model: nn.Module, rows: Sequences, *, temperature: float) -> TokenScores:
+        """One forward pass.
+
+        Args:
+            model: the one the scorer was made for, with whatever adapter is active now.
+            rows: prompts and completions.
+            temperature: the sampler's.
+        """
+        mask_BT = rows.mask_BT
+        hidden_BTH, scored = self._forward(model, rows)
+        logprobs_N, entropies_N = self._score(
+            scored[mask_BT], rows.completion_ids_BT[mask_BT], rows.blocked_BT[mask_BT], temperature
+        )
+        zeros_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+        return TokenScores(
+            zeros_BT.masked_scatter(mask_BT, logprobs_N), zeros_BT.masked_scatter(mask_BT, entropies_N), hidden_BTH
+        )
+
+    def _forward(self, model: nn.Module, rows: Sequences) -> tuple[Tensor, Tensor]:
+        """The states that predict the completions, and these again or, where the head is not plain, their logits."""
+        inputs: dict[str, Any] = {"input_ids": rows.input_ids_BL, "attention_mask": rows.attention_BL}
+        if self.takes_positions:
+            inputs["position_ids"] = (rows.attention_BL.cumsum(-1) - 1).clamp(min=0)
+        before = slice(-rows.mask_BT.shape[1] - 1, -1)  # the state at a place predicts the token at the next one
+        if self.is_plain:
+            with hidden_states(self.head) as caught:
+                model(**inputs, use_cache=False)
+            return caught[0][:, before], caught[0][:, before]
+        seen: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            logits = model(**inputs, use_cache=False, logits_to_keep=rows.mask_BT.shape[1] + 1).logits
+        finally:
+            handle.remove()
+        return seen[0][:, before], logits[:, before]
+
+    def _score(
+        self, scored_N: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        if self.is_plain and not self.entropy_trains and temperature == 1 and not bool(blocked_N.any()):
+            logprobs_N, entropies_N, *_ = token_scores(scored_N, self.head.weight, targets_N)
+            return logprobs_N, entropies_N
+        rows = rows_at_once(self.head.weight)
+        parts: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(targets_N), rows):
+            chunk = slice(start, start + rows)
+            args = scored_N[chunk], targets_N[chunk], blocked_N[chunk], temperature
+            if torch.is_grad_enabled() and len(targets_N) > rows:  # else all chunks' logits would wait for backward
+                parts.append(checkpoint(self._chunk, *args, use_reentrant=False, preserve_rng_state=False))
+            else:
+                parts.append(self._chunk(*args))
+        if not parts:
+            nothing = scored_N.float().sum(-1)  # in the graph, so that an empty batch has its zero gradient
+            return nothing, nothing
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _chunk(
+        self, scored_N: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        logits_NV = (self.head(scored_N) if self.is_plain else scored_N).float() / temperature
+        if bool(blocked_N.any()):
+            ends_V = torch.zeros(logits_NV.shape[-1], dtype=torch.bool, device=logits_NV.device)
+            ends_V[self.eos_ids] = True
+            # finite, so that 0 · ln 0 stays 0 in the entropy
+            logits_NV = logits_NV.masked_fill(blocked_N[:, None] & ends_V, torch.finfo(torch.float32).min / 2)
+        logprobs_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+        return logprobs_N, token_entropies(logits_NV if self.entropy_trains else logits_NV.detach())

@@ -1,0 +1,225 @@
+"""Proximal policy optimisation: from prompts, a policy and a reward to a trained run directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+
+from alignkit.config import PpoJob
+from alignkit.data.prompts import PromptData, load_prompts
+from alignkit.data.templates import Template, load_template
+from alignkit.errors import ConfigError
+from alignkit.models.load import load_model, load_tokenizer, num_positions
+from alignkit.models.lora import build_lora
+from alignkit.models.save import save_model
+from alignkit.models.skeleton import skeleton
+from alignkit.models.source import is_adapter, local_folder
+from alignkit.ppo.policy import Policy
+from alignkit.ppo.record import RolloutFile, conclude, first_look
+from alignkit.ppo.reference import what_is_held
+from alignkit.ppo.rewards import Rewards, load_rewards
+from alignkit.ppo.rollout import Rollout, Sampler
+from alignkit.ppo.trainer import PpoTrainer
+from alignkit.runs.directory import lineage, open_run
+from alignkit.runs.log import run_log
+from alignkit.sampling.settings import stop_ids
+from alignkit.stages.common import announce, arguments, other_template
+from alignkit.stages.ppo_checks import check
+from alignkit.training.metrics import MetricsFile
+from alignkit.training.session import full_disk_in_words, train
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_BY_DEFAULT = 2048  # tokens of a prompt, where the model sets no limit
+
+
+def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
+    """Train, and leave a run directory that any later command takes as a model.
+
+    Args:
+        job: the settings.
+        run_dir: of this run; nothing else is written to.
+        record: the settings as they were given, interpolations unresolved, for the run's own record.
+
+    Raises:
+        AlignkitError: the user's mistake, or what stopped the training, in words.
+    """
+    check(job)
+    guard = open_run(run_dir, stage="ppo", record=record or asdict(job), resume=job.resume, overwrite=job.overwrite)
+    with run_log() as log, guard as entry:
+        if entry.finished:
+            logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
+            return
+        prepared = prepare(job)
+        args = _arguments(job, run_dir, held_out=bool(prepared.data.held_out))
+        rewards = load_rewards(job.reward, prepared.columns(), device=args.device)
+        model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
+        entry.parents = lineage(job.model.name)
+        entry.begin()
+        for line in [other_template(job.model, prepared.template), *rewards.other_templates(prepared.template.jinja)]:
+            if line:
+                logger.warning("%s", line)
+        log.open(run_dir / "log.txt")
+        trainer = _trainer(job, run_dir, args, model, prepared, rewards)
+        if trainer.is_world_process_zero():
+            prepared.data.ledger.write(run_dir / "rows.jsonl")
+        announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
+        before = _samples(job, trainer)
+        first_look(before, trainer.held_out or trainer.prompts)
+        train(trainer, resume=entry.resuming)
+        after = _samples(job, trainer)
+        _save(trainer, run_dir, prepared)
+        entry.result = conclude(
+            run_dir,
+            trainer.state.log_history,
+            prompts=trainer.held_out or trainer.prompts,
+            before=before,
+            after=after,
+            kept_step=trainer.state.best_global_step if trainer.args.load_best_model_at_end else None,
+        )
+
+
+@dataclass
+class Prepared:
+    """What training starts from.
+
+    Attributes:
+        tokenizer: of the policy.
+        template: bound to it.
+        data: the prompts, and what became of the other rows.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    data: PromptData
+
+    def columns(self) -> list[str]:
+        """The columns that rewards may ask for."""
+        return list(dict.fromkeys(key for prompt in self.data.train for key in prompt.columns))
+
+
+def prepare(job: PpoJob) -> Prepared:
+    """Read, render and encode the prompts, without loading weights."""
+    tokenizer = load_tokenizer(job.model)
+    template = load_template(job.template, tokenizer)
+    bare = skeleton(job.model)
+    if job.lora:
+        build_lora(job.lora, bare)
+    positions = num_positions(bare.config)
+    longest = _LONGEST_BY_DEFAULT if positions is None else positions - job.sampling.max_new_tokens
+    if longest < 1:
+        raise ConfigError(
+            f"sampling.max_new_tokens={job.sampling.max_new_tokens} leaves no room for a prompt: the model has "
+            f"{positions} positions"
+        )
+    if job.data.max_length is not None and positions is not None and job.data.max_length > longest:
+        raise ConfigError(
+            f"data.max_length={job.data.max_length} with sampling.max_new_tokens={job.sampling.max_new_tokens} is more "
+            f"than the model's {positions} positions: shorten the one or the other"
+        )
+    max_length = job.data.max_length or min(longest, _LONGEST_BY_DEFAULT)
+    return Prepared(
+        tokenizer, template, load_prompts(job.data, template, tokenizer, max_length=max_length, seed=job.seed)
+    )
+
+
+def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
+    """Upstream's, counted in updates; where prompts are held out, the result is the best by their score."""
+    every = max(1, job.ppo.num_updates // 10)
+    chosen: dict[str, Any] = {"max_steps": job.ppo.num_updates, "save_strategy": "steps", "save_steps": every}
+    if held_out and job.train.get("eval_strategy") != "no":
+        chosen |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
+        chosen |= {"metric_for_best_model": "score", "greater_is_better": True}
+        chosen |= {"save_steps": job.train["eval_steps"]} if "eval_steps" in job.train else {}
+    return arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
+
+
+def _trainer(job: PpoJob, run_dir: Path, args: Any, model: Any, prepared: Prepared, rewards: Rewards) -> PpoTrainer:
+    if job.lora:
+        from peft import get_peft_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            model = get_peft_model(model, build_lora(job.lora, model))
+    folder = local_folder(job.model.name)
+    eos_ids = stop_ids(model, prepared.template.end_id)
+    policy = Policy(
+        model,
+        adapter=folder if folder is not None and is_adapter(folder) else None,
+        eos_ids=eos_ids,
+        entropy_trains=job.ppo.entropy_coef > 0,
+        detach_values=job.value.detach,
+    )
+    kept = RolloutFile(
+        run_dir / "rollouts.jsonl", prepared.data.train, keep=job.ppo.keep_rollouts, show_every=job.ppo.show_every
+    )
+    return PpoTrainer(
+        policy=policy,
+        prompts=prepared.data.train,
+        held_out=prepared.data.held_out,
+        sampler=Sampler(
+            prepared.tokenizer,
+            job.sampling,
+            eos_ids,
+            prepared.template.response_lead,
+            job.seed,
+            job.ppo.generation_batch_size,
+        ),
+        rewards=rewards,
+        ppo=job.ppo,
+        value=job.value,
+        shuffle=job.data.shuffle,
+        on_rollout=kept,
+        args=args,
+        processing_class=prepared.tokenizer,
+        callbacks=[
+            MetricsFile(run_dir / "metrics.jsonl"),
+            kept,
+            *([EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []),
+        ],
+    )
+
+
+def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, str]:
+    """What will happen, in a line each."""
+    ppo, data = job.ppo, prepared.data
+    num = ppo.num_prompts * ppo.num_generations
+    has_responses = any(format_ not in ("prompt", "text") for format_ in data.formats.values())
+    return {
+        "rows": ", ".join(f"{source} read as {format_}" for source, format_ in data.formats.items())
+        + ("; their responses are not used" if has_responses else ""),
+        "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
+        "memory": what_is_held(trainer.policy.model, trainer.policy.reference),
+        "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
+        "reward": " + ".join(f"{source.weight:g} × {source.name}" for source, _ in trainer.rewards.sources),
+        "rollout": f"{num:,} completions ({ppo.num_prompts} prompts × {ppo.num_generations}), at most "
+        f"{job.sampling.max_new_tokens} tokens each",
+        "update": f"a rollout, then {ppo.num_ppo_epochs} passes of {ppo.num_mini_batches} minibatches of "
+        f"{num // ppo.num_mini_batches}, {trainer.args.per_device_train_batch_size} at a time; a step is an update",
+    }
+
+
+def _samples(job: PpoJob, trainer: PpoTrainer) -> list[Rollout]:
+    """What the policy answers now to the first held-out prompts (or, without those, to the first of all), scored."""
+    prompts = trainer.held_out or trainer.prompts
+    return trainer.answer(prompts, [(place, 0) for place in range(min(job.samples, len(prompts)))])
+
+
+def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    with full_disk_in_words(run_dir):
+        save_model(
+            trainer.policy.finished(),
+            prepared.tokenizer,
+            run_dir,
+            jinja=prepared.template.jinja,
+            end_id=prepared.template.end_id,
+        )
+        trainer.policy.value_head.save(run_dir)

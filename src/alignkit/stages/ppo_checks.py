@@ -1,0 +1,90 @@
+"""What is wrong with a PPO job before anything is read through or loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from alignkit.config import PpoJob
+from alignkit.data.prompts import check_prompts
+from alignkit.errors import ConfigError
+from alignkit.ppo.rewards import check_rewards
+from alignkit.sampling.settings import check as check_sampling
+from alignkit.stages.common import adapter_on_adapter, check_sections
+
+_TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def check(job: PpoJob) -> None:
+    """Find everything that can be known before a file is read through or a model is loaded.
+
+    Raises:
+        ConfigError: every problem found, together.
+    """
+    problems = check_prompts(job.data) + check_sampling(job.sampling) + check_rewards(job.reward)
+    problems += check_sections(job, "ppo") + adapter_on_adapter(job)
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
+    problems += _schedule_problems(job)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _batch_problems(job: PpoJob, num_processes: int) -> list[str]:
+    """A minibatch is whole forward passes on every process, or accumulation would weigh its parts unevenly."""
+    ppo, size = job.ppo, job.train.get("per_device_train_batch_size", 8)
+    if not isinstance(size, int) or size < 1:
+        return []  # told by the check of the section
+    num, unit = ppo.num_prompts * ppo.num_generations, ppo.num_mini_batches * size * num_processes
+    if num % unit == 0:
+        return []
+    step = unit // math.gcd(unit, ppo.num_generations)
+    below = ppo.num_prompts // step * step
+    nearest = f"{below} or {below + step}" if below else str(step)
+    across = f" on {num_processes} processes" if num_processes > 1 else ""
+    return [
+        f"ppo.num_prompts={ppo.num_prompts} × ppo.num_generations={ppo.num_generations} = {num} completions do not "
+        f"divide into ppo.num_mini_batches={ppo.num_mini_batches} minibatches of whole passes of "
+        f"train.per_device_train_batch_size={size}{across}: take ppo.num_prompts={nearest}, or another of the sizes"
+    ]
+
+
+def _sampling_problems(job: PpoJob) -> list[str]:
+    sampling, problems = job.sampling, []
+    if sampling.do_sample is False:
+        problems.append("sampling.do_sample=false: PPO learns from draws; leave it out")
+    for name in _TRUNCATING:
+        value = getattr(sampling, name)
+        if value is not None and not job.ppo.allow_truncated_sampling:
+            problems.append(
+                f"sampling.{name}={value}: the sampler would be another distribution than the policy that is trained; "
+                "leave it out, or say ppo.allow_truncated_sampling=true"
+            )
+    return problems
+
+
+def _dropout_problems(job: PpoJob) -> list[str]:
+    why = "with dropout the policy that samples is not the policy that is trained"
+    problems = []
+    if dropout := job.lora.get("lora_dropout"):
+        problems.append(f"lora.lora_dropout={dropout}: {why}; set it to 0, or take lora=ppo")
+    problems += [
+        f"model.config.{name}={value}: {why}; set it to 0"
+        for name, value in job.model.config.items()
+        if ("dropout" in name or name.endswith("pdrop")) and value
+    ]
+    return problems
+
+
+def _schedule_problems(job: PpoJob) -> list[str]:
+    ppo, problems = job.ppo, []
+    if ppo.kl_target is not None and ppo.kl_coef_end is not None:
+        problems.append("ppo.kl_target steers ppo.kl_coef and ppo.kl_coef_end draws it in a line: give one of them")
+    if ppo.kl_target is not None and ppo.kl_coef == 0:
+        problems.append("ppo.kl_target has no effect with ppo.kl_coef=0: steering multiplies it; start above 0")
+    if job.value.warmup_updates >= ppo.num_updates:
+        problems.append(
+            f"value.warmup_updates={job.value.warmup_updates} leaves none of ppo.num_updates={ppo.num_updates} to "
+            "train the policy"
+        )
+    return problems

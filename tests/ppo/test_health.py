@@ -1,0 +1,54 @@
+"""Signs of a training gone wrong, each told once and in words."""
+
+from alignkit.ppo.health import Health
+
+
+def metrics(**found: float) -> dict[str, float]:
+    base = {"kl": 1.0, "entropy": 2.0, "length": 10.0, "score": 0.0} | found
+    return {
+        "objective/kl": base["kl"],
+        "objective/entropy": base["entropy"],
+        "objective/score": base["score"],
+        "rollout/length": base["length"],
+    }
+
+
+def watched() -> Health:
+    health = Health(max_kl=20.0, max_new_tokens=64)
+    assert health.look(metrics()) == []
+    return health
+
+
+def test_a_policy_that_left_its_reference() -> None:
+    health = watched()
+    (line,) = health.look(metrics(kl=21.0))
+    assert line.startswith("the KL is 21 nats a completion, beyond ppo.max_kl=20")
+    assert health.look(metrics(kl=22.0)) == []
+
+
+def test_an_entropy_that_collapsed() -> None:
+    (line,) = watched().look(metrics(entropy=0.1))
+    assert line.startswith("the entropy fell from 2 to 0.1 nats a token")
+
+
+def test_completions_that_run_into_the_limit() -> None:
+    (line,) = watched().look(metrics(length=63.0))
+    assert line.startswith("completions grew from 10 to 63 tokens and run into sampling.max_new_tokens=64")
+
+
+def test_prompts_learnt_by_heart() -> None:
+    health, said = watched(), []
+    for trained, held_out in ((1.0, 5.0), (2.0, 4.0), (3.0, 3.0)):
+        health.look(metrics(score=trained))
+        said += health.look_at_evaluation(held_out)
+    (line,) = said
+    assert line.startswith("the training score rose to 3 while the held-out score fell to 3, 3 evaluations in a row")
+
+
+def test_what_was_told_stays_told_after_a_resume() -> None:
+    health = watched()
+    health.look(metrics(kl=21.0))
+    again = Health(max_kl=20.0, max_new_tokens=64)
+    again.load_state_dict(health.state_dict())
+    assert again.look(metrics(kl=30.0)) == []
+    assert len(again.look(metrics(entropy=0.01))) == 1

@@ -1,0 +1,108 @@
+"""Mistakes in a PPO job: a line each, all together, before a model is loaded or anything is written."""
+
+from pathlib import Path
+
+import pytest
+
+from alignkit.errors import ConfigError
+from alignkit.launch import compose_job
+from alignkit.stages import ppo
+from alignkit.stages.ppo_checks import check
+
+BASIS = ["model=tiny_gpt2", "data.path=rows.jsonl", "template=instruction", "reward=[{function: 'mine.py:length'}]"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "Why?"}\n' * 4)
+    Path("mine.py").write_text("def length(prompts, completions): return [len(c) for c in completions]\n")
+    return tmp_path
+
+
+def problems(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(compose_job("ppo", [*BASIS, *words]))
+    return list(caught.value.problems)
+
+
+def test_the_basis_is_right() -> None:
+    check(compose_job("ppo", BASIS))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["reward=[]"], "reward is missing: give a list of sources"),
+        (
+            ["ppo.num_prompts=10", "ppo.num_mini_batches=1"],
+            "ppo.num_prompts=10 × ppo.num_generations=1 = 10 completions do not divide into ppo.num_mini_batches=1 "
+            "minibatches of whole passes of train.per_device_train_batch_size=8: take ppo.num_prompts=8 or 16",
+        ),
+        (
+            ["ppo.num_prompts=3", "ppo.num_generations=4"],
+            "ppo.num_prompts=3 × ppo.num_generations=4 = 12 completions do not divide into ppo.num_mini_batches=4 "
+            "minibatches of whole passes of train.per_device_train_batch_size=8: take ppo.num_prompts=8, or another",
+        ),
+        (["sampling.top_k=5"], "sampling.top_k=5: the sampler would be another distribution than the policy"),
+        (["sampling.top_p=0.5"], "sampling.top_p=0.5: the sampler would be another distribution than the policy"),
+        (["sampling.repetition_penalty=2"], "sampling.repetition_penalty=2.0: the sampler would be another"),
+        (["sampling.do_sample=false", "sampling.temperature=null"], "sampling.do_sample=false: PPO learns from draws"),
+        (["lora=default"], "lora.lora_dropout=0.1: with dropout the policy that samples is not the policy"),
+        (["model.config.attn_pdrop=0.1"], "model.config.attn_pdrop=0.1: with dropout the policy that samples"),
+        (["ppo.kl_target=6", "ppo.kl_coef_end=0"], "ppo.kl_target steers ppo.kl_coef and ppo.kl_coef_end draws it"),
+        (["ppo.kl_target=6", "ppo.kl_coef=0"], "ppo.kl_target has no effect with ppo.kl_coef=0"),
+        (["value.warmup_updates=100"], "value.warmup_updates=100 leaves none of ppo.num_updates=100"),
+        (["train.eval_steps=5", "train.eval_strategy=steps"], "train.eval_strategy needs held-out rows"),
+        (["early_stopping=3"], "early_stopping needs held-out rows"),
+        (["data.streaming=true"], "data.streaming=True has no effect here"),
+        (["sampling.min_new_tokens=99"], "sampling.min_new_tokens=99 is more than sampling.max_new_tokens=64"),
+    ],
+)
+def test_a_mistake_is_a_line(words: list[str], line: str) -> None:
+    (found,) = problems(*words)
+    assert found.startswith(line)
+
+
+def test_mistakes_are_told_together() -> None:
+    found = problems("reward=[{function: 'gone.py:f'}]", "sampling.top_k=5", "lora=default", "ppo.num_prompts=9")
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("ppo.kl_coef=-1", "ppo.kl_coef is -1.0: it must be at least 0"),
+        ("ppo.lam=1.5", "ppo.lam is 1.5: it must be at least 0 and at most 1"),
+        ("ppo.gamma=-0.1", "ppo.gamma is -0.1: it must be at least 0 and at most 1"),
+        ("ppo.num_generations=0", "ppo.num_generations is 0: it must be at least 1"),
+        ("ppo.health=loud", "ppo.health is 'loud': choose off, warn, stop"),
+        ("train.max_steps=3", "train.max_steps cannot be set here: use ppo.num_updates"),
+        ("train.gradient_accumulation_steps=3", "train.gradient_accumulation_steps cannot be set here: a minibatch is"),
+        ("ppo.num_update=3", "unknown key 'ppo.num_update'; did you mean 'ppo.num_updates'?"),
+        ("train.num_updates=3", "unknown key 'num_updates' in 'train'"),
+    ],
+)
+def test_a_mistake_that_composing_finds(words: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_job("ppo", [*BASIS, words])
+    (found,) = caught.value.problems
+    assert found.startswith(line)
+
+
+def test_truncated_sampling_can_be_asked_for() -> None:
+    check(compose_job("ppo", [*BASIS, "sampling.top_k=5", "ppo.allow_truncated_sampling=true"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["sampling.max_new_tokens=512"], "sampling.max_new_tokens=512 leaves no room for a prompt: the model has 512"),
+        (["data.max_length=500"], "data.max_length=500 with sampling.max_new_tokens=64 is more than the model's 512"),
+    ],
+)
+def test_no_room_is_told_before_weights_are_loaded(words: list[str], line: str, folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ppo.run(compose_job("ppo", [*BASIS, *words]), Path("out"))
+    assert str(caught.value).startswith(line)
+    assert not Path("out").exists()
