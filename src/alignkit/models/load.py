@@ -48,6 +48,10 @@ def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
         problems += config_problems(model.config)
         if model.revision is not None:
             problems.append("model.revision: random weights have no revision; leave it out")
+        if local_folder(model.name) is not None:
+            problems.append(
+                f"model.init=random would ignore the weights in model.name={model.name}: add model=run to load them"
+            )
     else:
         problems += source_problems(model, wants_reward=wants_reward)
         if model.config:

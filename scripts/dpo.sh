@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Preferences without a reward model, as two stages: SFT, then DPO from its run directory.
+#
+#   bash scripts/dpo.sh                                       # seconds: a tiny random model on rows that ship
+#   bash scripts/dpo.sh NAME MODEL ROWS PAIRS [key=value]...  # yours: a hub id or folder, rows, chosen/rejected pairs
+#
+# Words after PAIRS (such as train.max_steps=50) go to both stages.
+set -euo pipefail
+name=${1:-dpo}
+if [ $# -eq 0 ]; then
+    sft=(config=configs/smoke/sft.yaml "name=$name")
+    dpo=(config=configs/smoke/dpo.yaml "name=$name")
+elif [ $# -ge 4 ]; then
+    more=("${@:5}")
+    sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05 "${more[@]}")
+    dpo=("name=$name" "data.path=$4" data.eval_fraction=0.05 "${more[@]}")
+else
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+
+alignkit sft "${sft[@]}"
+alignkit dpo "${dpo[@]}" model=run "model.name=runs/sft/$name" template=native

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# RLHF as three stages, each naming the one before by its run directory: SFT, a reward model, PPO.
+#
+#   bash scripts/rlhf.sh                                       # seconds: a tiny random model on rows that ship
+#   bash scripts/rlhf.sh NAME MODEL ROWS PAIRS [key=value]...  # yours: a hub id or folder, rows, chosen/rejected pairs
+#
+# Words after PAIRS (such as template=chatml, or train.max_steps=50) go to every stage.
+set -euo pipefail
+name=${1:-rlhf}
+if [ $# -eq 0 ]; then
+    sft=(config=configs/smoke/sft.yaml "name=$name")
+    reward=(config=configs/smoke/reward.yaml "name=$name")
+    ppo=(config=configs/smoke/ppo.yaml "name=$name")
+elif [ $# -ge 4 ]; then
+    more=("${@:5}")
+    sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05 "${more[@]}")
+    reward=("name=$name" "data.path=$4" data.eval_fraction=0.05 "${more[@]}")
+    ppo=("name=$name" "data.path=$3" data.eval_fraction=0.05 "${more[@]}")
+else
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+
+alignkit sft "${sft[@]}"
+alignkit reward "${reward[@]}" model=run "model.name=runs/sft/$name" template=native
+alignkit ppo "${ppo[@]}" model=run "model.name=runs/sft/$name" template=native "reward=[{model: runs/reward/$name}]"
