@@ -4,7 +4,7 @@
     python scripts/bench/generate.py --model FOLDER --num-prompts 256 --batch-size 64 --json out.json
 
 All variants answer the same prompts by plain sampling, take turns in one process after a warm-up, and count the tokens
-up to the end of each response. A random model ends nothing by itself: every hundredth token of the vocabulary ends a
+up to the end of each response. A random model ends nothing by itself: every fiftieth token of the vocabulary ends a
 response for all variants, so that lengths are mixed as those of a real model are.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from side_by_side import WORDS, write_model
 
-END_EVERY = 100
+END_EVERY = 50
 VARIANTS = {
     "pipeline": "text-generation pipeline, as it comes (one prompt at a time)",
     "pipeline-batched": "text-generation pipeline, batch_size set",
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--model", help="a model folder; default: a random one")
     parser.add_argument("--num-prompts", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()

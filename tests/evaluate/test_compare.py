@@ -130,6 +130,12 @@ def test_a_reward_that_gives_no_numbers_is_told(compare: Compare, tmp_path: Path
     assert caught.value.exit_status == 2
 
 
+def test_a_file_that_is_there_is_not_written_over(compare: Compare) -> None:
+    compare()
+    with pytest.raises(AlignkitError, match=r"out\.json exists already: name another file or remove it"):
+        compare()
+
+
 def test_a_reward_run_scores_what_was_said(
     compare: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

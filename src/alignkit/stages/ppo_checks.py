@@ -53,6 +53,8 @@ def _sampling_problems(job: PpoJob) -> list[str]:
     sampling, problems = job.sampling, []
     if sampling.do_sample is False:
         problems.append("sampling.do_sample=false: PPO learns from draws; leave it out")
+    if sampling.stop:
+        problems.append("sampling.stop: a rollout ends where the policy ends it, with its end token; leave it out")
     for name in _TRUNCATING:
         value = getattr(sampling, name)
         if value is not None and not job.ppo.allow_truncated_sampling:
