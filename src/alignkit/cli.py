@@ -374,9 +374,9 @@ def score(
 
 @app.command()
 def demo(
-    keep: Annotated[Path, typer.Option(help="Folder for the demo's run.")] = Path("runs/demo"),
+    keep: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
 ) -> None:
-    """Train a tiny model from nothing in front of your eyes: the rows, the mask, before and after."""
+    """Take a tiny model from nothing through alignment: rows and mask, SFT, a reward model, DPO, and what each says."""
     from alignkit.demo import show
 
     show(keep)
