@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -234,6 +236,31 @@ def next(
     from alignkit.evaluate.next_token import run as show
 
     show(job, runs=runs, prompt=prompt, response=response, png=png)
+
+
+@app.command()
+def chat(words: RunsAndWords) -> None:
+    """Talk with one or several models, in the template they were trained with; /help says what else can be typed.
+
+    alignkit chat runs/sft/base runs/sft/tuned sampling.temperature=0.7 system="Be brief."
+    """
+    from alignkit.launch import compose_job
+
+    runs, settings = _runs_and_words(words)
+    job = compose_job("chat", settings, model={"name": runs[0] if runs else ""})
+    from alignkit.evaluate.chat import run as talk
+
+    talk(job, runs=runs, lines=_typed_lines())
+
+
+def _typed_lines() -> Iterator[str]:
+    """What is typed, with a prompt where somebody is there to see it."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input("› ")
 
 
 @app.command()

@@ -260,9 +260,6 @@ class PpoConfig:
     )
     kl_horizon: int = setting("rollouts in which the steered price may double or so", 10_000, ge=1)
     target_kl: float | None = setting("skip the rest of a rollout's passes once a pass moved further", None, gt=0)
-    temperature_end: float | None = setting(
-        "sampling.temperature at the last update, reached in a straight line", None, gt=0
-    )
     allow_truncated_sampling: bool = setting(
         "sample by top_k, top_p, min_p or a repetition penalty all the same", False
     )
@@ -315,6 +312,15 @@ class GenerateJob:
     )
     format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
     columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class ChatJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    system: str | None = setting("the system prompt, where the template has a place for one", None)
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -380,6 +386,7 @@ JOBS: dict[str, type] = {
     "ppo": PpoJob,
     "generate": GenerateJob,
     "next": NextJob,
+    "chat": ChatJob,
     "compare": CompareJob,
     "evaluate": EvaluateJob,
     "merge": MergeJob,

@@ -158,6 +158,9 @@ def test_a_function_that_takes_too_long_is_given_up() -> None:
 def test_a_classifier_gives_the_probability_of_its_label(classifier: Path) -> None:
     samples = [sample("good"), sample("a longer answer that is bad"), sample("x" * 500)]
     found = {}
+    rewards = load_rewards([{"classifier": "classifier", "label": "POSITIVE"}], [], device=CPU)
+    rewards.score(samples)
+    assert rewards.cuts() == ["reward[0]: 1 answers were longer than classifier can read, and were cut"]
     for label in ("POSITIVE", "NEGATIVE"):
         for output in ("probability", "logit"):
             source = {"classifier": "classifier", "label": label, "output": output, "batch_size": 2}

@@ -172,7 +172,7 @@ def test_a_large_kl_price_keeps_the_policy_at_its_reference(job):
 
 
 def test_temperature_and_price_move_in_a_line(job):
-    run(job("ppo.temperature_end=2", "ppo.kl_coef=0.4", "ppo.kl_coef_end=0"))
+    run(job("sampling.temperature={start: 1, end: 2}", "ppo.kl_coef=0.4", "ppo.kl_coef_end=0"))
     assert metrics("out", "temperature") == [1.0, 1.5, 2.0]
     assert metrics("out", "kl_coef") == pytest.approx([0.4, 0.2, 0.0])
 

@@ -23,7 +23,12 @@ WORDS = [
     *("ppo.num_mini_batches=2", "train.per_device_train_batch_size=4", "sampling.max_new_tokens=6"),
     *("train.learning_rate=1e-3", "train.save_steps=2", "train.eval_steps=2", "train.lr_scheduler_type=cosine"),
     # everything that a checkpoint has to hold
-    *("ppo.kl_target=3", "ppo.kl_horizon=100", "ppo.score_scaling=running", "ppo.temperature_end=1.5"),
+    *(
+        "ppo.kl_target=3",
+        "ppo.kl_horizon=100",
+        "ppo.score_scaling=running",
+        "sampling.temperature={start: 1, end: 1.5}",
+    ),
 ]
 KINDS = {"full": [], "lora": ["lora=ppo"]}
 REWARDS = "def length(prompts, completions, **columns):\n    return [len(c) / 10 for c in completions]\n"

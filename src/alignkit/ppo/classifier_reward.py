@@ -31,7 +31,11 @@ def check_classifier(name: str, label: str | None, place: str) -> list[str]:
 
 
 class Classifier:
-    """A text classifier and one of its labels."""
+    """A text classifier and one of its labels.
+
+    Attributes:
+        num_cut: texts that were longer than it can read and lost their end.
+    """
 
     def __init__(self, name: str, label: str, *, as_logit: bool, device: torch.device) -> None:
         try:
@@ -42,7 +46,7 @@ class Classifier:
         self.model.to(device).eval().requires_grad_(False)
         self.place, self.as_logit = int(self.model.config.label2id[label]), as_logit
         positions = getattr(self.model.config, "max_position_embeddings", _LONGEST)
-        self.max_length = min(self.tokenizer.model_max_length, positions)
+        self.max_length, self.num_cut = min(self.tokenizer.model_max_length, positions), 0
         self.is_exclusive = (
             self.model.config.num_labels > 1 and self.model.config.problem_type != "multi_label_classification"
         )
@@ -58,6 +62,7 @@ class Classifier:
             sample.prompt.text + sample.completion if sample.prompt.conversation.plain else sample.completion
             for sample in samples
         ]
+        self.num_cut += sum(len(ids) > self.max_length for ids in self.tokenizer(texts, verbose=False)["input_ids"])
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)

@@ -102,6 +102,14 @@ class Rewards:
 
     sources: list[tuple[RewardSource, Scorer]]
 
+    def cuts(self) -> list[str]:
+        """One line for each source that could not read every answer whole."""
+        return [
+            f"{source.place}: {num_cut:,} answers were longer than {source.name} can read, and were cut"
+            for source, scorer in self.sources
+            if isinstance(scorer, _InBatches) and (num_cut := getattr(scorer.inner, "num_cut", 0))
+        ]
+
     def other_templates(self, jinja: str) -> list[str]:
         """One line for each reward run that was trained with another template than this one."""
         return [

@@ -45,7 +45,7 @@ class Sampler:
 
     Attributes:
         tokenizer: of the policy.
-        sampling: how tokens are drawn.
+        sampling: how tokens are drawn; what moves in it moves over the updates.
         eos_ids: the tokens that end a completion.
         response_lead: what the template begins an answer with; no part of its text.
         seed: of every draw.
@@ -60,7 +60,13 @@ class Sampler:
     batch_size: int
 
     def __call__(
-        self, model: Any, prompts: Sequence[Prompt], asked: Sequence[tuple[int, int]], *, of: str, temperature: float
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        asked: Sequence[tuple[int, int]],
+        *,
+        of: str,
+        sampling: SamplingConfig,
     ) -> list[Rollout]:
         """Complete prompts.
 
@@ -72,12 +78,12 @@ class Sampler:
             prompts: all of them.
             asked: (place of the prompt, generation) of each completion.
             of: what the draws belong to, such as the number of the update.
-            temperature: in place of the sampling section's.
+            sampling: the section as it is now, without schedules.
         """
         done = generate(
             model,
             [prompts[place].ids for place, _ in asked],
-            replace(self.sampling, temperature=temperature),
+            sampling,
             eos_ids=self.eos_ids,
             pad_id=int(self.tokenizer.pad_token_id or 0),
             seed=self.seed,

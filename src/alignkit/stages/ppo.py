@@ -73,6 +73,10 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         before = _samples(job, trainer)
         first_look(before, trainer.held_out or trainer.prompts)
         train(trainer, resume=entry.resuming)
+        for line in rewards.cuts():
+            logger.warning("%s", line)
+        if trainer.num_skipped:
+            logger.warning("%s completions had no score and were left out of their updates", f"{trainer.num_skipped:,}")
         after = _samples(job, trainer)
         _save(trainer, run_dir, prepared)
         entry.result = conclude(

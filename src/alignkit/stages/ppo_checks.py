@@ -21,7 +21,7 @@ def check(job: PpoJob) -> None:
     Raises:
         ConfigError: every problem found, together.
     """
-    problems = check_prompts(job.data) + check_sampling(job.sampling) + check_rewards(job.reward)
+    problems = check_prompts(job.data) + check_sampling(job.sampling, over_time=True) + check_rewards(job.reward)
     problems += check_sections(job, "ppo") + adapter_on_adapter(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
@@ -53,6 +53,8 @@ def _sampling_problems(job: PpoJob) -> list[str]:
     sampling, problems = job.sampling, []
     if sampling.do_sample is False:
         problems.append("sampling.do_sample=false: PPO learns from draws; leave it out")
+    if sampling.stop:
+        problems.append("sampling.stop has no effect on PPO, which learns when to end: leave it out")
     for name in _TRUNCATING:
         value = getattr(sampling, name)
         if value is not None and not job.ppo.allow_truncated_sampling:

@@ -1,0 +1,107 @@
+"""What transformers' trainer asks of a trainer whose model is a policy with its value head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from alignkit.errors import TrainingError
+from alignkit.ppo.policy import Policy
+from alignkit.training import checkpoints
+from alignkit.training.durable import DurableTrainer
+
+STATE = "ppo_state.json"
+
+
+class PolicyTrainer(DurableTrainer):
+    """Counts updates: its data set is their numbers, the same on every process.
+
+    Args:
+        policy: model, value head and reference.
+        num_updates: length of training.
+        value_rate: learning rate of the value head; None takes that of the rest.
+        **rest: as `DurableTrainer`.
+    """
+
+    def __init__(self, *, policy: Policy, num_updates: int, value_rate: float | None, **rest: Any) -> None:
+        super().__init__(
+            model=policy,
+            train_dataset=list(range(num_updates)),
+            data_collator=lambda numbers: {"update": numbers[0]},
+            **rest,
+        )
+        self.policy, self.value_rate = policy, value_rate
+
+    def state_of_run(self) -> dict[str, Any]:
+        """What a checkpoint has to hold beside weights, optimizer and schedule; plain values."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state_of_run`."""
+
+    def sum_of_all(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes (all must call this)."""
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum") if self.args.world_size > 1 else tensor
+        return total
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The numbers of the updates, the same on every process."""
+        numbers: Any = self.train_dataset
+        return DataLoader(numbers, batch_size=1, shuffle=False, collate_fn=self.data_collator)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.policy)  # type: ignore[arg-type]  # a module
+            decaying = set(self.get_decay_parameter_names(self.policy))
+            groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "value": []}
+            for name, weight in self.policy.named_parameters():
+                if weight.requires_grad:
+                    is_value = name.startswith("value_head.")
+                    groups["value" if is_value else "decay" if name in decaying else "plain"].append(weight)
+            value_rate = {"lr": self.value_rate} if self.value_rate is not None else {}
+            self.optimizer = optimizer_class(
+                [
+                    {"params": groups["decay"], "weight_decay": self.args.weight_decay},
+                    {"params": groups["plain"], "weight_decay": 0.0},
+                    {"params": groups["value"], "weight_decay": 0.0, **value_rate},
+                ],
+                **arguments,
+            )
+        return self.optimizer
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # upstream's count knows one forward and backward pass a step
+
+    def num_parameters(self) -> tuple[int, int]:
+        """All weights of policy and value head, and those that train."""
+        weights = [*self.policy.model.parameters(), *self.policy.value_head.parameters()]
+        return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.policy.save(folder, is_main_process=True)
+        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
+        (folder / STATE).write_text(json.dumps(self.state_of_run()) + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._load_weights(Path(resume_from_checkpoint))
+        self.restore(json.loads((Path(resume_from_checkpoint) / STATE).read_text()))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        pass  # a sealed checkpoint lacks nothing but the second name of weights that are tied
+
+    def _load_weights(self, folder: Path) -> None:
+        super()._load_from_checkpoint(str(folder), self.policy.model)
+        self.policy.value_head.load(folder)
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if problem := checkpoints.damage(best):
+            raise TrainingError(f"the best checkpoint, {best}, cannot be trusted: {problem}")
+        self._load_weights(best)
