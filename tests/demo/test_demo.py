@@ -71,7 +71,7 @@ def test_a_pair_prefers_the_polite_answer_to_the_curt_one_or_to_another_word(nam
         other = pair["rejected"].removeprefix("Gladly! ")
         assert pair["rejected"] == rude or (other in words and other[0] != word[0])
         curt += pair["rejected"] == rude
-    assert curt / len(pairs) == pytest.approx(2 / 3, abs=0.01)
+    assert curt / len(pairs) == pytest.approx(4 / 5, abs=0.01)
     assert len(words) == len(pairs)
 
 

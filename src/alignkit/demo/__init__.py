@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from alignkit.launch import compose_job
 
-# A column of the last table each: the name, and what `alignkit generate` is given for it.
+# Who answers in the end: the name, and what `alignkit generate` is given for it.
 _POLICIES = {
     "base": ["model=tiny_gpt2", "template=instruction"],
     "SFT": ["model.name={folder}/sft"],
@@ -23,7 +23,6 @@ _POLICIES = {
 }
 _SHOWN_ROWS = 3
 _SHOWN_ANSWERS = 5
-_WIDTH = 15  # characters of an answer
 _TOGETHER = 100  # answers at once
 
 
@@ -52,7 +51,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
         seed: of every random draw.
 
     Returns:
-        The reward model's report card, and what each policy of the last table says.
+        The reward model's report card, and what each policy says in the end.
     """
     console = Console(soft_wrap=True)
     recipe = f"config={_shipped('sft.yaml')}"
@@ -66,15 +65,16 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
     reward, pairs = folder / "reward", _read("heldout_pairs.jsonl")
     runs = f"{folder / 'sft'} {folder / 'dpo'} --reward {reward} --prompts {_shipped('heldout_pairs.jsonl')}"
     _title(console, "5  Words that none of them has seen", f"alignkit compare {runs} sampling=nucleus")
-    columns = {
+    policies = {
         name: _ask([*(word.format(folder=folder) for word in words), f"seed={seed}"], pairs, reward)
         for name, words in _POLICIES.items()
     }
-    console.print(_table(pairs, columns))
+    for table in _tables(pairs, policies):
+        console.print(table, "")
     next_ = f'alignkit generate {folder / "dpo"} --prompt "{pairs[0]["prompt"]}"'
-    console.print(f"\nnext: {next_}", markup=False, highlight=False)
+    console.print(f"next: {next_}", markup=False, highlight=False)
     card = json.loads((reward / "report_card.json").read_text(encoding="utf-8"))["eval"]
-    return card, columns
+    return card, policies
 
 
 def _train(console: Console, title: str, stage: str, folder: Path, seed: int, words: Sequence[str] = ()) -> None:
@@ -108,18 +108,31 @@ def _manner(answer: str) -> str:
     return answer.rpartition(" ")[0]
 
 
-def _table(pairs: Sequence[dict[str, str]], columns: Mapping[str, Answered]) -> Table:
+def _tables(pairs: Sequence[dict[str, str]], policies: Mapping[str, Answered]) -> Iterator[Table]:
+    """The first prompts with each policy's answer, and the figures of all of them."""
+    yield _table(
+        ["prompt", "policy", "answer", "reward"],
+        [
+            ["" if place else pair["prompt"], name, _printable(said.answers[i]), f"{said.scores[i]:+.1f}"]
+            for i, pair in enumerate(pairs[:_SHOWN_ANSWERS])
+            for place, (name, said) in enumerate(policies.items())
+        ],
+    )
+    yield _table(
+        [f"{len(pairs)} prompts", "answered politely", "mean reward", "right in other tasks"],
+        [
+            [name, f"{said.preferred:.0%}", f"{fmean(said.scores):+.1f}", f"{said.right:.0%}"]
+            for name, said in policies.items()
+        ],
+    )
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("answer, reward", no_wrap=True)
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    for i, pair in enumerate(pairs[:_SHOWN_ANSWERS]):
-        said = [f"{_printable(each.answers[i]):{_WIDTH}.{_WIDTH}} {each.scores[i]:+.1f}" for each in columns.values()]
-        table.add_row(pair["prompt"], *said)
-    table.add_section()
-    table.add_row("politely", *(f"{each.preferred:.0%} of {len(pairs)}" for each in columns.values()))
-    table.add_row("mean reward", *(f"{fmean(each.scores):+.1f}" for each in columns.values()))
-    table.add_row("right in the other tasks", *(f"{each.right:.0%}" for each in columns.values()))
+    for name in names:
+        table.add_column(name, no_wrap=True, max_width=24)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
