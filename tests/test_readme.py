@@ -62,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "Say a.", "chosen": "a!", "rejected": "no"}\n')
     (tmp_path / "prompts.txt").write_text("Repeat the word moon.\nSay goodbye to the toad.\n")
     for block in blocks("python"):
-        found = re.match(r"# (\S+\.py)\n", block)
+        found = re.match(r"# (\S+\.py)\b", block)
         assert found, "a block of Python begins with the name of its file"
         (tmp_path / found[1]).write_text(block, encoding="utf-8")
     for block in blocks("yaml"):

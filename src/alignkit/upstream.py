@@ -142,6 +142,7 @@ DPO_OWNED = _owned(
     ref_model_sync_steps="the reference stays what it was at the start",
 )
 _MINIBATCH = "a minibatch is ppo.num_prompts × ppo.num_generations / ppo.num_mini_batches completions"
+_WHOLE = "PPO keeps the policy whole in every process; LoRA or model.quantization=nf4 saves memory"
 _GROUPED = "prompts are grouped by length as they are answered"
 _ONLY_TRL = ("max_length", "dataset_num_proc", "model_init_kwargs", "trust_remote_code", "pad_token")
 PPO_OWNED = {
@@ -154,6 +155,10 @@ PPO_OWNED = {
     "train_sampling_strategy": f"use data.shuffle; {_GROUPED}",
     "length_column_name": _GROUPED,
     "label_smoothing_factor": "PPO has no labels",
+    "fsdp": _WHOLE,
+    "fsdp_config": _WHOLE,
+    "deepspeed": _WHOLE,
+    "torch_compile": "every rollout has other lengths, and each would be compiled anew",
     "neftune_noise_alpha": "noise in the embeddings would make sampler and policy two distributions",
 }
 LORA_OWNED = {

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from alignkit.runs.plot import plot_losses
+from alignkit.runs.plot import plot_losses, plot_panels
 
 HISTORY = [
     {"step": 0, "eval_loss": 4.0},
@@ -41,3 +41,20 @@ def test_training_thin_and_smoothed_held_out_as_dots_axes_named(
 def test_nothing_logged_is_nothing_drawn(tmp_path: Path) -> None:
     assert not plot_losses([{"step": 1, "learning_rate": 1.0}], tmp_path / "loss.png", unit="nats")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_panels_have_what_was_logged_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **rest: (drawn.append(self), save(self, *args, **rest))[1]
+    )
+    history = [{"step": 0, "eval_score": 1.0}, {"step": 1, "score": 2.0, "kl": 0.5}, {"step": 2, "score": 3.0}]
+    panels = {"score": {"score": "training", "eval_score": "held out"}, "KL": {"kl": "KL"}, "other": {"gone": "gone"}}
+    assert plot_panels(history, panels, tmp_path / "curves.png", xlabel="update")
+    score, kl = drawn[0].axes
+    assert (score.get_title(), kl.get_title(), score.get_xlabel()) == ("score", "KL", "update")
+    assert [line.get_xydata().tolist() for line in score.lines] == [[[1, 2], [2, 3]], [[0, 1]]]
+    assert imread(tmp_path / "curves.png").std() > 0
+    assert not plot_panels([{"step": 1}], panels, tmp_path / "none.png", xlabel="update")
+    assert not (tmp_path / "none.png").exists()

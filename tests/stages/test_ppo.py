@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from alignkit.config import PpoJob
-from alignkit.errors import AlignkitError, RewardError
+from alignkit.errors import AlignkitError, RewardError, TrainingError
 from alignkit.launch import compose_job
 from alignkit.stages import ppo, sft
 
@@ -240,3 +240,31 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(job):
     run(job(*words, "train.gradient_checkpointing=true"), "on")
     run(job(*words), "off")
     assert largest_difference("on", "off") < 2e-6
+
+
+def test_other_architectures_adapters_and_truncated_sampling_go_together(job):
+    llama = [
+        "model=tiny_llama",
+        "model.name=tiny_llama",
+        "template=instruction",
+        "lora=ppo",
+        "train.gradient_checkpointing=true",
+    ]
+    truncated = ["sampling.top_k=20", "ppo.allow_truncated_sampling=true", "sampling.min_new_tokens=3"]
+    run(job(*llama, *truncated, "ppo.num_generations=2", "ppo.num_prompts=4", "ppo.entropy_coef=0.01"))
+    assert metrics("out", "objective/kl")[0] == 0.0
+    assert len(metrics("out", "loss/total")) == 3
+    assert min(json.loads(line)["length"] for line in Path("out/rollouts.jsonl").read_text().splitlines()) >= 3
+
+
+def test_early_stopping_keeps_the_best(job):
+    words = ["data.eval_fraction=0.25", "early_stopping=1", "train.eval_steps=1", "ppo.num_updates=8"]
+    Path("worse.py").write_text("n = [0]\ndef worse(p, c):\n    n[0] -= 1\n    return [n[0]] * len(c)\n")
+    run(job(*words, "reward=[{function: 'worse.py:worse'}]"))
+    assert len(metrics("out", "objective/score")) == 2
+    assert json.loads(Path("out/run.json").read_text())["result"]["kept_update"] == 1
+
+
+def test_a_sign_of_trouble_can_stop_the_run(job):
+    with pytest.raises(TrainingError, match=r"update 2: the KL is .* beyond ppo\.max_kl=0\.0001.*\(ppo\.health=stop\)"):
+        run(job("ppo.health=stop", "ppo.max_kl=0.0001", "train.learning_rate=1e-2"))

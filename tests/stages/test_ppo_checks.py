@@ -80,6 +80,7 @@ def test_mistakes_are_told_together() -> None:
         ("ppo.health=loud", "ppo.health is 'loud': choose off, warn, stop"),
         ("train.max_steps=3", "train.max_steps cannot be set here: use ppo.num_updates"),
         ("train.gradient_accumulation_steps=3", "train.gradient_accumulation_steps cannot be set here: a minibatch is"),
+        ("train.fsdp=full_shard", "train.fsdp cannot be set here: PPO keeps the policy whole in every process"),
         ("ppo.num_update=3", "unknown key 'ppo.num_update'; did you mean 'ppo.num_updates'?"),
         ("train.num_updates=3", "unknown key 'num_updates' in 'train'"),
     ],
@@ -89,6 +90,12 @@ def test_a_mistake_that_composing_finds(words: str, line: str) -> None:
         compose_job("ppo", [*BASIS, words])
     (found,) = caught.value.problems
     assert found.startswith(line)
+
+
+def test_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    (line,) = problems()
+    assert line.startswith("FSDP: PPO keeps the policy whole in every process")
 
 
 def test_truncated_sampling_can_be_asked_for() -> None:

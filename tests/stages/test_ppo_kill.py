@@ -156,3 +156,24 @@ def test_killed_at_random_moments_and_resumed_is_never_killed(server: Server, ki
     rollouts = [(run / "rollouts.jsonl").read_bytes() for run in (killed, whole)]
     assert rollouts[0] == rollouts[1]
     assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+
+
+def test_sigterm_saves_after_the_update_and_can_be_resumed(server: Server) -> None:
+    whole, stopped = (server.folder / "runs/ppo" / name for name in ("whole-full", "stopped"))
+    if not (whole / "model.safetensors").exists():
+        server.start(f"name={whole.name}", *WORDS)
+        assert server.wait().status == 0
+    pid = server.start(f"name={stopped.name}", *WORDS)
+    while not list(stopped.glob("checkpoints/checkpoint-4")):
+        assert Path(f"/proc/{pid}/stat").exists()
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGTERM)
+    ended = server.wait()
+    assert ended.status == 128 + signal.SIGTERM
+    assert "which is saved: go on with resume=true" in ended.said.splitlines()[-1]
+    assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
+    server.start(f"name={stopped.name}", *WORDS, "resume=true")
+    ended = server.wait()
+    assert ended.status == 0, ended.said
+    assert bits(stopped) == bits(whole)
+    assert measured(stopped) == measured(whole)

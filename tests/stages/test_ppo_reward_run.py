@@ -94,7 +94,7 @@ def test_ppo_learns_from_a_reward_run_and_warns_of_another_template(
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len([line for line in lines if line.get("objective/score_std", 0) > 0]) == 2
     said = capsys.readouterr().out
-    assert f"reward[0]: {kind} was trained with another template than the policy answers in" in said
+    assert f"reward[0]: {kind} was trained with another template than tiny_gpt2 answers in" in said
 
 
 def test_a_language_model_is_no_reward() -> None:

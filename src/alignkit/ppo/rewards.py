@@ -110,11 +110,11 @@ class Rewards:
             if isinstance(scorer, _InBatches) and (num_cut := getattr(scorer.inner, "num_cut", 0))
         ]
 
-    def other_templates(self, jinja: str) -> list[str]:
-        """One line for each reward run that was trained with another template than this one."""
+    def other_templates(self, jinja: str, policy: str) -> list[str]:
+        """One line for each reward run that was trained with another template than that of the policy, by its name."""
         return [
-            f"{source.place}: {source.name} was trained with another template than the policy answers in; it reads "
-            "every answer in its own"
+            f"{source.place}: {source.name} was trained with another template than {policy} answers in; it reads every "
+            "answer in its own"
             for source, scorer in self.sources
             if isinstance(scorer, _InBatches)
             and isinstance(scorer.inner, RewardRun)

@@ -62,9 +62,9 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         entry.parents = lineage(job.model.name)
         entry.begin()
-        for line in [other_template(job.model, prepared.template), *rewards.other_templates(prepared.template.jinja)]:
-            if line:
-                logger.warning("%s", line)
+        of_rewards = rewards.other_templates(prepared.template.jinja, job.model.name)
+        for line in filter(None, [other_template(job.model, prepared.template), *of_rewards]):
+            logger.warning("%s", line)
         log.open(run_dir / "log.txt")
         trainer = _trainer(job, run_dir, args, model, prepared, rewards)
         if trainer.is_world_process_zero():
