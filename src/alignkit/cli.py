@@ -291,17 +291,22 @@ def evaluate(
     reward: Annotated[str | None, typer.Option(help="Score responses with file.py:function or a reward run.")] = None,
     reference: Annotated[str | None, typer.Option(help="The model to measure the KL divergence from.")] = None,
     pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs, for the implicit reward.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval instead: names or YAML files, a,b.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
 ) -> None:
     """Measure models on held-out rows; without a data section, on those the first run held out itself.
 
     alignkit evaluate runs/sft/base runs/sft/tuned --reward my_rewards.py:polite --reference runs/sft/base
+    alignkit evaluate runs/sft/base runs/sft/tuned --tasks arc_easy,my_task.yaml limit=100
     """
     from alignkit.launch import compose_job
     from alignkit.runs.directory import read_manifest
 
     runs, settings = _runs_and_words(words)
     first = runs[0] if runs else ""
+    if tasks is not None:
+        _evaluate_tasks(runs, settings, tasks, {"--reward": reward, "--reference": reference, "--pairs": pairs}, out)
+        return
     given: dict[str, Any] = {"model": {"name": first}}
     manifest = read_manifest(Path(first)) or {}
     if manifest.get("stage") == "sft" and not any(word.startswith(("data=", "data.path=")) for word in settings):
@@ -310,6 +315,22 @@ def evaluate(
     from alignkit.evaluate.evaluate import run as measured
 
     measured(job, runs=runs, reward=reward, reference=reference, pairs=pairs, out=out)
+
+
+def _evaluate_tasks(
+    runs: list[str], settings: list[str], tasks: str, others: dict[str, str | None], out: Path | None
+) -> None:
+    from alignkit.errors import ConfigError
+    from alignkit.launch import compose_job
+
+    if given := [flag for flag, value in others.items() if value is not None]:
+        raise ConfigError(
+            *(f"{flag} is about held-out rows, and --tasks brings its own: give one of them" for flag in given)
+        )
+    job = compose_job("tasks", settings, model={"name": runs[0] if runs else ""})
+    from alignkit.evaluate.tasks import run as measured
+
+    measured(job, runs=runs, tasks=tasks.split(","), out=out)
 
 
 @app.command()

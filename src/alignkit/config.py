@@ -355,6 +355,16 @@ class EvaluateJob:
 
 
 @dataclass
+class TasksJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+    limit: int | None = setting("first rows of each task to take; null takes all", None, ge=1)
+    num_fewshot: int | None = setting("solved rows shown before each; null takes what the task says", None, ge=0)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+
+
+@dataclass
 class MergeJob:
     max_difference: float | None = setting(
         "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
@@ -389,6 +399,7 @@ JOBS: dict[str, type] = {
     "chat": ChatJob,
     "compare": CompareJob,
     "evaluate": EvaluateJob,
+    "tasks": TasksJob,
     "merge": MergeJob,
     "verify": VerifyJob,
     "score": ScoreJob,

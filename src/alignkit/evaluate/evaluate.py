@@ -90,10 +90,24 @@ def run(
     for line in lines:
         console.print(line, markup=False, highlight=False)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": asdict(job), "runs": [one.as_json() for one in figures]}
-        out.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        Console(stderr=True, soft_wrap=True).print(f"all of it: {out}", markup=False, highlight=False)
+        write_json(out, {"settings": asdict(job), "runs": [one.as_json() for one in figures]})
+
+
+def check_runs(runs: Sequence[str], model: ModelConfig, out: Path | None) -> list[str]:
+    """What is wrong with the models to measure and with `--out`, one line each; empty where all is well."""
+    problems = [] if runs else ["there is no model: name a run directory, a model folder or a hub id"]
+    problems += [f"{name} is named twice" for name in dict.fromkeys(runs) if list(runs).count(name) > 1]
+    problems += [problem for name in runs for problem in _model_problems(replace(model, name=name))]
+    if out is not None and out.exists():
+        problems.append(f"--out {out} exists already: name another file or remove it")
+    return problems
+
+
+def write_json(out: Path, content: dict[str, Any]) -> None:
+    """Everything that was measured, in the file of `--out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    Console(stderr=True, soft_wrap=True).print(f"all of it: {out}", markup=False, highlight=False)
 
 
 def _held_out(job: EvaluateJob, policy: Policy) -> HeldOut:
@@ -238,15 +252,9 @@ def _check(
     pairs: str | None,
     out: Path | None,
 ) -> None:
-    problems = check_sampling(job.sampling) + check_data(job.data)
-    if not runs:
-        problems.append("there is no model: name a run directory, a model folder or a hub id")
-    problems += [f"{name} is named twice" for name in dict.fromkeys(runs) if list(runs).count(name) > 1]
-    for name in (*runs, *([reference] if reference else [])):
-        try:
-            check_model(replace(job.model, name=name))
-        except AlignkitError as error:
-            problems += error.problems
+    problems = check_sampling(job.sampling) + check_data(job.data) + check_runs(runs, job.model, out)
+    if reference:
+        problems += _model_problems(replace(job.model, name=reference))
     if reward is not None:
         problems += rewards.check_reward(reward, job.model)
         if not job.num_prompts:
@@ -258,10 +266,16 @@ def _check(
         problems += [line.replace("data.path", "--pairs", 1) for line in check_pair_data(section)]
         if reference is None:
             problems.append("--pairs asks for an implicit reward, which is held against a model: give --reference")
-    if out is not None and out.exists():
-        problems.append(f"--out {out} exists already: name another file or remove it")
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
+
+
+def _model_problems(model: ModelConfig) -> list[str]:
+    try:
+        check_model(model)
+    except AlignkitError as error:
+        return list(error.problems)
+    return []
 
 
 def _by_prompt(values: Sequence[Any], num_samples: int) -> list[list[Any]]:

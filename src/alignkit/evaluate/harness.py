@@ -1,0 +1,63 @@
+"""A trained model as the `lm-eval` harness asks it; imports the harness, which is an extra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from transformers import GenerationConfig
+
+from alignkit.evaluate.policy import Policy
+from alignkit.models.load import num_positions
+from alignkit.sampling.settings import stop_ids
+
+
+class TrainedModel(HFLM):  # type: ignore[misc]
+    """A loaded policy, asked in the template of its training and ended by its stop ids.
+
+    Args:
+        policy: loaded.
+        batch_size: rows scored, or responses generated, together.
+
+    Attributes:
+        num_cut: prompts so far that lost their beginning, being longer than the model has positions for.
+    """
+
+    def __init__(self, policy: Policy, batch_size: int) -> None:
+        self.template, self.num_cut = policy.template, 0
+        policy.tokenizer.chat_template = policy.template.jinja
+        # What a folder ships has lengths and temperatures of its own, which would win over those of the task.
+        policy.weights.generation_config = GenerationConfig(
+            eos_token_id=stop_ids(policy.weights, policy.template.end_id), pad_token_id=policy.pad_id
+        )
+        super().__init__(
+            policy.weights,
+            tokenizer=policy.tokenizer,
+            batch_size=batch_size,
+            max_length=num_positions(policy.weights.config),
+            add_bos_token=False,  # the template writes it where training had one
+        )
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.template.end_id
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Prompt and answer tokenised apart, as in training, where the harness would tokenise them as one text."""
+        if not context.endswith(self.template.cue):  # such as an answer that the task itself begins
+            pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+            return pair
+        return self.tok_encode(context), self.tok_encode(self.template.response_lead + continuation)
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **more: Any) -> Any:
+        self.num_cut += sum(len(prompt) + len(answer) > self.max_length + 1 for _, prompt, answer in requests)
+        return super()._loglikelihood_tokens(requests, *args, **more)
+
+    def tok_batch_encode(self, strings: list[str], *, left_truncate_len: int | None = None, **more: Any) -> Any:
+        if left_truncate_len is not None:
+            self.num_cut += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
+        return super().tok_batch_encode(strings, left_truncate_len=left_truncate_len, **more)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        said: list[str] = super().generate_until(requests, disable_tqdm)
+        return [text.removeprefix(self.template.response_lead) for text in said]
