@@ -14,6 +14,7 @@ from rich.text import Text
 
 from alignkit.data.views import PairRowView, PairView, RowView, Span, View
 from alignkit.errors import DataError
+from alignkit.terminal import printable
 
 __all__ = ["PairRowView", "PairView", "RowView", "Span", "View", "histogram", "inspect", "show", "write_page"]
 
@@ -66,7 +67,7 @@ def show(view: View | PairView, rows: Sequence[RowView | PairRowView], console: 
             text = Text()
             for span in spans:
                 shown = f"⟨{span.text}⟩" if span.special else span.text
-                text.append(shown, style=_style(span.supervised, span.special))
+                text.append(printable(shown), style=_style(span.supervised, span.special))
             console.print(text)
     console.print()
     for line in (view.ledger.table(), *view.figures()):

@@ -11,9 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from alignkit.launch import compose_job
+from alignkit.terminal import brief
 
 # Who answers in the end: the name, and what `alignkit generate` is given for it.
 _POLICIES = {
@@ -23,6 +25,7 @@ _POLICIES = {
 }
 _SHOWN_ROWS = 3
 _SHOWN_ANSWERS = 5
+_SHOWN = 24  # characters of one
 _TOGETHER = 100  # answers at once
 
 
@@ -113,7 +116,7 @@ def _tables(pairs: Sequence[dict[str, str]], policies: Mapping[str, Answered]) -
     yield _table(
         ["prompt", "policy", "answer", "reward"],
         [
-            ["" if place else pair["prompt"], name, _printable(said.answers[i]), f"{said.scores[i]:+.1f}"]
+            ["" if place else pair["prompt"], name, escape(brief(said.answers[i], _SHOWN)), f"{said.scores[i]:+.1f}"]
             for i, pair in enumerate(pairs[:_SHOWN_ANSWERS])
             for place, (name, said) in enumerate(policies.items())
         ],
@@ -130,7 +133,7 @@ def _tables(pairs: Sequence[dict[str, str]], policies: Mapping[str, Answered]) -
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in names:
-        table.add_column(name, no_wrap=True, max_width=24)
+        table.add_column(name, no_wrap=True, max_width=_SHOWN)
     for row in rows:
         table.add_row(*row)
     return table
@@ -146,8 +149,3 @@ def _read(name: str) -> list[dict[str, str]]:
 
 def _title(console: Console, title: str, command: str) -> None:
     console.print(f"\n[bold]{title}[/bold]   [dim]{command}[/dim]\n", highlight=False)
-
-
-def _printable(text: str) -> str:
-    """One line without markup: a random model says anything."""
-    return "".join(c if c.isprintable() and c not in "[]" else "·" for c in text)

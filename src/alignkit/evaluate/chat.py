@@ -19,6 +19,7 @@ from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
 from alignkit.sampling.settings import check as check_sampling
+from alignkit.terminal import printable
 
 _SETTINGS = {item.name: item for item in fields(SamplingConfig) if item.name not in ("do_sample", "stop")}
 _HELP = (
@@ -94,7 +95,7 @@ class Chat:
             if len(self.policies) > 1:
                 console.print(Text(policy.name, style="bold cyan"))
             asked = Conversation((*history, Message("user", text)))
-            stream = Stream(policy, self.sampling, lambda part: console.print(Text(part), end=""))
+            stream = Stream(policy, self.sampling, lambda part: console.print(Text(printable(part)), end=""))
             try:
                 ids = policy.encode([("this", asked)])
                 policy.check_lengths([("this conversation", asked)], ids, self.sampling)

@@ -26,6 +26,7 @@ from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import check as check_sampling
+from alignkit.terminal import brief
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ def _reward(job: CompareJob, policies: Sequence[Policy], found: Asked, compariso
     scores = []
     for policy, column in zip(policies, comparison.columns, strict=True):
         reward.warn_of_other_template(policy)
+        reward.warn_of_cut(policy, [answer.finish_reason for answer in column.answers], job.sampling)
         scores.append(reward.score(found, [answer.text for answer in column.answers]))
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
@@ -245,11 +247,11 @@ def _check(
 def _show(comparison: Comparison) -> None:
     console = Console(soft_wrap=True)
     for place, prompt in enumerate(comparison.prompts[:_SHOWN_PROMPTS]):
-        console.print(Text(_brief(prompt), style="dim"))
+        console.print(Text(brief(prompt, _SHOWN), style="dim"))
         for column in comparison.columns:
             answer = column.answers[place]
             score = "" if answer.reward is None else f"  reward {answer.reward:.3f}"
-            console.print(Text.assemble(f"  {column.name}: ", (_brief(answer.text), "bold"), (score, "dim")))
+            console.print(Text.assemble(f"  {column.name}: ", (brief(answer.text, _SHOWN), "bold"), (score, "dim")))
         console.print()
     names = [column.name for column in comparison.columns]
     console.print(aligned(names, summary(comparison)), markup=False, highlight=False)
@@ -271,8 +273,3 @@ def summary(comparison: Comparison) -> list[dict[str, str]]:
             row["log-probability"] = f"{fmean(map(sum, column.token_logprobs)):.3f}"
         rows.append(row)
     return rows
-
-
-def _brief(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"

@@ -178,6 +178,7 @@ def _responses(job: EvaluateJob, policy: Policy, found: HeldOut, anchor: Policy 
     texts = [policy.text(completion, job.sampling) for completion in completions]
     figures.responses = Responses(
         texts=_by_prompt(texts, num_samples),
+        finish_reasons=[done.finish_reason for done in completions],
         tokens=expectation(_by_prompt([float(done.num_tokens) for done in completions], num_samples)),
         stopped=expectation(_by_prompt([float(done.finish_reason != "length") for done in completions], num_samples)),
         distinct={n: distinct(texts, n) for n in (1, 2, 3)},
@@ -218,6 +219,7 @@ def _reward(
     for policy, found, one in zip(policies, held_out, figures, strict=True):
         reward.warn_of_other_template(policy)
         assert one.responses is not None
+        reward.warn_of_cut(policy, one.responses.finish_reasons, job.sampling)
         asked = [prompt for prompt in found.prompts for _ in range(job.num_samples)]
         scores = reward.score(asked, [text for texts in one.responses.texts for text in texts])
         one.scores = _by_prompt(scores, job.num_samples)

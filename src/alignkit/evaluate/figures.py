@@ -18,12 +18,14 @@ class Responses:
 
     Attributes:
         texts: N lists of K.
+        finish_reasons: as in `Completion`, N × K.
         tokens: of a response.
         stopped: the share that ended before `max_new_tokens`.
         distinct: n to the share of word n-grams that differ.
     """
 
     texts: list[list[str]]
+    finish_reasons: list[str]
     tokens: Expectation
     stopped: Expectation
     distinct: dict[int, float]

@@ -19,6 +19,7 @@ from alignkit.models.load import check_model
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import check as check_sampling
+from alignkit.terminal import printable
 
 _BATCHES_AT_ONCE = 16  # sorted by length among themselves, then written in the order of the prompts
 
@@ -127,8 +128,8 @@ def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, 
 def _show(lines: Sequence[dict[str, Any]]) -> None:
     console = Console(soft_wrap=True)
     for line in lines:
-        console.print(line["prompt"], style="dim", markup=False, highlight=False, end="")
-        console.print(line["response"], style="bold", markup=False, highlight=False)
+        console.print(printable(line["prompt"]), style="dim", markup=False, highlight=False, end="")
+        console.print(printable(line["response"]), style="bold", markup=False, highlight=False)
         note = f" (cut off after {line['num_tokens']} tokens)" if line["finish_reason"] == "length" else ""
         console.print(f"--{note}", style="dim", markup=False, highlight=False)
 

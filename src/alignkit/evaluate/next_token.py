@@ -23,6 +23,7 @@ from alignkit.models.load import check_model, num_positions
 from alignkit.runs.log import run_log
 from alignkit.sampling.distribution import distribution, entropy
 from alignkit.sampling.settings import check as check_sampling
+from alignkit.terminal import printable
 
 _BAR_WIDTH = 24
 
@@ -133,7 +134,7 @@ def _token(policy: Policy, token: int, whole_V: Tensor, left_V: Tensor) -> Token
 def _shown(policy: Policy, token: int) -> str:
     text = policy.decode([token])
     if "�" in text:  # part of a character
-        return str(policy.tokenizer.convert_ids_to_tokens(token))
+        return printable(str(policy.tokenizer.convert_ids_to_tokens(token)))
     return repr(text)[1:-1].replace(" ", "·")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alignkit.config import ControlTokens, ModelConfig, TemplateConfig, TrainOn
+from alignkit.config import ControlTokens, ModelConfig, SamplingConfig, TemplateConfig, TrainOn
 from alignkit.data.conversation import Conversation, Message
 from alignkit.data.formats import load_function
 from alignkit.data.masking import Encoding, encode_rows
@@ -50,6 +50,20 @@ class Reward:
                 "--reward %s was trained with another template than %s: it scores the same words, rendered its own way",
                 self.name,
                 policy.name,
+            )
+
+    def warn_of_cut(self, policy: Policy, finish_reasons: Sequence[str], sampling: SamplingConfig) -> None:
+        """Say how many responses a reward model takes for whole though `max_new_tokens` cut them off."""
+        num_cut = sum(reason == "length" for reason in finish_reasons)
+        if self.template is not None and num_cut:
+            logger.warning(
+                "--reward %s scores %s of %s responses of %s as if they had ended, where sampling.max_new_tokens=%d "
+                "cut them off",
+                self.name,
+                f"{num_cut:,}",
+                f"{len(finish_reasons):,}",
+                policy.name,
+                sampling.max_new_tokens,
             )
 
 

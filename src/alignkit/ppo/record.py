@@ -14,6 +14,7 @@ from alignkit.data.prompts import Prompt
 from alignkit.ppo.rollout import Rollout
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_panels
+from alignkit.terminal import brief
 from alignkit.training.metrics import cut_after
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,10 @@ class RolloutFile(TrainerCallback):
 
 def show(prompt: str, answers: Mapping[str, str]) -> None:
     """A prompt and what was answered, each answer under its name."""
-    lines = [f"prompt  {_brief(prompt)}", *(f"  {name}  {_brief(text)}" for name, text in answers.items())]
+    lines = [
+        f"prompt  {brief(prompt, _SHOWN)}",
+        *(f"  {name}  {brief(text, _SHOWN)}" for name, text in answers.items()),
+    ]
     logger.info("\n%s", "\n".join(lines))
 
 
@@ -145,8 +149,3 @@ def _figures(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> dic
 
 def _score(rollout: Rollout) -> str:
     return "score none" if rollout.score is None else f"score {rollout.score:.3g}"
-
-
-def _brief(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"

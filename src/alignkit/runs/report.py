@@ -10,6 +10,7 @@ from typing import Any
 
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_losses
+from alignkit.terminal import brief
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def conclude(
     for sample in samples[:_SHOWN_SAMPLES]:
         logger.info(
             "\nprompt   %s\n  before %s\n  after  %s",
-            *map(_brief, (sample["prompt"], sample["before"], sample["after"])),
+            *(brief(sample[key], _SHOWN) for key in ("prompt", "before", "after")),
         )
     if samples:
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -69,11 +70,6 @@ def conclude(
         logger.info("%-17s %s", name, path)
     logger.info("next: %s", then.format(run=run_dir))
     return figures
-
-
-def _brief(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
 
 
 def _figures(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,24 @@
+"""Text of a model or of a data file cannot command a terminal."""
+
+import pytest
+
+from alignkit.terminal import brief, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain λόγος 👩‍🚀\n\tindented [bold]", "plain λόγος 👩‍🚀\n\tindented [bold]"),
+        ("\x1b]0;title\x07\x1b[2J", r"\x1b]0;title\x07\x1b[2J"),
+        ("\x9b31m\x7f\x00", r"\x9b31m\x7f\x00"),
+        ("10 %\rdone\b", r"10 %\rdone\x08"),
+        ("abc\u202etxt.exe\u2066", r"abc\u202etxt.exe\u2066"),
+    ],
+)
+def test_control_characters_are_written_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_brief_is_one_line_of_a_length() -> None:
+    assert brief("a\n  b\t\x1bc", 20) == r"a b \x1bc"
+    assert brief("a" * 30, 10) == "a" * 9 + "…"
