@@ -155,6 +155,12 @@ def test_the_table_of_settings_is_the_one_that_the_script_prints() -> None:
     shown = set(of_ppo[1].strip().splitlines())
     assert shown <= rows
     assert shown >= {row for row in rows if row.startswith(("| `ppo.", "| `value.", "| `reward"))}
+    rows = set(module.table("ppo").splitlines())
+    of_ppo = re.search(r"<!-- ppo settings.*?-->\n(.*?)<!-- /ppo settings -->", README, re.DOTALL)
+    assert of_ppo
+    shown = set(of_ppo[1].strip().splitlines())
+    assert shown <= rows
+    assert shown >= {row for row in rows if row.startswith(("| `ppo.", "| `value.", "| `reward"))}
 
 
 def test_settings_named_in_the_text_exist() -> None:

@@ -276,6 +276,7 @@ class PpoConfig:
 
 @dataclass
 class ValueConfig:
+    start: str | None = setting("a PPO run whose value head to go on from; null starts at zero", None)
     learning_rate: float | None = setting("of the value head; null takes train.learning_rate", None, gt=0)
     warmup_updates: int = setting("first updates that train the value head alone", 0, ge=0)
     detach: bool = setting("keep the value loss from training the policy's own layers", False)
