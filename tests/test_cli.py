@@ -71,7 +71,10 @@ def test_every_command_has_help_with_an_example_or_its_words(main: Main, command
         (["sft", "--multirum"], "No such option: --multirum"),
         (["sft", "--cfg"], "Option '--cfg' requires an argument."),
         (["inspect"], "Missing argument 'stage'."),
-        (["inspect", "sftt"], "alignkit: inspect: there is no stage 'sftt', only sft; did you mean 'sft'?"),
+        (
+            ["inspect", "sftt"],
+            "alignkit: inspect: there is no stage 'sftt', only sft, reward, dpo; did you mean 'sft'?",
+        ),
         (["inspect", "sft", "--rows", "-1"], "Invalid value for '--rows': Input should be greater than or equal to 0"),
         (["generate"], "Missing argument 'run'."),
         (["sft", *TINY, "--cfg", "jop"], "alignkit: --cfg jop: it shows job, hydra, all; did you mean 'job'?"),
@@ -97,8 +100,8 @@ def test_mistakes_in_settings_are_a_line_each_and_answered_before_anything_is_ma
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "alignkit: no option 'tiny_gpt' in the group 'model', which has gpt2, llama32_1b, qwen3_0_6b, smollm2_135m, "
-        "tiny_gpt2, tiny_llama; did you mean 'tiny_gpt2'?",
+        "alignkit: no option 'tiny_gpt' in the group 'model', which has gpt2, llama32_1b, qwen3_0_6b, run, "
+        "smollm2_135m, tiny_gpt2, tiny_llama; did you mean 'tiny_gpt2'?",
         "alignkit: unknown key 'lerning_rate' in 'train': it is no argument of trl.SFTConfig; did you mean "
         "'learning_rate'?",
         "alignkit: unknown key 'data.maxlength'; did you mean 'data.max_length'?",

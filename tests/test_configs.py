@@ -77,9 +77,12 @@ def test_a_recipe_says_what_it_needs_and_composes_as_it_is_launched(
             assert {key: found[key] for key in own} == own
 
 
-def test_the_recipe_of_the_demo_composes() -> None:
-    job = compose_job("sft", [f"config={PACKAGE / 'demo' / 'demo.yaml'}"])
-    assert (job.name, job.model.name, Path(job.data.path).name) == ("demo", "tiny_gpt2", "train.jsonl")
+@pytest.mark.parametrize(("stage", "rows"), [("sft", "train.jsonl"), ("reward", "pairs.jsonl"), ("dpo", "pairs.jsonl")])
+def test_a_recipe_of_the_demo_composes(stage: str, rows: str) -> None:
+    start = [] if stage == "sft" else ["model.name=runs/demo/sft"]
+    job = compose_job(stage, [f"config={PACKAGE / 'demo' / f'{stage}.yaml'}", *start])
+    assert (job.name, Path(job.data.path).name) == ("demo", rows)
+    assert job.model.name == ("tiny_gpt2" if stage == "sft" else "runs/demo/sft")
 
 
 def test_two_recipes_never_share_a_run_directory() -> None:

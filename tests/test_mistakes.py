@@ -56,8 +56,8 @@ def test_a_mistake_on_the_command_line(word: str, line: str | None) -> None:
 
 def test_an_unknown_group_option_lists_the_options_and_the_way_out() -> None:
     assert refusal("model=tiny_gpt") == [
-        "no option 'tiny_gpt' in the group 'model', which has gpt2, llama32_1b, qwen3_0_6b, smollm2_135m, tiny_gpt2, "
-        "tiny_llama; did you mean 'tiny_gpt2'?"
+        "no option 'tiny_gpt' in the group 'model', which has gpt2, llama32_1b, qwen3_0_6b, run, smollm2_135m, "
+        "tiny_gpt2, tiny_llama; did you mean 'tiny_gpt2'?"
     ]
     (line,) = refusal("model=org/thing")
     assert line.endswith("; a hub id or a folder is given as model.name=org/thing")

@@ -1,6 +1,7 @@
 """What the README says can be typed, can be typed; what it shows is what comes out."""
 
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -14,12 +15,16 @@ import pytest
 import typer
 
 from alignkit import cli
+from alignkit.config import JOBS
 from alignkit.launch import compose_job
 from alignkit.mistakes import in_overrides
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OFFLINE = ("config=configs/smoke/", "config=configs/sweep/", "runs/sft/smoke")
+OFFLINE = (
+    *("config=configs/smoke/", "config=configs/sweep/", "runs/sft/smoke", "runs/sft/lo", "models/merged"),
+    "runs/reward/reward-smoke",
+)
 
 Main = Callable[..., int]
 
@@ -54,6 +59,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESUME", "false")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Say a.", "chosen": "a!", "rejected": "no"}\n')
+    (tmp_path / "prompts.txt").write_text("Repeat the word moon.\nSay goodbye to the toad.\n")
+    for block in blocks("python"):
+        found = re.match(r"# (\S+\.py)\b", block)
+        assert found, "a block of Python begins with the name of its file"
+        (tmp_path / found[1]).write_text(block, encoding="utf-8")
     for block in blocks("yaml"):
         found = re.match(r"# (\S+\.yaml)\n", block)
         assert found, "a block of YAML begins with the name of its file"
@@ -83,18 +94,20 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    assert {words[0] for words in OURS} == {"sft", "inspect", "generate", "ppo"}
+    measuring = {"next", "chat", "compare", "evaluate", "merge", "verify", "score"}
+    assert {words[0] for words in OURS} >= {"sft", "inspect", "generate", "reward", "dpo", "ppo", *measuring}
     assert {words[0] for words in COMMANDS} == {"bash", "alignkit", "torchrun", "accelerate", "srun"}
-    assert len(RUN) == 6
+    assert len(RUN) >= 20
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_a_command_is_understood_and_its_job_composes(words: list[str]) -> None:
     name, given = parsed([os.path.expandvars(word) for word in words])
-    if name == "generate":
-        job = compose_job(name, given["words"] or [], model={"name": given["run"]})
-        assert given["prompt"]
+    if "config_dir" not in given:  # no stage: it takes runs, and what is left are settings
+        settings = [word for word in given["words"] or [] if "=" in word]
+        needed = ["data.path=d"] if name in ("evaluate", "score") else []
+        job = compose_job(name, [*needed, *settings], model={"name": given.get("run", "m")})
     else:
         job = compose_job(given.get("stage", name), given["words"] or [], config_dir=given["config_dir"])
         assert job.name != "default"
@@ -107,12 +120,15 @@ def test_a_script_is_there(words: list[str]) -> None:
 
 
 def test_commands_that_need_nothing_run_in_the_order_they_are_written(
-    folder: Path, main: Main, capsys: pytest.CaptureFixture[str]
+    folder: Path, main: Main, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for words in RUN:
-        short = ["sampling.max_new_tokens=8"] if words[0] == "sft" else []
+        short = ["sampling.max_new_tokens=8"] if words[0] in ("sft", "generate") else []
+        short += ["train.max_steps=10"] if "name=longer" in words else []
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Up?\n"))
         assert main([*words, *short]) == 0, f"{words}: {capsys.readouterr().err}"
-        assert capsys.readouterr().out or "--multirun" in words
+        heard = capsys.readouterr()
+        assert heard.out or heard.err or "--multirun" in words
     files = re.search(r"The run directory has\n\n(.*?)\n\n", README, re.DOTALL)
     assert files
     named = {name for row in files[1].splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
@@ -146,28 +162,19 @@ def test_the_table_of_settings_is_the_one_that_the_script_prints() -> None:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = re.search(r"<!-- settings.*?-->\n(.*?)<!-- /settings -->", README, re.DOTALL)
-    assert found
-    assert found[1].strip() == module.table("sft")
-    rows = set(module.table("ppo").splitlines())
-    of_ppo = re.search(r"<!-- ppo settings.*?-->\n(.*?)<!-- /ppo settings -->", README, re.DOTALL)
-    assert of_ppo
-    shown = set(of_ppo[1].strip().splitlines())
-    assert shown <= rows
-    assert shown >= {row for row in rows if row.startswith(("| `ppo.", "| `value.", "| `reward"))}
-    rows = set(module.table("ppo").splitlines())
-    of_ppo = re.search(r"<!-- ppo settings.*?-->\n(.*?)<!-- /ppo settings -->", README, re.DOTALL)
-    assert of_ppo
-    shown = set(of_ppo[1].strip().splitlines())
-    assert shown <= rows
-    assert shown >= {row for row in rows if row.startswith(("| `ppo.", "| `value.", "| `reward"))}
+    tables = re.findall(
+        r"<!-- settings: python scripts/settings_table.py (.*?) -->\n(.*?)<!-- /settings -->", README, re.DOTALL
+    )
+    assert {words.split()[0] for words, _ in tables} >= {"sft", "reward", "dpo", "ppo"}
+    for words, table in tables:
+        assert table.strip() == module.table(*words.split())
 
 
 def test_settings_named_in_the_text_exist() -> None:
     prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
     words = [word for word in re.findall(r"`([a-z_.]+=[^`]+)`", prose) if not word.startswith("config=")]
     assert len(words) > 3
-    assert in_overrides("sft", words, None) == []
+    assert [word for word in words if all(in_overrides(stage, [word], None) for stage in JOBS)] == []
 
 
 def test_links_lead_somewhere() -> None:

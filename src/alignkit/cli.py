@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -237,6 +239,31 @@ def next(
 
 
 @app.command()
+def chat(words: RunsAndWords) -> None:
+    """Talk with one or several models, in the template they were trained with; /help says what else can be typed.
+
+    alignkit chat runs/sft/base runs/sft/tuned sampling.temperature=0.7 system="Be brief."
+    """
+    from alignkit.launch import compose_job
+
+    runs, settings = _runs_and_words(words)
+    job = compose_job("chat", settings, model={"name": runs[0] if runs else ""})
+    from alignkit.evaluate.chat import run as talk
+
+    talk(job, runs=runs, lines=_typed_lines())
+
+
+def _typed_lines() -> Iterator[str]:
+    """What is typed, with a prompt where somebody is there to see it."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input("› ")
+
+
+@app.command()
 def compare(
     words: RunsAndWords,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
@@ -347,9 +374,9 @@ def score(
 
 @app.command()
 def demo(
-    keep: Annotated[Path, typer.Option(help="Folder for the demo's run.")] = Path("runs/demo"),
+    keep: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
 ) -> None:
-    """Train a tiny model from nothing in front of your eyes: the rows, the mask, before and after."""
+    """Take a tiny model from nothing through alignment: rows and mask, SFT, a reward model, DPO, and what each says."""
     from alignkit.demo import show
 
     show(keep)

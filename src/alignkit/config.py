@@ -319,6 +319,15 @@ class GenerateJob:
 
 
 @dataclass
+class ChatJob:
+    seed: int = setting("of every random draw", 0, ge=0)
+    system: str | None = setting("the system prompt, where the template has a place for one", None)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
 class CompareJob:
     seed: int = setting("of every random draw", 0, ge=0)
     batch_size: int = setting("responses generated together", 16, ge=1)
@@ -378,6 +387,7 @@ JOBS: dict[str, type] = {
     "ppo": PpoJob,
     "generate": GenerateJob,
     "next": NextJob,
+    "chat": ChatJob,
     "compare": CompareJob,
     "evaluate": EvaluateJob,
     "merge": MergeJob,

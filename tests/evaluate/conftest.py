@@ -53,4 +53,4 @@ def adapter_dir(train: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def other_dir(train: Callable[..., Path]) -> Path:
     """As `run_dir`, but hardly trained."""
-    return train("other", steps=3)
+    return train("other", steps=1)

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.config import CompareJob, ModelConfig
+from alignkit.config import CompareJob, Dtype, ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.evaluate.compare import Answer, Column, Comparison, run
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.statistics import win_rate
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
+from alignkit.models.reward import load_reward, reward_tokenizer, scores_of
+from alignkit.stages import reward
 
 LENGTHS = "def longer(prompts, completions):\n    return [len(text) for text in completions]\n"
 
@@ -126,6 +128,34 @@ def test_a_reward_that_gives_no_numbers_is_told(compare: Compare, tmp_path: Path
     with pytest.raises(AlignkitError, match=words) as caught:
         compare(reward=f"{tmp_path}/wrong.py:f")
     assert caught.value.exit_status == 2
+
+
+def test_a_file_that_is_there_is_not_written_over(compare: Compare) -> None:
+    compare()
+    with pytest.raises(AlignkitError, match=r"out\.json exists already: name another file or remove it"):
+        compare()
+
+
+def test_a_reward_run_scores_what_was_said(
+    compare: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(8)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quiet = ["train.report_to=none", "train.save_strategy='no'", "train.max_steps=1"]
+    folder = tmp_path / "judge"
+    reward.run(compose_job("reward", ["model=tiny_gpt2", "template=chatml", f"data.path={pairs}", *quiet]), folder)
+    capsys.readouterr()
+    found = compare(reward=str(folder))
+    assert f"--reward {folder} was trained with another template than " in capsys.readouterr().out
+    answers = [answer for column in found["columns"] for answer in column["answers"]]
+    assert all(isinstance(answer["reward"], float) for answer in answers)
+    config = ModelConfig(str(folder), dtype=Dtype.float32)
+    tokenizer = load_tokenizer(config)
+    judge, _ = load_reward(config, reward_tokenizer(tokenizer, end_id=260))
+    text = "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\nhello there<|im_end|>"
+    (score,) = scores_of(judge, [tokenizer(text)["input_ids"]], pad_id=256, batch_size=1)
+    assert answers[0]["reward"] == pytest.approx(score, abs=1e-4)
 
 
 def test_logprobs_of_other_tokens_or_templates_are_refused(

@@ -61,12 +61,15 @@ def test_the_response_is_only_the_response(answer: Answer) -> None:
     assert all(-1 < logprob < 0 for logprob in logprobs)
 
 
-def test_what_shares_the_batch_changes_no_answer(answer: Answer) -> None:
+@pytest.mark.parametrize("sampling", [[], ["sampling=nucleus", "sampling.temperature=1.5"]])
+def test_what_shares_the_batch_changes_no_answer(answer: Answer, sampling: list[str]) -> None:
     prompts = [*KNOWN, "Something else entirely, and rather long at that", "x"]
     # in bfloat16, which generation takes where the machine has it, three digits are all there is
-    alone, together = (answer(f"batch_size={size}", "model.dtype=float32", prompts=prompts) for size in (1, 6))
-    assert [row["response"] for row in together] == [row["response"] for row in alone]
-    assert [row["logprob"] for row in together] == pytest.approx([row["logprob"] for row in alone], abs=1e-4)
+    words = [*sampling, "num_samples=3", "model.dtype=float32"]
+    alone, *together = (answer(*words, f"batch_size={size}", prompts=prompts) for size in (1, 4, 16))
+    for rows in together:
+        assert [row["response"] for row in rows] == [row["response"] for row in alone]
+        assert [row["logprob"] for row in rows] == pytest.approx([row["logprob"] for row in alone], abs=1e-4)
 
 
 def test_draws_are_a_function_of_the_seed_and_not_of_the_batch(answer: Answer) -> None:

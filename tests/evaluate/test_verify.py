@@ -91,6 +91,14 @@ def test_a_folder_without_a_record_is_held_against_itself(copy: Path) -> None:
     assert verdicts(copy) == {"vocabulary": "ok", "template": "-", "prompts": "ok", "stop": "ok", "adapter": "-"}
 
 
+@pytest.mark.parametrize("samples", ['{"prompt": "a", "wanted": "b"}', '{"prompt": "a", "before": "b", "after": "c"}'])
+def test_the_samples_of_every_stage_are_tried(adapter_dir: Path, tmp_path: Path, samples: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(adapter_dir, folder)
+    (folder / "samples.jsonl").write_text(samples + "\n")
+    assert verdicts(folder)["adapter"] == "ok"
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AlignkitError, match="holds no model"):
         run(VerifyJob(ModelConfig(str(tmp_path))))

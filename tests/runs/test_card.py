@@ -25,6 +25,7 @@ def test_wilson_s_interval_of_eight_in_ten() -> None:
     found = interval(8, 10)
     assert (found["value"], round(found["low"], 4), round(found["high"], 4)) == (0.8, 0.4902, 0.9433)
     assert interval(10, 10)["high"] == pytest.approx(1)
+    assert all(interval(n, n)["high"] >= 1 and interval(0, n)["low"] <= 0 for n in range(1, 300))
     assert interval(10, 10)["low"] == pytest.approx(0.7225, abs=1e-4)
 
 

@@ -69,6 +69,8 @@ def test_the_reference_is_the_policy_as_it_was(
     assert first["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     for key in ("chosen", "rejected", "margins"):
         assert first[f"eval_rewards/{key}"] == pytest.approx(0, abs=1e-5)
+    # a tie is half right, to float rounding
+    assert first["eval_rewards/accuracies"] == 0.5 if keep == "false" else 0 <= first["eval_rewards/accuracies"] <= 1
     assert first["eval_logps/chosen"] == pytest.approx(of_policy("sft"), abs=1e-3)  # the SFT policy, not its base
     last = [entry for entry in metrics("runs/dpo/a") if "eval_rewards/margins" in entry][-1]
     assert last["eval_rewards/margins"] > 0
@@ -214,6 +216,13 @@ def test_a_reference_with_another_vocabulary_is_refused(job: Job, sft_run: Calla
     config.write_text(config.read_text().replace("<|im_end|>", "<|im_over|>"))
     with pytest.raises(ConfigError, match=r"reference.name: sft has another vocabulary than tiny_gpt2"):
         dpo.check(job(*TINY, "reference.name=sft"))
+
+
+def test_what_is_longer_counts_less_with_ld_alpha_for_policy_and_reference_alike(job: Job) -> None:
+    dpo.run(job(*TINY, "data.eval_fraction=0.25", "train.ld_alpha=0.5"), Path("run"))
+    first = at_the_start("run")
+    assert first["eval_rewards/chosen"] == pytest.approx(0, abs=1e-6)
+    assert first["eval_logps/chosen"] < 0
 
 
 def test_the_same_seed_gives_the_same_bits(job: Job) -> None:

@@ -1,51 +1,147 @@
-"""`alignkit demo`: a tiny model learns small tasks on words, in front of your eyes and without a download."""
+"""`alignkit demo`: a tiny model goes from nothing through alignment, in front of your eyes and without a download."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from alignkit.launch import compose_job
 
+# Who answers in the end: the name, and what `alignkit generate` is given for it.
+_POLICIES = {
+    "base": ["model=tiny_gpt2", "template=instruction"],
+    "SFT": ["model.name={folder}/sft"],
+    "DPO": ["model.name={folder}/dpo"],
+}
 _SHOWN_ROWS = 3
 _SHOWN_ANSWERS = 5
+_TOGETHER = 100  # answers at once
 
 
-def show(run_dir: Path) -> dict[str, float]:
-    """Show rows and mask, train, and compare the held-out answers before and after.
+@dataclass(frozen=True)
+class Answered:
+    """What a policy says to the held-out prompts.
+
+    Attributes:
+        answers: drawn, one for each pair's prompt.
+        scores: the reward model's, one for each of those.
+        preferred: share of the answers that begin as the chosen ones do.
+        right: share of the other tasks answered to the letter, the likeliest token each time.
+    """
+
+    answers: list[str]
+    scores: list[float]
+    preferred: float
+    right: float
+
+
+def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answered]]:
+    """Show what the loss sees; train a policy, a reward model and a better policy; compare their held-out answers.
 
     Args:
-        run_dir: the run is written here, over a former demo.
+        folder: the runs `sft`, `reward` and `dpo` are written here, over those of a former demo.
+        seed: of every random draw.
 
     Returns:
-        `before` and `after`: shares of held-out prompts answered to the letter.
+        The reward model's report card, and what each policy says in the end.
     """
-    recipe = resources.files("alignkit.demo").joinpath("demo.yaml")
-    job = compose_job("sft", [f"config={recipe}"])
-    inspection, stage = import_module("alignkit.data.inspect"), import_module("alignkit.stages.sft")
     console = Console(soft_wrap=True)
-    _title(console, "1  What the loss sees", f"alignkit inspect sft config={recipe}")
-    inspection.inspect(stage.view(job), num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None)
-    _title(console, "2  Training a random model on it", f"alignkit sft config={recipe}")
-    stage.run(job, run_dir)
-    _title(console, "3  Words it has never seen, before and after", f"{run_dir / 'samples.jsonl'}")
-    samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("prompt", "wanted", "before", "after"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=40 if name == "prompt" else 20)
-    for sample in samples[:_SHOWN_ANSWERS]:
-        table.add_row(*(_printable(sample[name]) for name in ("prompt", "wanted", "before", "after")))
-    console.print(table)
-    exact = {when: sum(s[when] == s["wanted"] for s in samples) / len(samples) for when in ("before", "after")}
-    console.print(
-        f"\nright to the letter: {exact['before']:.0%} → {exact['after']:.0%} of {len(samples)} held-out prompts"
+    recipe = f"config={_shipped('sft.yaml')}"
+    _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
+    view = import_module("alignkit.stages.sft").view(compose_job("sft", [recipe]))
+    import_module("alignkit.data.inspect").inspect(view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None)
+    start = [f"model.name={folder / 'sft'}"]
+    _train(console, "2  A random model learns small tasks on words", "sft", folder, seed)
+    _train(console, "3  A reward model learns which answer is better", "reward", folder, seed, start)
+    _train(console, "4  The better answer is made likelier", "dpo", folder, seed, start)
+    reward, pairs = folder / "reward", _read("heldout_pairs.jsonl")
+    runs = f"{folder / 'sft'} {folder / 'dpo'} --reward {reward} --prompts {_shipped('heldout_pairs.jsonl')}"
+    _title(console, "5  Words that none of them has seen", f"alignkit compare {runs} sampling=nucleus")
+    policies = {
+        name: _ask([*(word.format(folder=folder) for word in words), f"seed={seed}"], pairs, reward)
+        for name, words in _POLICIES.items()
+    }
+    for table in _tables(pairs, policies):
+        console.print(table, "")
+    next_ = f'alignkit generate {folder / "dpo"} --prompt "{pairs[0]["prompt"]}"'
+    console.print(f"next: {next_}", markup=False, highlight=False)
+    card = json.loads((reward / "report_card.json").read_text(encoding="utf-8"))["eval"]
+    return card, policies
+
+
+def _train(console: Console, title: str, stage: str, folder: Path, seed: int, words: Sequence[str] = ()) -> None:
+    words = [f"config={_shipped(f'{stage}.yaml')}", *words]
+    _title(console, title, f"alignkit {stage} {' '.join(words)}")
+    import_module(f"alignkit.stages.{stage}").run(compose_job(stage, [*words, f"seed={seed}"]), folder / stage)
+
+
+def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) -> Answered:
+    read_prompts = import_module("alignkit.evaluate.prompts").asked
+    words = [*words, "sampling.max_new_tokens=32"]
+    job = compose_job("generate", [*words, "sampling=nucleus"])
+    prompts = read_prompts([pair["prompt"] for pair in pairs], None, format="auto", columns={})
+    answers = _answers(job, prompts)
+    scores = import_module("alignkit.evaluate.rewards").load(str(reward), job.model, batch_size=_TOGETHER)
+    preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
+    others = read_prompts([], _shipped("heldout.jsonl"), format="auto", columns={})
+    said = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
+    right = [answer == row["output"] for answer, row in zip(said, _read("heldout.jsonl"), strict=True)]
+    return Answered(answers, scores.score(prompts, answers), fmean(preferred), fmean(right))
+
+
+def _answers(job: Any, prompts: Sequence[Any]) -> list[str]:
+    policy = import_module("alignkit.evaluate.policy").Policy.of(job.model, job.template).load(seed=job.seed)
+    done = policy.answer(policy.encode(prompts), job.sampling, seed=job.seed, batch_size=_TOGETHER)
+    return [policy.text(completion, job.sampling) for completion in done]
+
+
+def _manner(answer: str) -> str:
+    """What an answer says before the word it was asked for: `Gladly!` or `Must I?`."""
+    return answer.rpartition(" ")[0]
+
+
+def _tables(pairs: Sequence[dict[str, str]], policies: Mapping[str, Answered]) -> Iterator[Table]:
+    """The first prompts with each policy's answer, and the figures of all of them."""
+    yield _table(
+        ["prompt", "policy", "answer", "reward"],
+        [
+            ["" if place else pair["prompt"], name, _printable(said.answers[i]), f"{said.scores[i]:+.1f}"]
+            for i, pair in enumerate(pairs[:_SHOWN_ANSWERS])
+            for place, (name, said) in enumerate(policies.items())
+        ],
     )
-    console.print(f'next: alignkit generate {run_dir} --prompt "{samples[0]["prompt"]}"', markup=False, highlight=False)
-    return exact
+    yield _table(
+        [f"{len(pairs)} prompts", "answered politely", "mean reward", "right in other tasks"],
+        [
+            [name, f"{said.preferred:.0%}", f"{fmean(said.scores):+.1f}", f"{said.right:.0%}"]
+            for name, said in policies.items()
+        ],
+    )
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for name in names:
+        table.add_column(name, no_wrap=True, max_width=24)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _shipped(name: str) -> Path:
+    return Path(str(resources.files("alignkit.demo").joinpath(name)))
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in _shipped(name).read_text(encoding="utf-8").splitlines()]
 
 
 def _title(console: Console, title: str, command: str) -> None:

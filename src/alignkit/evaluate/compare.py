@@ -114,7 +114,7 @@ def run(
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
     with run_log():
-        _check(job, runs, prompts, prompts_path, reward)
+        _check(job, runs, prompts, prompts_path, reward, out)
         found = asked(prompts, prompts_path, format=job.format, columns=job.columns)
         policies = [Policy.of(section, job.template) for section in _sections(job, runs)]
         encoded = [policy.encode(found) for policy in policies]
@@ -194,7 +194,7 @@ def _reward(job: CompareJob, policies: Sequence[Policy], found: Asked, compariso
     reward = rewards.load(name, job.model, batch_size=job.batch_size)
     scores = []
     for policy, column in zip(policies, comparison.columns, strict=True):
-        reward.warn_of_other_template(policy.template)
+        reward.warn_of_other_template(policy)
         scores.append(reward.score(found, [answer.text for answer in column.answers]))
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
@@ -217,7 +217,12 @@ def _sections(job: CompareJob, runs: Sequence[str]) -> list[ModelConfig]:
 
 
 def _check(
-    job: CompareJob, runs: Sequence[str], prompts: Sequence[str], prompts_path: Path | None, reward: str | None
+    job: CompareJob,
+    runs: Sequence[str],
+    prompts: Sequence[str],
+    prompts_path: Path | None,
+    reward: str | None,
+    out: Path | None,
 ) -> None:
     problems = check_sampling(job.sampling)
     problems += check_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
@@ -231,6 +236,8 @@ def _check(
             problems += error.problems
     if reward is not None:
         problems += rewards.check_reward(reward, job.model)
+    if out is not None and out.exists():
+        problems.append(f"--out {out} exists already: name another file or remove it")
     if problems:
         raise ConfigError(*problems)
 

@@ -202,7 +202,7 @@ def _reward(
 ) -> None:
     reward = rewards.load(name, job.model, batch_size=job.batch_size)
     for policy, found, one in zip(policies, held_out, figures, strict=True):
-        reward.warn_of_other_template(policy.template)
+        reward.warn_of_other_template(policy)
         assert one.responses is not None
         asked = [prompt for prompt in found.prompts for _ in range(job.num_samples)]
         scores = reward.score(asked, [text for texts in one.responses.texts for text in texts])

@@ -95,7 +95,8 @@ def _row(one: Figures) -> dict[str, str]:
     if one.responses is not None:
         row["tokens"] = f"{one.responses.tokens.mean:.1f}"
         row["stopped"] = f"{one.responses.stopped.mean:.0%}"
-        row |= {f"distinct-{n}": f"{share:.3f}" for n, share in one.responses.distinct.items()}
+        known = {n: share for n, share in one.responses.distinct.items() if not math.isnan(share)}
+        row |= {f"distinct-{n}": f"{share:.3f}" for n, share in known.items()}
     return row
 
 

@@ -18,6 +18,7 @@ from alignkit.data.formats import load_function
 from alignkit.data.masking import Encoding, encode_rows
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import AlignkitError, DataError, RewardError
+from alignkit.evaluate.policy import Policy
 from alignkit.evaluate.prompts import Asked, question
 from alignkit.models.load import check_model, load_tokenizer, num_positions
 from alignkit.models.reward import load_reward, reward_tokenizer, scores_of
@@ -42,13 +43,13 @@ class Reward:
     score: Callable[[Asked, Sequence[str]], list[float]]
     template: Template | None = None
 
-    def warn_of_other_template(self, template: Template) -> None:
+    def warn_of_other_template(self, policy: Policy) -> None:
         """Say so where a policy was trained with another template than the reward model."""
-        if self.template is not None and self.template.jinja != template.jinja:
+        if self.template is not None and self.template.jinja != policy.template.jinja:
             logger.warning(
-                "--reward %s was trained with another template than the responses come from: it scores the same "
-                "words, rendered its own way",
+                "--reward %s was trained with another template than %s: it scores the same words, rendered its own way",
                 self.name,
+                policy.name,
             )
 
 

@@ -45,7 +45,7 @@ def spoken(folder: Path | None) -> Iterator[tuple[str, str]]:
     samples = folder / "samples.jsonl" if folder is not None else None
     if samples is not None and samples.is_file():
         for row in _lines(samples.read_text(encoding="utf-8")):
-            yield row["prompt"], row["wanted"]
+            yield row["prompt"], row["wanted"] if "wanted" in row else row["after"]  # PPO has no answer to copy
     else:
         shipped = resources.files("alignkit.demo").joinpath("heldout.jsonl").read_text(encoding="utf-8")
         for row in _lines(shipped):

@@ -66,7 +66,8 @@ def interval(num_right: float, num_all: int) -> dict[str, float]:
     share = num_right / num_all
     middle = (share + _Z**2 / (2 * num_all)) / (1 + _Z**2 / num_all)
     half = _Z / (1 + _Z**2 / num_all) * math.sqrt(share * (1 - share) / num_all + _Z**2 / (4 * num_all**2))
-    return {"value": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
+    # at 0 and at 1 rounding may put an end on the wrong side of the share itself
+    return {"value": share, "low": max(0.0, min(share, middle - half)), "high": min(1.0, max(share, middle + half))}
 
 
 def write_card(cards: Mapping[str, dict[str, Any]], run_dir: Path) -> None:

@@ -126,21 +126,28 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
             "ref_chosen_logps": inputs["ref_chosen_logps"],
             "ref_rejected_logps": inputs["ref_rejected_logps"],
         }
-        return self._compute_loss(lambda **_: policy, laid, return_outputs)
+        result = self._compute_loss(lambda **_: policy, laid, return_outputs)
+        chosen, rejected = self._sums(policy).chunk(2)
+        margins = chosen - laid["ref_chosen_logps"] - rejected + laid["ref_rejected_logps"]
+        self.record_accuracy("rewards/accuracies", margins)
+        return result
 
     @torch.no_grad()
     def reference_log_probs(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Log π_ref of the chosen and of the rejected responses, each [B]; weighed by `ld_alpha` as the policy's."""
         with self._reference() as model:
             scored = self._completions(model, batch)
-        log_probs = scored.log_probs
-        if self.ld_alpha is not None:  # Liu et al. 2024, LD-DPO: what is longer than the other side counts less
-            lengths = scored.mask.sum(1)
-            shared = torch.minimum(*lengths.chunk(2)).repeat(2)
+        chosen, rejected = self._sums(scored).chunk(2)
+        return chosen, rejected
+
+    def _sums(self, scored: SimpleNamespace) -> Tensor:
+        """Log-probabilities of whole responses, [2 B]; with `ld_alpha` (Liu et al. 2024) what is longer counts less."""
+        log_probs: Tensor = scored.log_probs
+        if self.ld_alpha is not None:
+            shared = torch.minimum(*scored.mask.sum(1).chunk(2)).repeat(2)
             beyond = scored.mask.cumsum(1) > shared[:, None]
             log_probs = torch.where(beyond, self.ld_alpha * log_probs, log_probs)
-        chosen, rejected = log_probs.sum(1).chunk(2)
-        return chosen, rejected
+        return log_probs.sum(1)
 
     @contextmanager
     def _reference(self) -> Iterator[nn.Module]:

@@ -111,6 +111,13 @@ class PairTrainer(OrderedTrainer):
         num_lines = len(batch["input_ids"])
         return num_lines if self.data_collator.shared_prompt else num_lines // 2
 
+    def record_accuracy(self, name: str, margins_B: Tensor) -> None:
+        """Put our accuracy in place of upstream's, for which a tie is wrong: before the first step all pairs are."""
+        model: Any = self.model
+        mode = "train" if model.training else "eval"
+        right = (margins_B > 0).float() + (margins_B == 0).float() / 2
+        self._metrics[mode][name][-1] = self.accelerator.gather_for_metrics(right.detach()).mean().item()
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         num_pairs = self.num_pairs(inputs)
         result = super().prediction_step(model, inputs, *args, **kwargs)

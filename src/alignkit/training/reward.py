@@ -36,10 +36,13 @@ class RewardTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
 
         Upstream makes the loss and its figures of the scores handed to it in place of the model's output.
         """
-        outputs = SequenceClassifierOutput(logits=self.scores(model, inputs).reshape(-1, 1))
+        chosen, rejected = self.scores(model, inputs)
+        outputs = SequenceClassifierOutput(logits=torch.cat([chosen, rejected])[:, None])
         seen = {"attention_mask": inputs["parts"] != NOTHING}
         seen |= {"margin": inputs["margin"]} if "margin" in inputs else {}
-        return UpstreamTrainer.compute_loss(self, lambda **_: outputs, seen, return_outputs)
+        result = UpstreamTrainer.compute_loss(self, lambda **_: outputs, seen, return_outputs)
+        self.record_accuracy("accuracy", chosen - rejected)
+        return result
 
 
 def _last(own_BL: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""The chains in scripts/ run as they are typed, from a folder that has the recipes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FEWER = {"dpo": ["sft", "dpo"], "rlhf": ["sft", "reward", "ppo"]}
+
+
+@pytest.mark.parametrize("script", FEWER)
+def test_a_chain_leaves_a_finished_run_of_each_stage(script: str, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / f"{script}.sh"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for stage in FEWER[script]:
+        assert '"status": "finished"' in (tmp_path / "runs" / stage / script / "run.json").read_text()
+
+
+@pytest.mark.parametrize("script", FEWER)
+def test_a_chain_that_is_given_too_little_says_how_it_is_used(script: str) -> None:
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / f"{script}.sh", "name"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"bash scripts/{script}.sh NAME MODEL ROWS PAIRS" in done.stdout
