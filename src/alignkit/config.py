@@ -247,7 +247,9 @@ class PpoConfig:
     num_mini_batches: int = setting("optimizer steps in a pass", 4, ge=1)
     generation_batch_size: int = setting("completions written together by a process, at most", 64, ge=1)
     clip_range: float = setting("a token's probability moves its loss up to this relative change", 0.2, gt=0)
-    clip_range_value: float = setting("a token's value moves its loss up to this change", 0.2, gt=0)
+    clip_range_value: float | None = setting(
+        "a token's value moves its loss up to this change, in the scale of the scores; null: without bound", 0.2, gt=0
+    )
     vf_coef: float = setting("weight of the value loss", 0.1, ge=0)
     entropy_coef: float = setting("weight of the entropy bonus, for a policy that keeps exploring", 0.0, ge=0)
     gamma: float = setting("discount of later rewards", 1.0, ge=0, le=1)

@@ -212,6 +212,12 @@ def test_a_value_head_goes_on_from_another_run(job):
         run(job(*words))
 
 
+def test_values_can_move_without_bound(job):
+    run(job("ppo.clip_range_value=null", "value.learning_rate=0.1", "ppo.num_updates=2"))
+    assert metrics("out", "value/clip_fraction") == [0.0, 0.0]
+    assert abs(metrics("out", "value/mean")[1]) > 0.2
+
+
 def test_samples_are_spread_over_prompts(job):
     run(job("ppo.num_prompts=4", "ppo.num_generations=2", "ppo.num_updates=1", "ppo.keep_rollouts=6"))
     lines = [json.loads(line) for line in Path("out/rollouts.jsonl").read_text().splitlines()]

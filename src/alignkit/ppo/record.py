@@ -26,7 +26,7 @@ PANELS = {
     "length (tokens)": {"rollout/length": "training", "eval_length": "held out"},
     "entropy (nats a token)": {"objective/entropy": "entropy"},
     "losses": {"loss/policy": "policy", "loss/value": "value"},
-    "values": {"value/explained_variance": "explained variance"},
+    "variance of the returns that values explain": {"value/explained_variance": "explained variance"},
 }
 
 
