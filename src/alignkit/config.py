@@ -247,7 +247,9 @@ class PpoConfig:
     num_mini_batches: int = setting("optimizer steps in a pass", 4, ge=1)
     generation_batch_size: int = setting("completions written together by a process, at most", 64, ge=1)
     clip_range: float = setting("a token's probability moves its loss up to this relative change", 0.2, gt=0)
-    clip_range_value: float = setting("a token's value moves its loss up to this change", 0.2, gt=0)
+    clip_range_value: float | None = setting(
+        "a token's value moves its loss up to this change, in the scale of the scores; null: without bound", 0.2, gt=0
+    )
     vf_coef: float = setting("weight of the value loss", 0.1, ge=0)
     entropy_coef: float = setting("weight of the entropy bonus, for a policy that keeps exploring", 0.0, ge=0)
     gamma: float = setting("discount of later rewards", 1.0, ge=0, le=1)
@@ -276,6 +278,7 @@ class PpoConfig:
 
 @dataclass
 class ValueConfig:
+    start: str | None = setting("a PPO run whose value head to go on from; null starts at zero", None)
     learning_rate: float | None = setting("of the value head; null takes train.learning_rate", None, gt=0)
     warmup_updates: int = setting("first updates that train the value head alone", 0, ge=0)
     detach: bool = setting("keep the value loss from training the policy's own layers", False)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from alignkit.config import PpoJob
-from alignkit.errors import AlignkitError, RewardError, TrainingError
+from alignkit.errors import AlignkitError, ConfigError, RewardError, TrainingError
 from alignkit.launch import compose_job
 from alignkit.stages import ppo, sft
 
@@ -199,6 +199,32 @@ def test_the_value_head_warms_up_alone(job):
     assert metrics("out", "objective/kl")[:2] == [0.0, 0.0]
     assert metrics("out", "value/mean")[1] != 0.0
     assert largest_difference("sft", "out") > 0
+
+
+def test_a_value_head_goes_on_from_another_run(job):
+    run(job("ppo.num_updates=2", "value.learning_rate=0.1"), "first")
+    run(job("model.name=first", "value.start=first", "ppo.num_updates=1"), "second")
+    assert metrics("second", "value/mean")[0] != 0.0
+    with pytest.raises(ConfigError, match=r"^value\.start: sft has no value head, no value_head\.safetensors"):
+        run(job("value.start=sft"))
+    words = ["model=tiny_gpt2", "model.name=tiny_gpt2", "template=instruction", "value.start=first"]
+    with pytest.raises(ConfigError, match="reads states of 64 numbers, this model's have 128"):
+        run(job(*words))
+
+
+def test_values_can_move_without_bound(job):
+    run(job("ppo.clip_range_value=null", "value.learning_rate=0.1", "ppo.num_updates=2"))
+    assert metrics("out", "value/clip_fraction") == [0.0, 0.0]
+    assert abs(metrics("out", "value/mean")[1]) > 0.2
+
+
+def test_samples_are_spread_over_prompts(job):
+    run(job("ppo.num_prompts=4", "ppo.num_generations=2", "ppo.num_updates=1", "ppo.keep_rollouts=6"))
+    lines = [json.loads(line) for line in Path("out/rollouts.jsonl").read_text().splitlines()]
+    sources = [line["source"] for line in lines]
+    assert len(lines) == 6
+    assert len(set(sources[:4])) == 4
+    assert sources[4:] == sources[:2]
 
 
 def test_columns_of_the_rows_reach_the_reward(job):

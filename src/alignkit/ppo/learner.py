@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ class Learner(PolicyTrainer):
                     taken.old_values_BT[places, piece],
                     taken.returns_BT[places, piece],
                     mask_BT,
-                    clip_range=self.ppo.clip_range_value,
+                    clip_range=self.ppo.clip_range_value or math.inf,
                     num_tokens=num_tokens,
                 )
                 entropy = entropy_bonus(entropies_BT, mask_BT, num_tokens=num_tokens)

@@ -27,7 +27,7 @@ PANELS = {
     "length (tokens)": {"rollout/length": "training", "eval_length": "held out"},
     "entropy (nats a token)": {"objective/entropy": "entropy"},
     "losses": {"loss/policy": "policy", "loss/value": "value"},
-    "values": {"value/explained_variance": "explained variance"},
+    "variance of the returns that values explain": {"value/explained_variance": "explained variance"},
 }
 
 
@@ -55,15 +55,22 @@ class RolloutFile(TrainerCallback):
     def __call__(self, update: int, rollouts: Sequence[Rollout], kl_B: Sequence[float]) -> None:
         """Take notice of the rollouts of an update, counted from 1, and of the KL of each in nats."""
         with self.path.open("a", encoding="utf-8") as file:
-            for rollout, kl in list(zip(rollouts, kl_B, strict=True))[: self.keep]:
+            for place in _spread(rollouts, self.keep):
+                rollout, kl = rollouts[place], kl_B[place]
                 prompt = self.prompts[rollout.prompt]
                 line = {"step": update, "source": prompt.source, "prompt": prompt.text, "completion": rollout.text}
                 line |= {"score": rollout.score, "scores": rollout.by_source, "kl": kl}
                 line |= {"length": len(rollout.ids), "has_ended": rollout.has_ended}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self.show_every and (update == 1 or update % self.show_every == 0):
-            for rollout in rollouts[:_TOGETHER]:
+            for place in _spread(rollouts, _TOGETHER):
+                rollout = rollouts[place]
                 show(self.prompts[rollout.prompt].text, {_score(rollout): rollout.text})
+
+
+def _spread(rollouts: Sequence[Rollout], num: int) -> list[int]:
+    """The places of some rollouts, of as many prompts as there are before a second one of the same prompt."""
+    return sorted(range(len(rollouts)), key=lambda place: (rollouts[place].generation, place))[:num]
 
 
 def show(prompt: str, answers: Mapping[str, str]) -> None:

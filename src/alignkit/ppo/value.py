@@ -11,6 +11,18 @@ from torch import Tensor, nn
 VALUE_HEAD = "value_head.safetensors"
 
 
+def check_value_head(folder: Path, hidden_size: int) -> list[str]:
+    """What is wrong with a folder that a value head is to be taken from, one line each."""
+    if not (folder / VALUE_HEAD).is_file():
+        return [f"value.start: {folder} has no value head, no {VALUE_HEAD}: a run of alignkit ppo has one"]
+    size = load_file(folder / VALUE_HEAD)["weight_H"].shape[0]
+    if size != hidden_size:
+        return [
+            f"value.start: the value head of {folder} reads states of {size} numbers, this model's have {hidden_size}"
+        ]
+    return []
+
+
 class ValueHead(nn.Module):
     """A linear map from a hidden state to a value, in float32 whatever the model computes in.
 

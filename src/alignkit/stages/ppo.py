@@ -26,6 +26,7 @@ from alignkit.ppo.reference import what_is_held
 from alignkit.ppo.rewards import Rewards, load_rewards
 from alignkit.ppo.rollout import Rollout, Sampler
 from alignkit.ppo.trainer import PpoTrainer
+from alignkit.ppo.value import check_value_head
 from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import stop_ids
@@ -115,6 +116,10 @@ def prepare(job: PpoJob) -> Prepared:
     bare = skeleton(job.model)
     if job.lora:
         build_lora(job.lora, bare)
+    if job.value.start is not None:
+        hidden_size = bare.config.get_text_config().hidden_size
+        if problems := check_value_head(Path(job.value.start), hidden_size):
+            raise ConfigError(*problems)
     positions = num_positions(bare.config)
     longest = _LONGEST_BY_DEFAULT if positions is None else positions - job.sampling.max_new_tokens
     if longest < 1:
@@ -160,6 +165,8 @@ def _trainer(job: PpoJob, run_dir: Path, args: Any, model: Any, prepared: Prepar
         entropy_trains=job.ppo.entropy_coef > 0,
         detach_values=job.value.detach,
     )
+    if job.value.start is not None:
+        policy.value_head.load(Path(job.value.start))
     kept = RolloutFile(
         run_dir / "rollouts.jsonl", prepared.data.train, keep=job.ppo.keep_rollouts, show_every=job.ppo.show_every
     )
