@@ -148,6 +148,34 @@ def test_the_harness_sees_the_tokens_and_probabilities_of_training(folder: str, 
 
 
 @needs_harness
+def test_solved_rows_are_turns_of_the_conversation(
+    choice: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit.evaluate.harness import TrainedModel
+
+    assert check_tasks([str(choice)], num_fewshot=1) == []
+    asked: list[str] = []
+    whole = TrainedModel.generate_until
+
+    def overheard(self: TrainedModel, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        asked.extend(one.args[0] for one in requests)
+        return whole(self, requests, disable_tqdm)
+
+    monkeypatch.setattr(TrainedModel, "generate_until", overheard)
+    shots = {"output_type": "generate_until", "doc_to_target": "{{answer}}", "fewshot_split": "test"}
+    task = write_task(tmp_path, "shots", generation_kwargs={"max_gen_toks": 4}, **shots)
+    job = compose_job("tasks", ["num_fewshot=1"], model={"name": str(run_dir)})
+    run(job, runs=[str(run_dir)], tasks=[str(task)], out=None)
+    for text, question in zip(asked, KNOWN, strict=True):
+        assert text.count("### Instruction:\n") == text.count("### Response:\n") == 2
+        assert text.endswith(f"<|eos|>\n\n### Instruction:\n{question}\n\n### Response:\n")
+    zero = write_task(tmp_path, "zero", num_fewshot=0, **shots)
+    assert check_tasks([str(zero)], num_fewshot=2) == [
+        f"--tasks {zero}: num_fewshot=2 has no effect on zero, which is fixed at 0: leave it out"
+    ]
+
+
+@needs_harness
 def test_wrong_tasks_are_told_together_before_a_model_is_loaded(tmp_path: Path, choice: Path) -> None:
     empty, broken = tmp_path / "empty.yaml", tmp_path / "broken.yaml"
     empty.write_text("doc_to_text: x\n", encoding="utf-8")

@@ -50,7 +50,7 @@ def test_a_schedule_moves_in_a_straight_line() -> None:
 def test_a_schedule_is_refused_where_there_is_no_time() -> None:
     assert check(MOVING, over_time=True) == []
     assert check(MOVING)[0] == (
-        "sampling.temperature goes from 1.5 to 0.5, and only training has a start and an end: give one value"
+        "sampling.temperature goes from 1.5 to 0.5, and only PPO has a start and an end: give one value"
     )
     assert len(check(MOVING)) == 3
 

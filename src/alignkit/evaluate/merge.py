@@ -27,7 +27,8 @@ from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
 
-# Rounding alone: what float32 sums in another order, and weights of 8 or 11 significant bits.
+# Rounding alone: what float32 sums in another order, and weights of 8 or 11 significant bits. SmolLM2 135M moves by
+# 2.0e-5 in float32, where each of the two models is 3e-5 from itself in float64, and they 6e-6 from each other there.
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
 _BATCH_SIZE = 8
 

@@ -6,10 +6,12 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import set_seed
 
 from alignkit.config import TasksJob
 from alignkit.errors import ConfigError, did_you_mean
@@ -55,7 +57,7 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
         ConfigError, ModelError: the user's mistake, before a model is loaded.
     """
     with run_log():
-        if problems := check_runs(runs, job.model, out) + check_tasks(tasks):
+        if problems := check_runs(runs, job.model, out) + check_tasks(tasks, job.num_fewshot):
             raise ConfigError(*dict.fromkeys(problems))
         policies = [Policy.of(replace(job.model, name=name), job.template) for name in runs]
         found = {policy.name: _measured(job, policy, tasks) for policy in policies}
@@ -66,53 +68,65 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
         write_json(out, {"settings": asdict(job), "runs": measured})
 
 
-def check_tasks(tasks: Sequence[str]) -> list[str]:
+@cache
+def _manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()  # reads thousands of files
+
+
+def check_tasks(tasks: Sequence[str], num_fewshot: int | None = None) -> list[str]:
     """What is wrong with `--tasks`, one line each; reads the rows of the tasks where names and files are right."""
     if importlib.util.find_spec("lm_eval") is None:
         return ["--tasks: lm-eval is not installed: pip install 'alignkit[eval]'"]
-    from lm_eval.tasks import TaskManager
-
-    manager, problems = TaskManager(), []
+    known, problems = _manager().all_tasks, []
     for name in tasks:
         if name.endswith((".yaml", ".yml")):
             problem = "" if Path(name).is_file() else "there is no such file"
-        elif name in manager.all_tasks:
+        elif name in known:
             problem = ""
         else:
-            hint = did_you_mean(name, manager.all_tasks) or "; a task of your own is a file.yaml"
+            hint = did_you_mean(name, known) or "; a task of your own is a file.yaml"
             problem = f"lm-eval has no such task{hint}"
-        if problem or (problem := _loading_problem(manager, name)):
+        if problem or (problem := _loading_problem(name, num_fewshot)):
             problems.append(f"--tasks {name}: {problem}")
     return problems
 
 
-def _loading_problem(manager: Any, name: str) -> str:
+def _loading_problem(name: str, num_fewshot: int | None) -> str:
     try:
-        tasks = manager.load([name])["tasks"]
+        tasks = _manager().load([name])["tasks"]
     except Exception as error:  # a task's YAML, its own code, or its download may fail in any way
         return f"it cannot be loaded: {type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
     unsafe = sorted(task for task, loaded in tasks.items() if getattr(loaded, "UNSAFE_CODE", False))
-    return f"{unsafe[0]} runs code that the model writes, which is not done here" if unsafe else ""
+    if unsafe:
+        return f"{unsafe[0]} runs code that the model writes, which is not done here"
+    fixed = sorted(task for task, loaded in tasks.items() if loaded.get_config("num_fewshot") == 0)
+    if num_fewshot and fixed:  # its prompts hold the solved rows already, or must not
+        return f"num_fewshot={num_fewshot} has no effect on {fixed[0]}, which is fixed at 0: leave it out"
+    return ""
 
 
 def _measured(job: TasksJob, policy: Policy, tasks: Sequence[str]) -> list[Metric]:
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
 
     from alignkit.evaluate.harness import TrainedModel
 
     model = TrainedModel(policy.load(seed=job.seed), job.batch_size)
+    loaded = _manager().load(list(tasks))
+    for task in loaded["tasks"].values():
+        if job.num_fewshot is not None or task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", job.num_fewshot or 0)
+        task.set_fewshot_seed(job.seed)
+    set_seed(job.seed)
     try:
-        results = simple_evaluate(
+        results = evaluate(
             model,
-            tasks=list(tasks),
-            num_fewshot=job.num_fewshot,
+            loaded,
             limit=job.limit,
-            apply_chat_template=True,
             log_samples=False,
-            random_seed=job.seed,
-            numpy_random_seed=job.seed,
-            torch_random_seed=job.seed,
-            fewshot_random_seed=job.seed,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
         )
     except (AssertionError, ValueError) as error:  # how the harness refuses a task that does not fit a model
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -34,8 +34,8 @@ def check(sampling: SamplingConfig, prefix: str = "sampling.", *, over_time: boo
     for name in SCHEDULABLE if not over_time else ():
         if isinstance(value := getattr(sampling, name), dict):
             problems.append(
-                f"{prefix}{name} goes from {value['start']} to {value['end']}, and only training has a start and an "
-                "end: give one value"
+                f"{prefix}{name} goes from {value['start']} to {value['end']}, and only PPO has a start and an end: "
+                "give one value"
             )
     problems += [f"{prefix}stop holds an empty text, which would end everything" for text in sampling.stop if not text]
     if not draws(sampling):
