@@ -297,6 +297,9 @@ def evaluate(
     """Measure models on held-out rows; without a data section, on those the first run held out itself.
 
     alignkit evaluate runs/sft/base runs/sft/tuned --reward my_rewards.py:polite --reference runs/sft/base
+
+    With --tasks, on tasks of lm-eval instead; the settings are seed, batch_size, limit, num_fewshot, model, template.
+
     alignkit evaluate runs/sft/base runs/sft/tuned --tasks arc_easy,my_task.yaml limit=100
     """
     from alignkit.launch import compose_job
@@ -330,7 +333,7 @@ def _evaluate_tasks(
     job = compose_job("tasks", settings, model={"name": runs[0] if runs else ""})
     from alignkit.evaluate.tasks import run as measured
 
-    measured(job, runs=runs, tasks=tasks.split(","), out=out)
+    measured(job, runs=runs, tasks=[name.strip() for name in tasks.split(",") if name.strip()], out=out)
 
 
 @app.command()

@@ -187,6 +187,8 @@ def test_wrong_tasks_are_told_together_before_a_model_is_loaded(tmp_path: Path, 
     assert problems[3].startswith(f"--tasks {broken}: it cannot be loaded: ")
     assert problems[4] == "--tasks zzzzzzzz: lm-eval has no such task; a task of your own is a file.yaml"
     assert all("\n" not in problem for problem in problems)
+    assert check_tasks([]) == ["--tasks names none: give names that lm-eval has, or YAML files"]
+    assert check_tasks([str(choice), str(choice)]) == [f"--tasks {choice} is named twice"]
     job = compose_job("tasks", [], model={"name": "nowhere"})
     with pytest.raises(ConfigError, match="arc_easy") as caught:
         run(job, runs=["nowhere", "nowhere"], tasks=["arc_esy"], out=choice)

@@ -79,8 +79,10 @@ def check_tasks(tasks: Sequence[str], num_fewshot: int | None = None) -> list[st
     """What is wrong with `--tasks`, one line each; reads the rows of the tasks where names and files are right."""
     if importlib.util.find_spec("lm_eval") is None:
         return ["--tasks: lm-eval is not installed: pip install 'alignkit[eval]'"]
-    known, problems = _manager().all_tasks, []
-    for name in tasks:
+    known = _manager().all_tasks
+    problems = [] if tasks else ["--tasks names none: give names that lm-eval has, or YAML files"]
+    problems += [f"--tasks {name} is named twice" for name in dict.fromkeys(tasks) if list(tasks).count(name) > 1]
+    for name in dict.fromkeys(tasks):
         if name.endswith((".yaml", ".yml")):
             problem = "" if Path(name).is_file() else "there is no such file"
         elif name in known:
