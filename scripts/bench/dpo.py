@@ -15,6 +15,8 @@ from typing import Any
 from made_pairs import prepare, rows
 from side_by_side import Work, take_turns
 
+from alignkit.data.pair_batching import CHOSEN
+
 VARIANTS = {
     "trl": "TRL: its defaults (bf16 where native)",
     "trl-tuned": "TRL by hand: bf16, no checkpointing",
@@ -69,8 +71,9 @@ def with_trl(variant: str, batch_size: int) -> None:
 
 
 def work_of(batch: Any) -> Work:
-    if "row_index" in batch:
-        return Work(len(batch["row_index"]), int((batch["shift_labels"] != -100).sum()), batch["input_ids"].numel())
+    if "parts" in batch:
+        num_pairs = int((batch["parts"] == CHOSEN).any(1).sum())
+        return Work(num_pairs, int((batch["shift_labels"] != -100).sum()), batch["input_ids"].numel())
     return Work(len(batch["input_ids"]) // 2, int(batch["completion_mask"].sum()), batch["input_ids"].numel())
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from made_pairs import prepare, rows
 from side_by_side import Work, take_turns
 
+from alignkit.data.pair_batching import CHOSEN
+
 VARIANTS = {
     "trl": "TRL: its defaults (bf16 where native)",
     "trl-tuned": "TRL by hand: bf16, no checkpointing",
@@ -66,7 +68,7 @@ def with_trl(variant: str, batch_size: int) -> None:
 
 
 def work_of(batch: Any) -> Work:
-    num_pairs = len(batch["row_index"]) if "row_index" in batch else len(batch["input_ids"]) // 2
+    num_pairs = int((batch["parts"] == CHOSEN).any(1).sum()) if "parts" in batch else len(batch["input_ids"]) // 2
     return Work(num_pairs, 0, batch["input_ids"].numel())
 
 
