@@ -150,7 +150,7 @@ def test_a_folder_and_a_glob_are_read_in_order(folder: Path) -> None:
     (data / "more").mkdir(parents=True)
     (data / "b.json").write_text('[{"n": 2}]')
     (data / "a.csv").write_text("n\n1\n")
-    (data / "c.jsonl.gz").write_bytes(gzip.compress(b'{"n": 3}\n'))
+    (data / "c.jsonl.gz").write_bytes(gzip.compress(b'{"n": 3}\n', mtime=0))
     (data / "more/d.json").write_text('[{"n": 4}]')
     for name in ("README.md", "dataset_info.json", "state.json", ".hidden.json", "_part.json"):
         (data / name).write_text("{}")
