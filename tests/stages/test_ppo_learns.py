@@ -1,6 +1,7 @@
 """PPO learns: a random model comes to say one letter only, which is what it is paid for."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ WORDS = [
 ]
 
 
-def scores(seed: int, folder: Path) -> list[float]:
-    ppo.run(compose_job("ppo", [*WORDS, f"seed={seed}"]), folder / str(seed))
+def scores(seed: int, folder: Path, *more: str) -> list[float]:
+    ppo.run(compose_job("ppo", [*WORDS, f"seed={seed}", *more]), folder / str(seed))
     lines = [json.loads(line) for line in (folder / str(seed) / "metrics.jsonl").read_text().splitlines()]
     return [line["objective/score"] for line in lines if "objective/score" in line]
 
@@ -34,7 +35,7 @@ def test_a_toy_reward_is_learnt(tmp_path: Path) -> None:
     assert found[-1] >= 0.9 * LENGTH
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("ALIGNKIT_TEST_SEEDS" not in os.environ, reason="minutes: ALIGNKIT_TEST_SEEDS=1 runs all seeds")
 def test_a_toy_reward_is_learnt_on_at_least_four_of_five_seeds(tmp_path: Path) -> None:
-    last = [scores(seed, tmp_path)[-1] for seed in range(5)]
+    last = [scores(seed, tmp_path, "ppo.num_updates=60")[-1] for seed in range(5)]
     assert sum(score >= 0.9 * LENGTH for score in last) >= 4, last
