@@ -136,6 +136,24 @@ def test_files_and_words_win_in_order(tmp_path: Path) -> None:
     assert job.sampling.top_k == 50
 
 
+def test_a_template_that_a_file_would_hide_is_refused_and_a_file_may_replace_a_template(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{% generation %}{% endgeneration %}")
+    hidden = "template chatml has no effect beside template.file=t.jinja: set template.file=null"
+    assert refusal("template=chatml", "template.file=t.jinja") == [hidden]
+    assert refusal("template.file=t.jinja", "template.name=chatml") == [hidden]
+    (tmp_path / "a.yaml").write_text("template: {file: t.jinja}")
+    assert refusal("config=a.yaml", "template=chatml") == [hidden]
+    (tmp_path / "b.yaml").write_text("template: {name: chatml, file: t.jinja}")
+    assert refusal("config=b.yaml") == [f"b.yaml: {hidden}"]
+    (tmp_path / "c.yaml").write_text("defaults: [{override /template: chatml}]\ntemplate: {file: t.jinja}")
+    assert refusal("config=c.yaml") == [f"c.yaml: {hidden}"]
+    (tmp_path / "recipe.yaml").write_text("template: chatml")
+    words = ["model.name=m", "data.path=d", "config=recipe.yaml"]
+    assert compose_job("sft", [*words, "template.file=t.jinja"]).template.file == "t.jinja"
+    back = compose_job("sft", ["model.name=m", "data.path=d", "config=a.yaml", "template=chatml", "template.file=null"])
+    assert (back.template.name, back.template.file) == ("chatml", None)
+
+
 def test_a_folder_of_own_options_is_found(tmp_path: Path) -> None:
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "mine.yaml").write_text("name: org/mine\n", encoding="utf-8")

@@ -135,6 +135,7 @@ def _prepare(
     overlays, problems = _read_overlays(files)
     problems += mistakes.in_files(stage, overlays, config_dir)
     problems += mistakes.in_overrides(stage, overrides, config_dir, sweep=sweep)
+    problems = problems or mistakes.hidden_templates(overlays, overrides)
     if problems:
         raise ConfigError(*problems)
     store = ConfigStore.instance()

@@ -77,6 +77,29 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
     return lines
 
 
+def hidden_templates(overlays: Mapping[str, Any], overrides: list[str]) -> list[str]:
+    """One line for each template chosen by name where a file, given with it or before it, would be taken instead.
+
+    A file given after a name is how a recipe's template is replaced, and is no mistake.
+    """
+    words = [_nested(m["key"], _parsed(m["value"])) for w in overrides if (m := _OVERRIDE.fullmatch(w)) and m["value"]]
+    layers = [(f"{path}: ", [content]) for path, content in overlays.items()] + [("", words)]
+    lines, file = [], None
+    for where, contents in layers:
+        named = None
+        for content in contents:
+            section = content.get("template") or {}
+            options = [item for item in content.get("defaults", []) if isinstance(item, Mapping)]
+            named = next((name for item in options for group, name in item.items() if "/template" in group), named)
+            if isinstance(section, str):
+                named = section
+            elif isinstance(section, Mapping):
+                named, file = section.get("name", named), section.get("file", file)
+        if named is not None and file is not None:
+            lines.append(f"{where}template {named} has no effect beside template.file={file}: set template.file=null")
+    return lines
+
+
 def _parsed(text: str) -> Any:
     """A value as OmegaConf reads it in a file, where 1e-3 is a number; text that is no YAML stays text."""
     try:

@@ -28,7 +28,9 @@ GLOBAL_BATCH = 8
 WORDS = [
     *("model=tiny_gpt2", "data.path=rows.jsonl", "data.eval_path=held.jsonl", "data.malformed=drop", "samples=2"),
     "data.format=mine.py:convert",
-    *("sampling.max_new_tokens=4", "train.num_train_epochs=2", "train.learning_rate=1e-3", "train.logging_steps=1"),
+    *("sampling.max_new_tokens=4", "train.num_train_epochs=2", "train.logging_steps=1"),
+    # plain gradient steps: Adam's first ones divide rounding by rounding where a gradient is nearly zero
+    *("train.optim=sgd", "train.learning_rate=0.03", "train.max_grad_norm=1"),
     *("train.report_to=none", "train.save_steps=4"),
 ]
 
@@ -74,7 +76,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_two_processes_end_with_the_weights_of_one(runs: dict[str, Path]) -> None:
     one, two = (load_file(runs[name] / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 2e-5
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 2e-6
 
 
 def test_two_processes_measure_what_one_does(runs: dict[str, Path]) -> None:

@@ -186,7 +186,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(job):
         (["train.eval_strategy=steps"], r"^train\.eval_strategy needs held-out rows: data\.eval_path or"),
         (["early_stopping=2"], r"^early_stopping needs held-out rows"),
         (["data.eval_fraction=0.1", "data.eval_path=rows.jsonl"], r"both name held-out rows: give one of them"),
-        (["sampling.do_sample=false", "sampling.temperature=2"], r"^sampling\.temperature=2 has no effect"),
+        (["samples=0", "sampling=nucleus"], r"(?m)^sampling\.top_p has no effect with samples=0: leave it out, or ask"),
+        (
+            ["samples=1", "sampling.do_sample=false", "sampling.temperature=2"],
+            r"^sampling\.temperature=2 has no effect",
+        ),
         (["data.max_length=600"], r"^data\.max_length is 600, and the model has 512 positions$"),
         (["data.max_length=9"], r"too_long"),
         (["lora=default", "lora.target_modules=[q_proj]"], r"c_attn"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ def save_model(
     generation = None if end_id is None else _generation_config(model, tokenizer, end_id)
     if isinstance(model, PeftModel):
         if not model.get_base_model().name_or_path:
-            plain = copy.deepcopy(model).unload()  # a copy: unloading takes LoRA off
-            _save_full(plain, tokenizer, out_dir / "base", jinja, generation, None)
+            below = _base_weights(model, model.state_dict() if state_dict is None else state_dict)
+            _save_full(model.get_base_model(), tokenizer, out_dir / "base", jinja, generation, below)
         _name_base(model, out_dir)
         # the vocabulary never grows, and "auto" would ask the hub whether it did
         model.save_pretrained(str(out_dir), state_dict=state_dict, save_embedding_layers=False)
@@ -65,8 +65,19 @@ def _save_full(
 ) -> None:
     if generation is not None:
         model.generation_config = generation
+    if state_dict is not None:  # gathered copies of tied weights share no memory, by which transformers would know them
+        state_dict = {name: weight for name, weight in state_dict.items() if name not in model.all_tied_weights_keys}
     model.save_pretrained(out_dir, state_dict=state_dict)
     _save_tokenizer(tokenizer, out_dir, jinja)
+
+
+def _base_weights(model: PeftModel, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights below the adapter, by the names they have without one."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): weight
+        for name, weight in state_dict.items()
+        if model.base_model.prefix not in name and ".modules_to_save." not in name
+    }
 
 
 def _name_base(model: PeftModel, out_dir: Path) -> None:

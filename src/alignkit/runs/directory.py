@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ class Run:
         parents: the runs this one starts from.
         started: when it first began.
         begun: this process writes to it.
+        on_begin: called when the folder may be written to.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Run:
     parents: list[dict[str, str]] = field(default_factory=list)
     started: str = ""
     begun: bool = False
+    on_begin: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
         """Start to write: what an overwritten run left is deleted, and the record says that this one is running."""
@@ -67,6 +69,7 @@ class Run:
                 shutil.rmtree(path)
             elif path.name != MANIFEST:
                 path.unlink()
+        self.on_begin()
 
     def write(self, status: str) -> None:
         """Put the record in place, whole or not at all."""
@@ -159,7 +162,7 @@ def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
     elif resume:
         _check_unchanged(folder, manifest.get("job", {}), run.record)
         run.resuming = True
-        run.parents, run.started = manifest.get("parents", []), manifest.get("started", "")
+        run.started = manifest.get("started", "")
     elif status == "finished":
         raise RunError(f"{folder} is a finished run: choose another name, or overwrite=true to replace it")
     else:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,17 @@ from alignkit.data.inspect import PairView
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models.load import check_model, load_model, load_tokenizer
 from alignkit.models.lora import build_lora
-from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import run_log
 from alignkit.runs.report import conclude
-from alignkit.sampling.settings import check as check_sampling
 from alignkit.stages import pairs
-from alignkit.stages.common import adapter_on_adapter, answers, arguments, samples, save
+from alignkit.stages.opening import opened
+from alignkit.stages.samples import answers, check_samples, samples
+from alignkit.stages.sections import adapter_on_adapter, arguments
 from alignkit.training.dpo import DpoTrainer, check_losses
 from alignkit.training.loss import lm_head
 from alignkit.training.metrics import MetricsFile
 from alignkit.training.reference import with_reference
-from alignkit.training.session import train
+from alignkit.training.session import save, train
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +45,15 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check(job)
-    guard = open_run(run_dir, stage="dpo", record=record or asdict(job), resume=job.resume, overwrite=job.overwrite)
-    with run_log() as log, guard as entry:
+    with opened(job, "dpo", run_dir, record) as entry:
         if entry.finished:
-            logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
             return
         prepared = pairs.prepare(job, "dpo", run_dir)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         layout = pairs.layout_of(job, prepared, model, lm_head(model))
         ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
         args = arguments(job, "dpo", run_dir, held_out=bool(prepared.data.evals), **ours)
-        entry.parents = lineage(job.model.name)
         entry.begin()
-        log.open(run_dir / "log.txt")
         evals = {name: held_out.dataset for name, held_out in prepared.data.evals.items()}
         trainer = DpoTrainer(
             model=model,
@@ -101,7 +96,10 @@ def check(job: DpoJob) -> None:
         ConfigError: every problem found, together.
     """
     problems = (
-        pairs.check(job, "dpo") + adapter_on_adapter(job) + check_losses(job.train) + check_sampling(job.sampling)
+        pairs.check(job, "dpo")
+        + adapter_on_adapter(job)
+        + check_losses(job.train)
+        + check_samples(job.samples, job.sampling)
     )
     if "margin" in job.data.columns:
         problems.append("data.columns.margin has no effect: DPO's losses take no margin, alignkit reward does")

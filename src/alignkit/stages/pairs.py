@@ -23,7 +23,8 @@ from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import build_lora
 from alignkit.models.reward import reward_problem, reward_tokenizer
 from alignkit.models.skeleton import skeleton
-from alignkit.stages.common import announce, check_sections, other_template
+from alignkit.stages.opening import announce
+from alignkit.stages.sections import check_sections, other_template
 from alignkit.training.pairs import may_share_prompts, shares_prompts_exactly
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ from alignkit.ppo.rewards import Rewards, load_rewards
 from alignkit.ppo.rollout import Rollout, Sampler
 from alignkit.ppo.trainer import PpoTrainer
 from alignkit.ppo.value import check_value_head
-from alignkit.runs.directory import lineage, open_run
-from alignkit.runs.log import run_log
 from alignkit.sampling.settings import stop_ids
-from alignkit.stages.common import announce, arguments, other_template
+from alignkit.stages.opening import announce, opened
 from alignkit.stages.ppo_checks import check
+from alignkit.stages.sections import arguments, other_template
 from alignkit.training.metrics import MetricsFile
 from alignkit.training.session import full_disk_in_words, train
 
@@ -52,21 +51,17 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check(job)
-    guard = open_run(run_dir, stage="ppo", record=record or asdict(job), resume=job.resume, overwrite=job.overwrite)
-    with run_log() as log, guard as entry:
+    with opened(job, "ppo", run_dir, record) as entry:
         if entry.finished:
-            logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
             return
         prepared = prepare(job)
         args = _arguments(job, run_dir, held_out=bool(prepared.data.held_out))
         rewards = load_rewards(job.reward, prepared.columns(), device=args.device)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
-        entry.parents = lineage(job.model.name)
         entry.begin()
         of_rewards = rewards.other_templates(prepared.template.jinja, job.model.name)
         for line in filter(None, [other_template(job.model, prepared.template), *of_rewards]):
             logger.warning("%s", line)
-        log.open(run_dir / "log.txt")
         trainer = _trainer(job, run_dir, args, model, prepared, rewards)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")

@@ -10,10 +10,9 @@ from alignkit.data.prompts import check_prompts
 from alignkit.errors import ConfigError
 from alignkit.ppo.rewards import check_rewards
 from alignkit.sampling.settings import check as check_sampling
-from alignkit.stages.common import adapter_on_adapter, check_sections
+from alignkit.stages.sections import adapter_on_adapter, check_sections
+from alignkit.training.sharding import sharding_launched
 
-# What `accelerate launch` says by environment instead of by train.fsdp and train.deepspeed.
-_SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -28,12 +27,11 @@ def check(job: PpoJob) -> None:
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
     problems += _schedule_problems(job)
-    problems += [
-        f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 saves "
-        "memory"
-        for variable, name in _SHARDING.items()
-        if os.environ.get(variable, "").lower() in ("1", "true")
-    ]
+    if name := sharding_launched():
+        problems.append(
+            f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "
+            "saves memory"
+        )
     if problems:
         raise ConfigError(*problems)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from alignkit.models.lora import build_lora
 from alignkit.models.reward import SCORES, as_reward_model, score_head, scores_of
 from alignkit.models.source import is_adapter, local_folder
 from alignkit.runs.card import report_card, write_card
-from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import is_main_process, run_log
 from alignkit.runs.report import conclude
 from alignkit.stages import pairs
-from alignkit.stages.common import arguments, save
+from alignkit.stages.opening import opened
+from alignkit.stages.sections import arguments
 from alignkit.training.metrics import MetricsFile
 from alignkit.training.reward import RewardTrainer
-from alignkit.training.session import train
+from alignkit.training.session import save, train
+from alignkit.training.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +43,15 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check(job)
-    guard = open_run(run_dir, stage="reward", record=record or asdict(job), resume=job.resume, overwrite=job.overwrite)
-    with run_log() as log, guard as entry:
+    with opened(job, "reward", run_dir, record) as entry:
         if entry.finished:
-            logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
             return
         prepared = pairs.prepare(job, "reward", run_dir)
         model = load_merged(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         model = as_reward_model(model, prepared.tokenizer, seed=job.seed)
         layout = pairs.layout_of(job, prepared, model, score_head(model))
         args = arguments(job, "reward", run_dir, held_out=bool(prepared.data.evals), max_length=None)
-        entry.parents = lineage(job.model.name)
         entry.begin()
-        log.open(run_dir / "log.txt")
         evals = {name: held_out.dataset for name, held_out in prepared.data.evals.items()}
         trainer = RewardTrainer(
             model=model,
@@ -106,8 +102,7 @@ def view(job: RewardJob) -> PairView:
 
 def _card(trainer: RewardTrainer, prepared: pairs.Prepared, run_dir: Path) -> dict[str, Any]:
     """Score the held-out pairs, and write what the scores are worth."""
-    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if spread or not is_main_process() or not prepared.data.evals:
+    if is_sharded(trainer) or not is_main_process() or not prepared.data.evals:
         return {}
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()

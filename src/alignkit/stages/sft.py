@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,13 @@ from alignkit.errors import ConfigError
 from alignkit.models.load import load_model, load_tokenizer, longest_row
 from alignkit.models.lora import build_lora
 from alignkit.models.skeleton import skeleton
-from alignkit.runs.directory import lineage, open_run
 from alignkit.runs.log import run_log
 from alignkit.runs.report import conclude
-from alignkit.sampling.settings import check as check_sampling
-from alignkit.stages.common import (
-    adapter_on_adapter,
-    announce,
-    answers,
-    arguments,
-    check_sections,
-    other_template,
-    samples,
-    save,
-)
+from alignkit.stages.opening import announce, opened
+from alignkit.stages.samples import answers, check_samples, samples
+from alignkit.stages.sections import adapter_on_adapter, arguments, check_sections, other_template
 from alignkit.training.metrics import MetricsFile
-from alignkit.training.session import train
+from alignkit.training.session import save, train
 from alignkit.training.sft import SftTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,19 +52,15 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check(job)
-    guard = open_run(run_dir, stage="sft", record=record or asdict(job), resume=job.resume, overwrite=job.overwrite)
-    with run_log() as log, guard as entry:
+    with opened(job, "sft", run_dir, record) as entry:
         if entry.finished:
-            logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
             return
         prepared = prepare(job, run_dir)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         layout = _layout(job, model)
         skip = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         args = arguments(job, "sft", run_dir, held_out=bool(prepared.data.evals), **skip)
-        entry.parents = lineage(job.model.name)
         entry.begin()
-        log.open(run_dir / "log.txt")
         trainer = _trainer(job, run_dir, args, model, prepared, layout)
         _begin_ledger(run_dir, trainer, prepared)
         if line := other_template(job.model, prepared.template):
@@ -98,7 +85,7 @@ def check(job: SftJob) -> None:
     Raises:
         ConfigError: every problem found, together.
     """
-    problems = check_data(job.data) + check_sampling(job.sampling)
+    problems = check_data(job.data) + check_samples(job.samples, job.sampling)
     problems += check_sections(job, "sft") + adapter_on_adapter(job)
     if job.data.streaming:
         keep_best = bool(job.early_stopping or job.train.get("load_best_model_at_end"))

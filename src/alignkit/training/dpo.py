@@ -18,6 +18,7 @@ from alignkit.errors import did_you_mean
 from alignkit.training.log_probs import token_scores
 from alignkit.training.loss import hidden_states, is_plain_head, lm_head
 from alignkit.training.pairs import PairTrainer
+from alignkit.training.sharding import is_sharded
 
 REFERENCE_ADAPTER = "ref"  # upstream's name for the frozen copy of an adapter that is trained further
 
@@ -87,7 +88,7 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         # As in SFT: upstream's head is compact on CUDA only, and sharded or compiled weights cannot be called alone.
         self._own_head = (
             args.device.type != "cuda"
-            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile)
+            and not (is_sharded(self) or args.torch_compile)
             and not (self.aux_loss_enabled or self.use_weighting)
             and is_plain_head(policy)
         )

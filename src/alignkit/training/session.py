@@ -1,4 +1,4 @@
-"""One sitting at a run: from its start or its newest sound checkpoint, to its end or a signal."""
+"""One sitting at a run: from its start or its newest sound checkpoint, to its end or a signal, and the saved result."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.data.templates import Template
 from alignkit.errors import Interrupted, TrainingError
+from alignkit.models.save import save_model
 from alignkit.training.checkpoints import is_disk_full, newest_sound
 from alignkit.training.durable import DurableTrainer
+from alignkit.training.sharding import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,17 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
     if trainer.interrupted:
         step = trainer.state.global_step
         raise Interrupted(trainer.interrupted, f"stopped at step {step}, which is saved: go on with resume=true")
+
+
+def save(
+    trainer: Any, run_dir: Path, tokenizer: PreTrainedTokenizerBase, template: Template, *, end_id: int | None
+) -> None:
+    """Write the trained model into the run directory; every process must call this."""
+    weights = gathered(trainer)
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with full_disk_in_words(run_dir):
+            save_model(model, tokenizer, run_dir, jinja=template.jinja, end_id=end_id, state_dict=weights)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from trl import SFTTrainer as UpstreamTrainer
 
 from alignkit.training.loss import cross_entropy, hidden_states, is_plain_head, lm_head
 from alignkit.training.ordered import OrderedTrainer
+from alignkit.training.sharding import is_sharded
 
 
 class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
@@ -24,7 +25,7 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         # of sharded or compiled weights cannot be called outside the model's forward.
         self._own_head = (
             args.device.type != "cuda"
-            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile)
+            and not (is_sharded(self) or args.torch_compile)
             and not (self.aux_loss_enabled or self.label_smoother or args.loss_type != "nll")
             and is_plain_head(self.model)
         )

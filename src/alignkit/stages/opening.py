@@ -1,0 +1,56 @@
+"""How every stage begins: the run directory guarded, upstream quiet, and one screen of what will happen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.ledger import Ledger
+from alignkit.runs.directory import Run, lineage, open_run
+from alignkit.runs.log import run_log
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def opened(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None) -> Iterator[Run]:
+    """The run directory of a job, for as long as its stage works; left at once where `finished` is true.
+
+    Args:
+        job: of the stage, checked.
+        stage: its name.
+        run_dir: of this run.
+        record: the settings as they were given; None records the job itself.
+
+    Yields:
+        The run; the stage calls `begin` once every check has passed.
+    """
+    record = record or asdict(job)
+    guard = open_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
+    with run_log() as log, guard as run:
+        if run.finished:
+            logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
+        run.parents = lineage(job.model.name)
+        run.on_begin = partial(log.open, run_dir / "log.txt")
+        yield run
+
+
+def announce(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], run_dir: Path) -> None:
+    """One quiet screen of what will happen."""
+    args = trainer.args
+    num_all, num_trained = trainer.num_parameters()
+    computing = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    all_facts = {
+        "model": f"{job.model.name}: {num_all:,} parameters, {num_trained:,} of them trained; computing in {computing}",
+        **facts,
+        "steps": f"{trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]:,}",
+        "run": str(run_dir),
+    }
+    logger.info("%s\n", ledger.table())
+    for name, fact in all_facts.items():
+        logger.info("%-9s %s", name, fact)

@@ -1,0 +1,73 @@
+"""A few answers of the model before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.config import ControlTokens, SamplingConfig
+from alignkit.data.conversation import Conversation
+from alignkit.data.masking import encode_prompt
+from alignkit.data.templates import Template
+from alignkit.sampling.generate import cut_at_stop, generate
+from alignkit.sampling.settings import check, stop_ids
+from alignkit.training.sharding import is_sharded
+
+_TOGETHER = 32  # samples answered at once
+
+
+def check_samples(samples: int, sampling: SamplingConfig) -> list[str]:
+    """What is wrong with `sampling`, one line each; that it says how samples are drawn where there are none, too."""
+    problems = check(sampling)
+    if samples == 0:
+        default = SamplingConfig(max_new_tokens=sampling.max_new_tokens)  # a stage has an opinion of its own about it
+        given = [item.name for item in fields(sampling) if getattr(sampling, item.name) != getattr(default, item.name)]
+        problems += [
+            f"sampling.{name} has no effect with samples=0: leave it out, or ask for samples" for name in given
+        ]
+    return problems
+
+
+def answers(
+    trainer: Any,
+    prompts: Sequence[Conversation],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+) -> list[str]:
+    """What the model says now to conversations that end with the user; nothing where its weights are spread."""
+    if is_sharded(trainer) or not trainer.is_world_process_zero() or not prompts:
+        return []
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    completions = generate(
+        model,
+        [encode_prompt(row, template, tokenizer, ControlTokens.neutralise) for row in prompts],
+        sampling,
+        eos_ids=stop_ids(model, template.end_id),
+        pad_id=int(tokenizer.pad_token_id),
+        seed=seed,
+        batch_size=_TOGETHER,
+        decode=lambda ids: str(tokenizer.decode(ids)),
+    )
+    texts = [str(tokenizer.decode(done.token_ids)).removeprefix(template.response_lead) for done in completions]
+    return [cut_at_stop(text, sampling) for text in texts]
+
+
+def samples(
+    prompts: Sequence[Conversation], wanted: Sequence[str], before: list[str], after: list[str]
+) -> list[dict[str, str]]:
+    """Prompts with what was wanted, and the answers before and after."""
+    return [
+        {"prompt": _question(prompt), "wanted": text, "before": was, "after": now}
+        for prompt, text, was, now in zip(prompts, wanted, before, after, strict=False)
+    ]
+
+
+def _question(row: Conversation) -> str:
+    last = row.messages[-1]
+    return f"{last.content}\n{last.input}" if last.input else last.content

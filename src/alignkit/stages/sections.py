@@ -1,0 +1,69 @@
+"""The sections every stage has, checked and handed to upstream."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkit import upstream
+from alignkit.config import Dtype, ModelConfig, Quantization
+from alignkit.data.templates import Template
+from alignkit.errors import AlignkitError
+from alignkit.models.load import check_model, default_dtype
+from alignkit.models.source import is_adapter, local_folder
+from alignkit.runs.directory import read_manifest
+from alignkit.training.arguments import check_evaluation, chosen_arguments
+from alignkit.training.sharding import check_sharding
+
+
+def check_sections(job: Any, stage: str) -> list[str]:
+    """What is wrong with the sections that every stage that trains has, one line each."""
+    held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
+    problems = check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping)
+    for section, (argument_class, owned) in upstream.OPEN_SECTIONS[stage].items():
+        problems += upstream.problems(getattr(job, section), argument_class, section, owned)
+    problems += check_sharding()
+    if not job.lora and job.model.quantization is not Quantization.none:
+        problems.append("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=qlora")
+    try:
+        check_model(job.model)
+    except AlignkitError as error:
+        problems += error.problems
+    return problems
+
+
+def adapter_on_adapter(job: Any) -> list[str]:
+    """One line where a new adapter is asked for on top of one."""
+    folder = local_folder(job.model.name)
+    if not job.lora or folder is None or not is_adapter(folder):
+        return []
+    return [
+        f"lora: {folder} is an adapter already: lora=none trains it further; for another one merge it into its base"
+    ]
+
+
+def other_template(model: ModelConfig, template: Template) -> str | None:
+    """A line where a run was trained with another template than the one chosen now; None where it was not."""
+    folder = local_folder(model.name)
+    kept = folder / "chat_template.jinja" if folder is not None and read_manifest(folder) is not None else None
+    if kept is None or not kept.is_file() or kept.read_text(encoding="utf-8").strip() == template.jinja.strip():
+        return None
+    return f"{folder} was trained with another template than {template.name}; template=native takes its own"
+
+
+def arguments(job: Any, stage: str, run_dir: Path, *, held_out: bool, **ours: Any) -> Any:
+    """Upstream's argument object from `train`, the machine, and what is ours to set."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
+    values = chosen_arguments(
+        job.train,
+        run_dir=run_dir,
+        seed=job.seed,
+        bf16=job.model.dtype in (Dtype.auto, Dtype.bfloat16) and default_dtype() is torch.bfloat16,
+        held_out=held_out,
+        keep_best=job.early_stopping is not None,
+    )
+    argument_class, _ = upstream.OPEN_SECTIONS[stage]["train"]
+    return upstream.build(argument_class, values, "train", **ours)
