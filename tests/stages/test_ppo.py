@@ -164,11 +164,13 @@ def test_lora_saves_the_adapter_alone_and_its_backbone_is_untouched(job):
 
 
 def test_a_large_kl_price_keeps_the_policy_at_its_reference(job):
-    words = ["ppo.num_updates=6", "train.learning_rate=1e-3"]
+    words = ["ppo.num_updates=10", "train.learning_rate=3e-4", "samples=0"]
     run(job(*words, "ppo.kl_coef=0"), "free")
     run(job(*words, "ppo.kl_coef=10"), "held")
-    assert metrics("free", "objective/kl")[-1] > 1.0
-    assert abs(metrics("held", "objective/kl")[-1]) < metrics("free", "objective/kl")[-1] / 4
+    # k3 of the last three updates: eight completions are few, and k1 of them may even be negative
+    free, held = (sum(metrics(name, "objective/kl_k3")[-3:]) / 3 for name in ("free", "held"))
+    assert free > 1.0
+    assert held < free / 4
 
 
 def test_temperature_and_price_move_in_a_line(job):
