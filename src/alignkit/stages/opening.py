@@ -16,6 +16,8 @@ from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
 
+_PRECISION = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as `accelerate launch` may have said, too
+
 
 @contextmanager
 def opened(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None) -> Iterator[Run]:
@@ -44,7 +46,7 @@ def announce(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], r
     """One quiet screen of what will happen."""
     args = trainer.args
     num_all, num_trained = trainer.num_parameters()
-    computing = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    computing = _PRECISION.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision)
     all_facts = {
         "model": f"{job.model.name}: {num_all:,} parameters, {num_trained:,} of them trained; computing in {computing}",
         **facts,
