@@ -73,7 +73,7 @@ def test_every_command_has_help_with_an_example_or_its_words(main: Main, command
         (["inspect"], "Missing argument 'stage'."),
         (
             ["inspect", "sftt"],
-            "alignkit: inspect: there is no stage 'sftt', only sft, reward, dpo; did you mean 'sft'?",
+            "alignkit: inspect: there is no stage 'sftt', only sft, reward, dpo, ppo; did you mean 'sft'?",
         ),
         (["inspect", "sft", "--rows", "-1"], "Invalid value for '--rows': Input should be greater than or equal to 0"),
         (["generate"], "Missing argument 'run'."),

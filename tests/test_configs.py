@@ -77,7 +77,10 @@ def test_a_recipe_says_what_it_needs_and_composes_as_it_is_launched(
             assert {key: found[key] for key in own} == own
 
 
-@pytest.mark.parametrize(("stage", "rows"), [("sft", "train.jsonl"), ("reward", "pairs.jsonl"), ("dpo", "pairs.jsonl")])
+@pytest.mark.parametrize(
+    ("stage", "rows"),
+    [("sft", "train.jsonl"), ("reward", "pairs.jsonl"), ("ppo", "pairs.jsonl"), ("dpo", "pairs.jsonl")],
+)
 def test_a_recipe_of_the_demo_composes(stage: str, rows: str) -> None:
     start = [] if stage == "sft" else ["model.name=runs/demo/sft"]
     job = compose_job(stage, [f"config={PACKAGE / 'demo' / f'{stage}.yaml'}", *start])

@@ -16,6 +16,7 @@ FLOORS = {
     "sampling": 2,
     "runs": 2,
     "training": 3,
+    "rewards": 3,
     "ppo": 4,
     "stages": 5,
     "evaluate": 5,

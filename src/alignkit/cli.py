@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-STAGES = ("sft", "reward", "dpo")
+STAGES = ("sft", "reward", "dpo", "ppo")
 SHOWN = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -52,6 +52,9 @@ RunsAndWords = Annotated[
         help="Run directories, model folders or hub ids; and settings.",
         autocompletion=_complete,
     ),
+]
+Reward = Annotated[
+    str | None, typer.Option(help="Score responses with file.py:function, a reward run, or CLASSIFIER#LABEL.")
 ]
 ConfigDir = Annotated[Path | None, typer.Option(help="Folder with your own model/, data/, lora/ … options.")]
 
@@ -181,7 +184,7 @@ def inspect(
     ] = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """See exactly what the loss sees, without loading a model."""
+    """See exactly what the loss sees, or what PPO's policy is asked, without loading a model."""
     from importlib import import_module
 
     from alignkit.errors import ConfigError, did_you_mean
@@ -268,7 +271,7 @@ def compare(
     words: RunsAndWords,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A data file of prompts; .txt holds one a line.")] = None,
-    reward: Annotated[str | None, typer.Option(help="Score with file.py:function or a reward run.")] = None,
+    reward: Reward = None,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
 ) -> None:
@@ -288,7 +291,7 @@ def compare(
 @app.command()
 def evaluate(
     words: RunsAndWords,
-    reward: Annotated[str | None, typer.Option(help="Score responses with file.py:function or a reward run.")] = None,
+    reward: Reward = None,
     reference: Annotated[str | None, typer.Option(help="The model to measure the KL divergence from.")] = None,
     pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs, for the implicit reward.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval instead: names or YAML files, a,b.")] = None,
@@ -400,7 +403,7 @@ def score(
 def demo(
     keep: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
 ) -> None:
-    """Take a tiny model from nothing through alignment: rows and mask, SFT, a reward model, DPO, and what each says."""
+    """Take a tiny model from nothing through alignment: SFT, a reward model, PPO and DPO, and what each says."""
     from alignkit.demo import show
 
     show(keep)

@@ -72,6 +72,12 @@ class ScoreScaling(StrEnum):
     running = "running"
 
 
+class ValueModel(StrEnum):
+    shared = "shared"
+    adapter = "adapter"
+    own = "own"
+
+
 class Batching(StrEnum):
     auto = "auto"
     padded = "padded"
@@ -278,9 +284,17 @@ class PpoConfig:
 
 @dataclass
 class ValueConfig:
-    start: str | None = setting("a PPO run whose value head to go on from; null starts at zero", None)
-    learning_rate: float | None = setting("of the value head; null takes train.learning_rate", None, gt=0)
-    warmup_updates: int = setting("first updates that train the value head alone", 0, ge=0)
+    model: ValueModel = setting(
+        "whose states the value head reads: the policy's (shared), those of the same backbone under a further LoRA "
+        "adapter, or of a backbone of its own",
+        ValueModel.shared,
+    )
+    start: str | None = setting(
+        "a PPO run whose value function to go on from, or a reward run (for adapter and own); null: values start at 0",
+        None,
+    )
+    learning_rate: float | None = setting("of the value function; null takes train.learning_rate", None, gt=0)
+    warmup_updates: int = setting("first updates that train the value function alone", 0, ge=0)
     detach: bool = setting("keep the value loss from training the policy's own layers", False)
 
 

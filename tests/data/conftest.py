@@ -59,7 +59,7 @@ def smollm2() -> PreTrainedTokenizerFast:
     """The real one, from the folder that ALIGNKIT_SMOLLM2 names."""
     folder = os.environ.get("ALIGNKIT_SMOLLM2")
     if not folder:
-        pytest.skip("ALIGNKIT_SMOLLM2 is not set")
+        pytest.skip("ALIGNKIT_SMOLLM2 names no folder of the real tokenizer, SmolLM2-135M-Instruct's")
     return AutoTokenizer.from_pretrained(folder)
 
 

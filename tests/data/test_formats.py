@@ -342,7 +342,7 @@ def test_any_value_is_text_or_a_reason(value: Any) -> None:
         assert reason(row).startswith("'instruction' is ")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
 def test_real_rows() -> None:
     alpaca = json.loads((SHARED / "alpaca_en.json").read_text(encoding="utf-8"))
     assert detect_format(alpaca[0].keys(), alpaca[0]) == "instruction"

@@ -13,8 +13,9 @@ from rich.console import Console
 from alignkit.config import ControlTokens, DataConfig, Overlength, TemplateConfig, TrainOn
 from alignkit.data.batching import Collator
 from alignkit.data.dataset import load_sft
-from alignkit.data.inspect import RowView, Span, View, histogram, inspect, show
+from alignkit.data.inspect import histogram, inspect, show
 from alignkit.data.templates import load_template
+from alignkit.data.views import RowView, Span, View
 from alignkit.errors import DataError
 
 EOS = 258  # of the byte tokenizer; ids below 256 are bytes

@@ -106,6 +106,11 @@ BY_VALUE = {
         [NO] * 28 + [51, 260, NO],
         (6, 13),
     ),
+    "plain": (
+        [*b"Add.\n\n1 2", 51, 258],
+        [NO] * 9 + [51, 258],
+        (0, 0),
+    ),
 }  # fmt: skip
 
 
@@ -139,6 +144,7 @@ def test_supervised_tokens_are_the_response_and_the_end_token(
     name: str, instruction: str, context: str, response: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     assume(ordinary(tokenizer, instruction, context, response))
+    assume(name != "plain" or instruction or context or response)  # an end token alone: nothing is there to predict it
     template = load(name, tokenizer)
     prompt = talk(Message("user", instruction, input=context))
     row = encoded(talk(*prompt.messages, response), template, tokenizer)
@@ -428,12 +434,12 @@ def seed_tasks() -> list[Conversation]:
     return [to_conversation(json.loads(line), "instruction", columns) for line in lines]
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="the shared data is not here")
+@pytest.mark.skipif(not DATA.exists(), reason="real data for development, which no repository holds")
 @pytest.mark.parametrize("rows", [alpaca, seed_tasks])
 @pytest.mark.parametrize("name", [*SHIPPED, "native"])
 def test_every_real_row(name: str, rows: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     if name == "native" and not tokenizer.chat_template:
-        pytest.skip("no chat template of its own")
+        pytest.skip("template=native is for tokenizers with a chat template, and this one has none")
     template, conversations = load(name, tokenizer), rows()
     encodings = encode_rows(
         conversations, template, tokenizer, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse

@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from alignkit.config import DataConfig, Overlength, TemplateConfig
-from alignkit.data.inspect import PairRowView, PairView, inspect, show
+from alignkit.data.inspect import inspect, show
 from alignkit.data.pair_batching import PairCollator
 from alignkit.data.pairs import load_pairs
 from alignkit.data.templates import load_template
+from alignkit.data.views import PairRowView, PairView
 from alignkit.errors import DataError
 
 EOS = 258  # of the byte tokenizer; ids below 256 are bytes

@@ -331,7 +331,7 @@ def test_one_process_shares_nothing_on_disk(load: Load, write_rows: Callable[...
     assert not Path("folder").exists()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
 def test_real_pairs(load: Load, byte: Any) -> None:
     file = SHARED / "preference_en.json"
     data = load(str(file), max_length=100_000, eval_fraction=0.1, num_prompts=3)

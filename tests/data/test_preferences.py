@@ -342,7 +342,7 @@ def test_any_row_is_a_pair_or_has_a_reason(prompt: Any, chosen: Any, rejected: A
         assert found.chosen != found.rejected
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
 def test_real_rows() -> None:
     rows = json.loads((SHARED / "preference_en.json").read_text(encoding="utf-8"))
     assert detect_pairs(rows[0].keys(), rows[0]) == "sharegpt_pairs"

@@ -250,7 +250,7 @@ def test_weights_give_the_nearest_number_of_rows(num_rows: int, weight: float, s
     assert set(counts) <= {int(weight), int(weight) + 1}
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
 @pytest.mark.parametrize(
     ("name", "num_rows"), [("alpaca_en.json", 999), ("preference_en.json", 300), ("seed_tasks.jsonl", 175)]
 )

@@ -83,6 +83,13 @@ RENDERED = {
         Segment("It is 2.<|im_end|>", 4),
         Segment("\n<|im_start|>user\nThanks.<|im_end|>\n<|im_start|>assistant\n"),
     ],
+    "plain": [
+        Segment("Be brief.\n\n1+1?\n\nnumbers"),
+        Segment(f"{CALL_TEXT}<|eos|>", 2),
+        Segment("\n\n2"),
+        Segment("It is 2.<|eos|>", 4),
+        Segment("\n\nThanks."),
+    ],
 }
 
 
@@ -99,6 +106,7 @@ def test_what_each_shipped_template_begins_and_ends_with(byte: PreTrainedTokeniz
         "question_answer": ("<|eos|>", 258, "", "\n\n### Answer:\n", False),
         "human_assistant": ("<|eos|>", 258, " ", "\n\nAssistant:", False),
         "chatml": ("<|im_end|>", 260, "", "<|im_end|>\n<|im_start|>assistant\n", False),
+        "plain": ("<|eos|>", 258, "", "", False),
     }
     assert all(template.refused == {} for template in templates.values())
 
@@ -125,7 +133,7 @@ def test_the_text_is_the_one_transformers_renders(
     name: str, contents: list[str], system: str | None, prompt: bool, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     if name == "native" and not tokenizer.chat_template:
-        pytest.skip("no chat template of its own")
+        pytest.skip("template=native is for tokenizers with a chat template, and this one has none")
     template = load(name, tokenizer)
     messages = [] if system is None else [Message("system", system)]
     messages += [Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
@@ -273,7 +281,7 @@ def test_unknown_names_and_missing_native_templates(byte: PreTrainedTokenizerFas
         load("instructions", byte)
     assert str(error.value) == (
         "template.name=instructions: no such template; did you mean 'instruction'?; "
-        "there are instruction, user_bot, question_answer, human_assistant, chatml and native"
+        "there are instruction, user_bot, question_answer, human_assistant, chatml, plain and native"
     )
     with pytest.raises(
         TemplateError, match="native: the tokenizer has no chat template of its own: choose one of instr"

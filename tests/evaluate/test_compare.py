@@ -108,8 +108,7 @@ def test_mistakes_are_told_together(job: Callable[..., CompareJob], run_dir: Pat
     twice = refusal(job(), [name, name, "gone"], prompts=[" "], reward=f"{tmp_path}/r.py:one")
     assert twice[:3] == ["--prompt 1 is empty", f"{name} is named twice", twice[2]]
     assert twice[2].startswith("model.name: there is no folder 'gone'")
-    assert twice[3].endswith("it does not take two arguments: it is called (prompts, completions) and returns a list "
-                             "of numbers")  # fmt: skip
+    assert twice[3].startswith("--reward: one(prompts) has the wrong signature: it is called (prompts, completions, ")
     (line,) = refusal(job(), [name, name + "/"], reward=name)
     assert line == f"--reward: {name} is a language model where a reward model belongs"
 
@@ -117,10 +116,10 @@ def test_mistakes_are_told_together(job: Callable[..., CompareJob], run_dir: Pat
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("[1.0]", "gave 1 scores for 2 responses"),
+        ("[1.0]", "returned 1 scores for 2 completions"),
         ("[1.0, float('nan')]", "gave nan for --prompt 2"),
         ("1 / 0", "raised ZeroDivisionError"),
-        ("['a', 'b']", "raised ValueError"),
+        ("['a', 'b']", "gave 'a' for --prompt 1, prompt 'Say hello.', completion 'hello there': a score must be a"),
     ],
 )
 def test_a_reward_that_gives_no_numbers_is_told(compare: Compare, tmp_path: Path, body: str, words: str) -> None:
@@ -148,7 +147,7 @@ def test_a_reward_run_scores_what_was_said(
     capsys.readouterr()
     found = compare(reward=str(folder))
     out = capsys.readouterr().out
-    assert f"--reward {folder} was trained with another template than " in out
+    assert f"--reward: {folder} was trained with another template than " in out
     for column in found["columns"]:
         num_cut = sum(answer["finish_reason"] == "length" for answer in column["answers"])
         line = f"scores {num_cut} of 2 responses of {column['name']} as if they had ended, where sampling."
@@ -158,7 +157,7 @@ def test_a_reward_run_scores_what_was_said(
     assert all(isinstance(answer["reward"], float) for answer in answers)
     config = ModelConfig(str(folder), dtype=Dtype.float32)
     tokenizer = load_tokenizer(config)
-    judge, _ = load_reward(config, reward_tokenizer(tokenizer, end_id=260))
+    judge = load_reward(config, reward_tokenizer(tokenizer, end_id=260))
     text = "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\nhello there<|im_end|>"
     (score,) = scores_of(judge, [tokenizer(text)["input_ids"]], pad_id=256, batch_size=1)
     assert answers[0]["reward"] == pytest.approx(score, abs=1e-4)

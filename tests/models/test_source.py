@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from torch import zeros
+from torch import ones, zeros
 
 from alignkit.config import ModelConfig
-from alignkit.models.source import base_of, hub_options, source_problems
+from alignkit.models.source import base_of, hub_options, is_same, source_problems
 
 
 @pytest.fixture
@@ -105,6 +105,25 @@ def test_a_base_inside_the_run_is_taken_before_the_one_that_is_named(folder: Pat
     folder.rename(adapter / "base")
     assert base_of(adapter, model) == dataclasses.replace(model, name=str(adapter / "base"))
     assert problems(adapter) == []
+
+
+def test_two_names_of_the_same_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = shutil.copytree(folder, folder.with_name("twin"))
+    other = shutil.copytree(folder, folder.with_name("other"))
+    save_file({"weight": ones(2)}, other / "model.safetensors")
+    sharded = shutil.copytree(folder, folder.with_name("sharded"))
+    save_file({"weight": zeros(2)}, sharded / "model-2.safetensors")
+    wider = shutil.copytree(folder, folder.with_name("wider"))
+    (wider / "config.json").write_text('{"model_type": "gpt3"}')
+    section = ModelConfig(str(folder))
+    monkeypatch.chdir(folder.parent)
+    for name in (folder, "sound", "./sound/../sound", twin):
+        assert is_same(section, ModelConfig(str(name)))
+    for name in (other, sharded, wider, "org/sound"):
+        assert not is_same(section, ModelConfig(str(name)))
+    assert is_same(ModelConfig("org/a", revision="1"), ModelConfig("org/a", revision="1"))
+    assert not is_same(ModelConfig("org/a", revision="1"), ModelConfig("org/a"))
+    assert not is_same(ModelConfig("org/a"), ModelConfig("org/b"))
 
 
 def test_a_folder_has_no_revision(folder: Path) -> None:

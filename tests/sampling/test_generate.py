@@ -21,6 +21,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "sliding_window": 8,
     },  # its cache forgets
+    "gemma3_text": {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"],
+    },  # every other layer forgets
+    "lfm2": {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"],
+    },  # keeps a state beside its cache, which takes no rows
 }  # fmt: skip
 STOP, PAD, NUM_TOKENS = 2, 0, 90
 GREEDY = SamplingConfig(max_new_tokens=12)
@@ -75,6 +83,67 @@ def test_batch_size_and_padding_change_nothing(kind: str, sampling: SamplingConf
         together = run(model, sampling, batch_size=batch_size, eos_ids=range(10))
         assert [c.token_ids for c in together] == [c.token_ids for c in alone]
         assert [c.logprob for c in together] == pytest.approx([c.logprob for c in alone], abs=1e-4)
+
+
+def test_long_responses_equal_transformers_in_a_batch_that_is_always_refilled() -> None:
+    model = tiny().eval()
+    sampling = SamplingConfig(max_new_tokens=150)
+    ends = [run(model, sampling, eos_ids=[])[0].token_ids[100]]
+    config = generation_config(sampling, eos_ids=ends, pad_id=PAD)
+    completions = run(model, sampling, batch_size=3, eos_ids=ends)
+    assert len({c.num_tokens for c in completions}) > 2
+    for prompt, completion in zip(prompts(), completions, strict=True):
+        theirs = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+        assert completion.token_ids == [token for token in theirs if token not in ends]
+
+
+def shapes_of(model: PreTrainedModel, **settings: Any) -> tuple[list[tuple[int, int, int]], list[Completion]]:
+    """(rows, new tokens, columns) of every pass through the model, and what came of them."""
+    seen = []
+
+    def note(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        seen.append((*inputs["input_ids"].shape, inputs["attention_mask"].shape[1]))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        return seen, run(model, **settings)
+    finally:
+        hook.remove()
+
+
+def test_the_place_of_a_row_that_ended_goes_to_the_next_prompt() -> None:
+    many = prompts(40)
+    shapes, done = shapes_of(tiny(), sampling=DRAWN, batch_size=4, prompts=many, eos_ids=range(10))
+    assert shapes[0] == (4, 20, 20), "the longest first"
+    assert sum(rows for rows, new, _ in shapes if new > 1) == 40, "each prompt is read once"
+    steps = [(rows, columns) for rows, new, columns in shapes if new == 1]
+    num_drawn = sum(len(c.token_logprobs) for c in done)
+    # A row's first token comes of its prompt; its last one may be fed before its place is taken.
+    assert num_drawn - 40 <= sum(rows for rows, _ in steps) <= num_drawn
+    last = max(at for at, (_, new, _) in enumerate(shapes) if new > 1)
+    assert {rows for rows, new, _ in shapes[:last] if new == 1} == {4}, "full as long as prompts wait"
+    assert shapes[-1][0] < 4, "then places go"
+    longest = max(len(prompt) + len(c.token_logprobs) for prompt, c in zip(many, done, strict=True))
+    assert max(columns for _, columns in steps) <= longest, "no wider than a row needs"
+
+
+def test_places_change_hands_together_where_there_are_many() -> None:
+    """One prompt of 16 that wait is not worth a pass of its own; meanwhile the row that ended is fed padding."""
+    model = tiny("gpt2", n_positions=32)  # a longer row would have no position
+    read: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(int(inputs["attention_mask"][:, -1].sum())), with_kwargs=True
+    )
+    shapes, done = shapes_of(model, sampling=DRAWN, batch_size=16, prompts=prompts(60), eos_ids=range(4))
+    hook.remove()
+    assert sum(read) == sum(len(c.token_logprobs) for c in done), "a column is read for every token, and no other"
+    assert "length" in {c.finish_reason for c in done}
+    assert done == run(model, DRAWN, batch_size=16, prompts=prompts(60), eos_ids=range(4))
+    alone = run(model, DRAWN, batch_size=1, prompts=prompts(60), eos_ids=range(4))
+    assert [c.token_ids for c in done] == [c.token_ids for c in alone]
+    joined = [rows for rows, new, _ in shapes[1:] if new > 1]
+    assert joined
+    assert min(joined[:-1]) >= 2
 
 
 def test_a_row_is_reproducible_and_differs_by_seed_and_place() -> None:
@@ -235,7 +304,32 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
             run(model, sampling, prompts=[[5], [6, 7], [8]])
 
 
-def test_a_model_without_a_cache_is_refused() -> None:
-    config = AutoConfig.for_model("mamba", vocab_size=NUM_TOKENS, hidden_size=16, num_hidden_layers=1)
-    with pytest.raises(ModelError, match="MambaForCausalLM keeps no key/value cache"):
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("mamba", {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
+        ("rwkv", {"hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16}),  # deaf to the mask
+    ],
+)
+def test_a_model_without_a_cache_answers_slowly(
+    kind: str, sizes: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=NUM_TOKENS, **sizes)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)  # else it repeats a single token
+    shapes, completions = shapes_of(model, sampling=GREEDY)
+    assert {rows for rows, _, _ in shapes} == {1}
+    config = generation_config(GREEDY, eos_ids=[STOP], pad_id=PAD)
+    for prompt, completion in zip(prompts(), completions, strict=True):
+        theirs = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+        assert completion.token_ids == [token for token in theirs if token != STOP]
+    assert f"{type(model).__name__} keeps no key/value cache" in caplog.text
+
+
+def test_a_model_that_hides_its_state_is_refused() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    blocks = {"lru_width": 32, "block_types": ["recurrent", "attention"]}
+    config = AutoConfig.for_model("recurrent_gemma", vocab_size=NUM_TOKENS, **sizes, **blocks)
+    with pytest.raises(ModelError, match="RecurrentGemmaForCausalLM takes a key/value cache and returns none"):
         run(AutoModelForCausalLM.from_config(config), GREEDY)

@@ -32,6 +32,12 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves at the end of a PPO run: to draw them takes as long as all the rest of a tiny one."""
+    monkeypatch.setattr("alignkit.ppo.record.plot_panels", lambda *_, **__: False)
+
+
+@pytest.fixture
 def pairs() -> list[dict[str, Any]]:
     """Preference pairs of a small world in which the longer answer is not always the better one."""
     return [

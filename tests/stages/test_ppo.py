@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from alignkit.config import PpoJob
 from alignkit.errors import AlignkitError, ConfigError, RewardError, TrainingError
 from alignkit.launch import compose_job
+from alignkit.runs.plot import plot_panels
 from alignkit.stages import ppo, sft
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Job:
     """A job of three updates of eight completions on `sft`, in a folder of its own; words override."""
     for name in ("rows.jsonl", "rewards.py", "sft", "adapter"):
         (tmp_path / name).symlink_to(folder / name)
@@ -122,7 +123,8 @@ def test_the_same_seed_gives_the_same_bits(job):
     assert bits[0] == bits[1] != bits[2]
 
 
-def test_the_run_directory_is_a_model_and_has_what_was_measured(job):
+def test_the_run_directory_is_a_model_and_has_what_was_measured(job, monkeypatch):
+    monkeypatch.setattr("alignkit.ppo.record.plot_panels", plot_panels)
     run(job("data.eval_fraction=0.25", "train.eval_steps=1"))
     model = AutoModelForCausalLM.from_pretrained("out")
     assert model.num_parameters() > 0

@@ -1,4 +1,4 @@
-"""`torchrun -m alignkit ppo` learns what one process learns."""
+"""`torchrun` learns by PPO what one process learns."""
 
 import json
 import os
@@ -9,28 +9,52 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from alignkit.launch import launch
+from alignkit.launch import compose_job, launch
+from alignkit.stages import reward, sft
 
 REWARDS = "def length(prompts, completions, **columns):\n    return [len(c) / 10 for c in completions]\n"
+SMALL = ["model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
 WORDS = [
-    *("model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32", "samples=1"),
-    *("template=instruction", "data.path=rows.jsonl", "data.eval_fraction=0.25", "train.report_to=none"),
-    *("reward=[{function: 'rewards.py:length'}]", "ppo.num_updates=3", "ppo.num_prompts=8", "ppo.num_mini_batches=1"),
+    *("template=instruction", "data.path=rows.jsonl", "data.eval_fraction=0.25", "train.report_to=none", "samples=1"),
+    *("ppo.num_updates=3", "ppo.num_prompts=8", "ppo.num_mini_batches=1"),
     # plain gradient steps: Adam's first ones divide rounding by rounding where a gradient is nearly zero
     *("sampling.max_new_tokens=6", "train.optim=sgd", "train.learning_rate=0.05", "ppo.score_scaling=running"),
 ]
+KINDS = {
+    "full": [*SMALL, "reward=[{function: 'rewards.py:length'}]"],
+    # policy, value function and reward are three adapters on one backbone
+    "lora": ["model.name=base", "lora=ppo", "lora.r=4", "value.model=adapter", "reward=[{model: judge}]"],
+}
+# In one process group: its seconds of imports are paid once.
+BOTH = f"""
+from alignkit.launch import compose_job, launch
+from alignkit.stages import reward, sft
+for kind, words in {KINDS!r}.items():
+    launch("ppo", [f"name=two-{{kind}}", *{WORDS!r}, *words, "train.per_device_train_batch_size=4"])
+"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs `one` and `two`, of as many processes: 8 completions at a time, and 4 on each."""
+    """The runs `one-…` and `two-…` of each kind, of as many processes: 8 completions at a time, and 4 on each."""
     folder = tmp_path_factory.mktemp("ppo-processes")
     rows = [{"instruction": f"Say {'very ' * (n % 3)}{n}.", "output": str(n)} for n in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rewards.py").write_text(REWARDS)
+    (folder / "both.py").write_text(BOTH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "no"} for row in rows]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        short = ["train.max_steps=1", "train.report_to=none", "template=instruction", "train.save_strategy='no'"]
+        sft.run(compose_job("sft", [*SMALL, *short, "data.path=rows.jsonl", "samples=0"]), folder / "base")
+        judge = ["model.name=base", "lora=ppo", "lora.r=2", "data.path=pairs.jsonl", "train.learning_rate=1e-2"]
+        reward.run(compose_job("reward", [*short, *judge]), folder / "judge")
+        for kind, words in KINDS.items():
+            launch("ppo", [f"name=one-{kind}", *WORDS, *words, "train.per_device_train_batch_size=8"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = subprocess.run(
-        [*torchrun, "-m", "alignkit", "ppo", "name=two", *WORDS, "train.per_device_train_batch_size=4"],
+        [*torchrun, "both.py"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -39,22 +63,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert two.returncode == 0, two.stdout
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        launch("ppo", ["name=one", *WORDS, "train.per_device_train_batch_size=8"])
     return folder / "runs/ppo"
 
 
-def test_two_processes_end_with_the_weights_of_one(folder: Path) -> None:
-    for file in ("model.safetensors", "value_head.safetensors"):
-        one, two = load_file(folder / "one" / file), load_file(folder / "two" / file)
+WEIGHTS = {
+    "full": ["model.safetensors", "value_head.safetensors"],
+    "lora": ["adapter_model.safetensors", "value_head.safetensors", "value/adapter_model.safetensors"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_end_with_the_weights_of_one(folder: Path, kind: str) -> None:
+    for file in WEIGHTS[kind]:
+        one, two = load_file(folder / f"one-{kind}" / file), load_file(folder / f"two-{kind}" / file)
         assert max(float((one[key] - two[key]).abs().max()) for key in one) < 2e-6
 
 
-def test_two_processes_draw_and_measure_what_one_does(folder: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_draw_and_measure_what_one_does(folder: Path, kind: str) -> None:
+    names = (f"one-{kind}", f"two-{kind}")
     one, two = (
-        [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()] for name in names
     )
     assert len(one) == len(two)
     for mine, other in zip(one, two, strict=True):
@@ -64,7 +93,7 @@ def test_two_processes_draw_and_measure_what_one_does(folder: Path) -> None:
                 assert other[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
     texts = [
         [json.loads(line)["completion"] for line in (folder / name / "rollouts.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        for name in names
     ]
     assert texts[0] == texts[1]
-    assert {path.name for path in (folder / "one").iterdir()} == {path.name for path in (folder / "two").iterdir()}
+    assert len({frozenset(path.name for path in (folder / name).iterdir()) for name in names}) == 1

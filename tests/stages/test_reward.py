@@ -99,7 +99,7 @@ def test_it_learns_and_its_card_says_so(job: Job) -> None:
 def test_a_full_run_scores_in_transformers_as_in_alignkit(job: Job) -> None:
     reward.run(job(*TINY), Path("run"))
     tokenizer = load_tokenizer(ModelConfig(name="run"))
-    model, _ = load_reward(ModelConfig(name="run", dtype="float32"), tokenizer)
+    model = load_reward(ModelConfig(name="run", dtype="float32"), tokenizer)
     rows = prompts(tokenizer)
     ours = scores_of(model, rows, pad_id=tokenizer.pad_token_id, batch_size=2)
     plain = AutoModelForSequenceClassification.from_pretrained("run")
@@ -110,7 +110,7 @@ def test_a_full_run_scores_in_transformers_as_in_alignkit(job: Job) -> None:
 def test_an_adapter_keeps_its_score_head(job: Job) -> None:
     reward.run(job(*TINY, "lora=default", "train.learning_rate=1e-2"), Path("run"))
     tokenizer = load_tokenizer(ModelConfig(name="run"))
-    model, _ = load_reward(ModelConfig(name="run", dtype="float32"), tokenizer)
+    model = load_reward(ModelConfig(name="run", dtype="float32"), tokenizer)
     rows = prompts(tokenizer)
     ours = scores_of(model, rows, pad_id=tokenizer.pad_token_id, batch_size=1)
     plain = AutoPeftModelForSequenceClassification.from_pretrained("run", num_labels=1).eval()
@@ -126,7 +126,7 @@ def test_an_sft_adapter_is_merged_and_never_ignored(job: Job, write_rows: Callab
     reward.run(job("model.name=sft", "lora=default", "train.learning_rate=1e-12", *FLOAT32), Path("run"))
     tokenizer = load_tokenizer(ModelConfig(name="sft"))
     policy = load_model(ModelConfig(name="sft", dtype="float32"), tokenizer=tokenizer, seed=0, trainable=False)
-    trained, _ = load_reward(ModelConfig(name="run", dtype="float32"), load_tokenizer(ModelConfig(name="run")))
+    trained = load_reward(ModelConfig(name="run", dtype="float32"), load_tokenizer(ModelConfig(name="run")))
     ids = torch.tensor(prompts(tokenizer)[:1])
     of_policy = policy(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     of_reward = trained(input_ids=ids, output_hidden_states=True).hidden_states[-1]

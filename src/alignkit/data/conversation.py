@@ -44,6 +44,11 @@ class Conversation:
         last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
         return Conversation(self.messages[:last])
 
+    def question(self) -> str:
+        """The words that were said last, with their input below; of plain text, the text."""
+        last = self.messages[-1]
+        return f"{last.content}\n{last.input}" if last.input else last.content
+
     def prompt_key(self) -> str:
         """What two rows must share to count as the same prompt (for the evaluation split)."""
         if self.plain:

@@ -1,4 +1,4 @@
-"""What the loss sees, read back from collated batches: in the terminal, as a page, as JSON, or held to a file."""
+"""What a stage learns from, token by token: in the terminal, as a page, as JSON, or held to a file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from alignkit.data.prompt_view import PromptRowView, PromptView
 from alignkit.data.views import PairRowView, PairView, RowView, Span, View
 from alignkit.errors import DataError
 from alignkit.terminal import printable
 
-__all__ = ["PairRowView", "PairView", "RowView", "Span", "View", "histogram", "inspect", "show", "write_page"]
+AnyView = View | PairView | PromptView
+AnyRow = RowView | PairRowView | PromptRowView
 
 _BUCKETS = 8
 _BAR_WIDTH = 40
 
 
-def inspect(view: View | PairView, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
+def inspect(view: AnyView, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
     """Show a view in the terminal, and write or compare what else was asked for.
 
     Args:
@@ -53,22 +55,16 @@ def inspect(view: View | PairView, *, num_rows: int, html: Path | None, as_json:
         console.print(f"page: {html}", markup=False, highlight=False)
 
 
-def show(view: View | PairView, rows: Sequence[RowView | PairRowView], console: Console) -> None:
+def show(view: AnyView, rows: Sequence[AnyRow], console: Console) -> None:
     """Print rows, supervised text coloured, and what became of all of them."""
     console.print(Text(view.title, style="bold"))
-    console.print(
-        Text.assemble("the loss sees ", ("this", _style(True, False)), ", never this; ", ("⟨special⟩", "magenta"))
-    )
+    console.print(_coloured(view.legend))
     for row in rows:
         console.print(Text(f"\n{row.source}: {row.size}", style="bold"))
         for name, spans in row.parts(view.tokenizer):
             if name:
                 console.print(Text(f"{name}:", style="bold"))
-            text = Text()
-            for span in spans:
-                shown = f"⟨{span.text}⟩" if span.special else span.text
-                text.append(printable(shown), style=_style(span.supervised, span.special))
-            console.print(text)
+            console.print(_coloured(spans))
     console.print()
     for line in (view.ledger.table(), *view.figures()):
         console.print(line, markup=False, highlight=False)
@@ -82,10 +78,12 @@ def show(view: View | PairView, rows: Sequence[RowView | PairRowView], console: 
             console.print(f"{label:>11} tokens {count:>7} {bar}", markup=False, highlight=False)
 
 
-def _style(supervised: bool, special: bool) -> str:
-    return " ".join(
-        [*(["bold black on green"] if supervised else []), *(["magenta"] if special and not supervised else [])]
-    )
+def _coloured(spans: Sequence[Span]) -> Text:
+    text = Text()
+    for span in spans:
+        style = "bold black on green" if span.supervised else "magenta" if span.special else ""
+        text.append(printable(f"⟨{span.text}⟩" if span.special else span.text), style=style)
+    return text
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
@@ -99,7 +97,7 @@ def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
     return [(f"{b * width}-{(b + 1) * width - 1}", count) for b, count in enumerate(counts)]
 
 
-def write_page(path: Path, view: View | PairView, rows: Sequence[RowView | PairRowView]) -> None:
+def write_page(path: Path, view: AnyView, rows: Sequence[AnyRow]) -> None:
     """Write one self-contained HTML page: no script, no font, no image from elsewhere."""
     sections = "".join(
         f"<section><h2>{escape(row.source)} <small>{row.size}</small></h2>"
@@ -112,9 +110,9 @@ def write_page(path: Path, view: View | PairView, rows: Sequence[RowView | PairR
     )
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in view.figures())
     bars = "".join(_bars(f"Tokens in {name}", lengths) for name, lengths in view.lengths().items())
-    page = _PAGE.format(
-        title=escape(view.title), rows=sections, table=escape(view.ledger.table()), facts=facts, bars=bars
-    )
+    legend = "".join(map(_marked, view.legend))
+    table = escape(view.ledger.table())
+    page = _PAGE.format(title=escape(view.title), legend=legend, rows=sections, table=table, facts=facts, bars=bars)
     path.write_text(page, encoding="utf-8")
 
 
@@ -139,18 +137,19 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; --seen: #b7ebc0; --ink: #10331a; --edge: #8884; --special: #a3319f; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1rem; margin: 0 0 .4rem; }}
 h3 {{ font-size: .9rem; margin: .6rem 0 .2rem; }} small {{ font-weight: normal; opacity: .75; }}
 section {{ border: 1px solid var(--edge); border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0; }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.5 ui-monospace, monospace; margin: 0; }}
+pre {{ white-space: pre-wrap; font: 14px/1.5 ui-monospace, monospace; margin: 0; }}
 mark {{ background: var(--seen); color: var(--ink); border-radius: 2px; }}
 .special {{ color: var(--special); font-weight: bold; }}
 table {{ border-collapse: collapse; width: 100%; }} td {{ padding: .1rem .6rem .1rem 0; white-space: nowrap; }}
 td:last-child {{ width: 100%; }} i {{ display: block; height: .8rem; background: #4a8f5c; border-radius: 2px; }}
 </style>
 <h1>{title}</h1>
-<p>The loss sees <mark>this</mark>, nothing else. <span class="special">⟨Special tokens⟩</span> are shown by name.</p>
+<p>{legend}</p>
 {rows}
 <section><h2>Every row of the data</h2><pre>{table}</pre><ul>{facts}</ul></section>
 {bars}</html>

@@ -194,10 +194,6 @@ def _cut(
 def _prompt(row: Named[_Asked], ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     conversation = row.item.conversation
     if conversation.plain:
-        text = str(tokenizer.decode(ids[num_bos:]))
-        message = dataclasses.replace(conversation.messages[0], content=text)
+        message = dataclasses.replace(conversation.messages[0], content=str(tokenizer.decode(ids[num_bos:])))
         conversation = dataclasses.replace(conversation, messages=(message,))
-    else:
-        last = conversation.messages[-1]
-        text = f"{last.content}\n{last.input}" if last.input else last.content
-    return Prompt(row.source, ids, text, conversation, row.item.columns)
+    return Prompt(row.source, ids, conversation.question(), conversation, row.item.columns)

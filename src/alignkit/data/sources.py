@@ -180,7 +180,7 @@ def _files(path: str) -> list[str]:
     folder = path.rstrip("/")
     found = [f"{folder}/{entry.name}" for entry in Path(path).iterdir()] if Path(path).is_dir() else []
     # Path.glob would drop a leading "./" and refuse patterns that start at the root.
-    found = found or glob.glob(path, recursive=True)  # noqa: PTH207
+    found = found or glob.glob(path, recursive=True)  # noqa: PTH207  # why not: the line above
     return sorted(file for file in found if _holds_rows(Path(file)))
 
 

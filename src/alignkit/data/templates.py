@@ -25,7 +25,7 @@ from alignkit.errors import TemplateError, did_you_mean
 
 __all__ = ["SHIPPED", "RowRefused", "Segment", "Template", "adds_bos", "load_template"]
 
-SHIPPED = ("instruction", "user_bot", "question_answer", "human_assistant", "chatml")
+SHIPPED = ("instruction", "user_bot", "question_answer", "human_assistant", "chatml", "plain")
 OWN_END = {"chatml": "<|im_end|>"}  # the other shipped templates end in the tokenizer's eos
 
 # a conversation of our own, in words no template has; each of PROBES shows EXTRA once one of its forms renders

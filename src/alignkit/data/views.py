@@ -41,6 +41,15 @@ def spans_of(ids: Sequence[int], supervised: Sequence[bool], tokenizer: PreTrain
     return spans
 
 
+# What the colours say, in the colours themselves.
+_SUPERVISION = (
+    Span("the loss sees ", False, False),
+    Span("this", True, False),
+    Span(", never this; ", False, False),
+    Span("special", False, True),
+)
+
+
 @dataclass(frozen=True)
 class RowView:
     """A row as it came back from its batch."""
@@ -127,7 +136,8 @@ def _read_back(
         yield from (found[i] for i in sorted(found))
 
 
-def _truncated(ledger: Ledger) -> str:
+def truncated(ledger: Ledger) -> str:
+    """The share of the kept rows that were cut, in words."""
     counts = Counter(row.fate for row in ledger.rows)
     share = counts["truncated"] / max(counts["truncated"] + counts["kept"], 1)
     return f"{share:.1%} of the kept rows truncated"
@@ -156,6 +166,7 @@ class View:
     tokenizer: PreTrainedTokenizerBase
     facts: Sequence[str]
 
+    legend: ClassVar = _SUPERVISION
     compared: ClassVar = (("input_ids", "text", "tokens"), ("labels", "supervised_text", "mask"))
 
     def rows(self, name: str = "train", num_rows: int | None = None) -> Iterator[RowView]:
@@ -175,7 +186,7 @@ class View:
         """What else to show, one line each: the facts, and how much is supervised and was cut."""
         supervised = sum(rows.num_supervised for rows in self.sets.values())
         share = supervised / max(sum(self.lengths()["a row"]), 1)
-        return [*self.facts, f"{share:.1%} of the tokens supervised, {_truncated(self.ledger)}"]
+        return [*self.facts, f"{share:.1%} of the tokens supervised, {truncated(self.ledger)}"]
 
 
 @dataclass(frozen=True)
@@ -203,6 +214,7 @@ class PairView:
     tokenizer: PreTrainedTokenizerBase
     facts: Sequence[str]
 
+    legend: ClassVar = _SUPERVISION
     compared: ClassVar = (
         ("prompt_ids", "prompt_text", "prompt"),
         ("chosen_ids", "chosen_text", "chosen side"),
@@ -230,6 +242,6 @@ class PairView:
         share = (chosen + rejected) / max(prompt + chosen + rejected, 1)
         return [
             *self.facts,
-            f"{share:.1%} of the tokens supervised, {_truncated(self.ledger)}",
+            f"{share:.1%} of the tokens supervised, {truncated(self.ledger)}",
             *self.lint.lines(),
         ]

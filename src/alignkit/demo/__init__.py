@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -21,6 +22,7 @@ from alignkit.terminal import brief
 _POLICIES = {
     "base": ["model=tiny_gpt2", "template=instruction"],
     "SFT": ["model.name={folder}/sft"],
+    "PPO": ["model.name={folder}/ppo"],
     "DPO": ["model.name={folder}/dpo"],
 }
 _SHOWN_ROWS = 3
@@ -47,10 +49,10 @@ class Answered:
 
 
 def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answered]]:
-    """Show what the loss sees; train a policy, a reward model and a better policy; compare their held-out answers.
+    """Show what the loss sees; train a policy, a reward model and two better policies; compare their held-out answers.
 
     Args:
-        folder: the runs `sft`, `reward` and `dpo` are written here, over those of a former demo.
+        folder: the runs `sft`, `reward`, `ppo` and `dpo` are written here, over those of a former demo.
         seed: of every random draw.
 
     Returns:
@@ -61,20 +63,23 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
     _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
     view = import_module("alignkit.stages.sft").view(compose_job("sft", [recipe]))
     import_module("alignkit.data.inspect").inspect(view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None)
-    start = [f"model.name={folder / 'sft'}"]
+    reward, start = folder / "reward", [f"model.name={folder / 'sft'}"]
     _train(console, "2  A random model learns small tasks on words", "sft", folder, seed)
     _train(console, "3  A reward model learns which answer is better", "reward", folder, seed, start)
-    _train(console, "4  The better answer is made likelier", "dpo", folder, seed, start)
-    reward, pairs = folder / "reward", _read("heldout_pairs.jsonl")
-    runs = f"{folder / 'sft'} {folder / 'dpo'} --reward {reward} --prompts {_shipped('heldout_pairs.jsonl')}"
-    _title(console, "5  Words that none of them has seen", f"alignkit compare {runs} sampling=nucleus")
+    paid = f"reward=[{{model: {reward}}}]"
+    _train(console, "4  What the reward model pays is made likelier", "ppo", folder, seed, [*start, paid])
+    _train(console, "5  Or the better answers themselves are, without it", "dpo", folder, seed, start)
+    pairs = _read("heldout_pairs.jsonl")
+    runs = " ".join(str(folder / stage) for stage in ("sft", "ppo", "dpo"))
+    asked = f"--reward {reward} --prompts {_shipped('heldout_pairs.jsonl')}"
+    _title(console, "6  Words that none of them has seen", f"alignkit compare {runs} {asked} sampling=nucleus")
     policies = {
         name: _ask([*(word.format(folder=folder) for word in words), f"seed={seed}"], pairs, reward)
         for name, words in _POLICIES.items()
     }
     for table in _tables(pairs, policies):
         console.print(table, "")
-    next_ = f'alignkit generate {folder / "dpo"} --prompt "{pairs[0]["prompt"]}"'
+    next_ = f'alignkit generate {folder / "ppo"} --prompt "{pairs[0]["prompt"]}"'
     console.print(f"next: {next_}", markup=False, highlight=False)
     card = json.loads((reward / "report_card.json").read_text(encoding="utf-8"))["eval"]
     return card, policies
@@ -82,7 +87,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
 
 def _train(console: Console, title: str, stage: str, folder: Path, seed: int, words: Sequence[str] = ()) -> None:
     words = [f"config={_shipped(f'{stage}.yaml')}", *words]
-    _title(console, title, f"alignkit {stage} {' '.join(words)}")
+    _title(console, title, f"alignkit {stage} {shlex.join(words)}")
     import_module(f"alignkit.stages.{stage}").run(compose_job(stage, [*words, f"seed={seed}"]), folder / stage)
 
 
@@ -92,12 +97,13 @@ def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) ->
     job = compose_job("generate", [*words, "sampling=nucleus"])
     prompts = read_prompts([pair["prompt"] for pair in pairs], None, format="auto", columns={})
     answers = _answers(job, prompts)
-    scores = import_module("alignkit.evaluate.rewards").load(str(reward), job.model, batch_size=_TOGETHER)
+    rewards = import_module("alignkit.evaluate.rewards")
+    scores = rewards.worth(rewards.load(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
     preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
     others = read_prompts([], _shipped("heldout.jsonl"), format="auto", columns={})
     said = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
     right = [answer == row["output"] for answer, row in zip(said, _read("heldout.jsonl"), strict=True)]
-    return Answered(answers, scores.score(prompts, answers), fmean(preferred), fmean(right))
+    return Answered(answers, scores, fmean(preferred), fmean(right))
 
 
 def _answers(job: Any, prompts: Sequence[Any]) -> list[str]:

@@ -94,29 +94,32 @@ class Chat:
         for policy, history in zip(self.policies, self.histories, strict=True):
             if len(self.policies) > 1:
                 console.print(Text(policy.name, style="bold cyan"))
-            asked = Conversation((*history, Message("user", text)))
-            stream = Stream(policy, self.sampling, lambda part: console.print(Text(printable(part)), end=""))
-            try:
-                ids = policy.encode([("this", asked)])
-                policy.check_lengths([("this conversation", asked)], ids, self.sampling)
-                (done,) = policy.answer(
-                    ids,
-                    self.sampling,
-                    seed=self.seed,
-                    batch_size=1,
-                    keys=[f"turn {self.num_turns}"],
-                    on_token=lambda _, token, stream=stream: stream.add(token),  # type: ignore[misc]
-                )
-            except AlignkitError as error:
-                console.print(f"{error} (/reset begins anew)", style="red", markup=False, highlight=False)
-                continue
-            except KeyboardInterrupt:  # that is enough of this answer
-                done = Completion(stream.ids, "length", 0.0)
-            answer = stream.finish(done)
-            note = " … (cut off)" if done.finish_reason == "length" else ""
-            console.print(Text(note, style="dim"))
-            history += [Message("user", text), Message("assistant", answer)]
+            self._answer(policy, history, text, console)
         self.num_turns += 1
+
+    def _answer(self, policy: Policy, history: list[Message], text: str, console: Console) -> None:
+        asked = Conversation((*history, Message("user", text)))
+        stream = Stream(policy, self.sampling, lambda part: console.print(Text(printable(part)), end=""))
+        try:
+            ids = policy.encode([("this", asked)])
+            policy.check_lengths([("this conversation", asked)], ids, self.sampling)
+            (done,) = policy.answer(
+                ids,
+                self.sampling,
+                seed=self.seed,
+                batch_size=1,
+                keys=[f"turn {self.num_turns}"],
+                on_token=lambda _, token: stream.add(token),
+            )
+        except AlignkitError as error:
+            console.print(f"{error} (/reset begins anew)", style="red", markup=False, highlight=False)
+            return
+        except KeyboardInterrupt:  # that is enough of this answer
+            done = Completion(stream.ids, "length", 0.0)
+        answer = stream.finish(done)
+        note = " … (cut off)" if done.finish_reason == "length" else ""
+        console.print(Text(note, style="dim"))
+        history += [Message("user", text), Message("assistant", answer)]
 
     def command(self, line: str) -> str:
         """Do what a line with `/` says; what to tell the user."""

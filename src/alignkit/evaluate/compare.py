@@ -19,7 +19,7 @@ from alignkit.evaluate import rewards
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.likelihood import Row, token_logprobs
 from alignkit.evaluate.policy import Policy, progress_bar
-from alignkit.evaluate.prompts import Asked, asked, check_prompts, question
+from alignkit.evaluate.prompts import Asked, asked, check_prompts
 from alignkit.evaluate.statistics import Wins, win_rate
 from alignkit.evaluate.table import aligned
 from alignkit.models.load import check_model
@@ -163,19 +163,11 @@ def check_same_tokens(policies: Sequence[Policy], encoded: Sequence[list[list[in
 def _compared(
     job: CompareJob, policies: Sequence[Policy], encoded: Sequence[list[list[int]]], found: Asked, reward: str | None
 ) -> Comparison:
-    comparison = Comparison([source for source, _ in found], [question(prompt) for _, prompt in found], [])
+    comparison = Comparison([source for source, _ in found], [prompt.question() for _, prompt in found], [])
     followed: list[list[int]] = []
     for policy, rows in zip(policies, encoded, strict=True):
         policy.load(seed=job.seed)
-        with progress_bar(policy.name) as progress:
-            bar = progress.add_task("", total=len(rows))
-            completions = policy.answer(
-                rows,
-                job.sampling,
-                seed=job.seed,
-                batch_size=job.batch_size,
-                on_progress=lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
-            )
+        completions = _completions(job, policy, rows)
         column = Column(policy.name, [_answer(policy, completion, job) for completion in completions])
         if job.logprobs and not followed:
             followed = [said(completion) for completion in completions]
@@ -191,17 +183,30 @@ def _compared(
     return comparison
 
 
+def _completions(job: CompareJob, policy: Policy, rows: Sequence[list[int]]) -> list[Completion]:
+    with progress_bar(policy.name) as progress:
+        bar = progress.add_task("", total=len(rows))
+        return policy.answer(
+            rows,
+            job.sampling,
+            seed=job.seed,
+            batch_size=job.batch_size,
+            on_progress=lambda done: progress.update(bar, completed=done),
+        )
+
+
 def _reward(job: CompareJob, policies: Sequence[Policy], found: Asked, comparison: Comparison, name: str) -> None:
     reward = rewards.load(name, job.model, batch_size=job.batch_size)
     scores = []
     for policy, column in zip(policies, comparison.columns, strict=True):
-        reward.warn_of_other_template(policy)
-        reward.warn_of_cut(policy, [answer.finish_reason for answer in column.answers], job.sampling)
-        scores.append(reward.score(found, [answer.text for answer in column.answers]))
+        rewards.warn(reward, policy, [answer.finish_reason for answer in column.answers], job.sampling)
+        scores.append(rewards.worth(reward, found, [answer.text for answer in column.answers]))
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
         if len(scores) > 1:
             column.wins = win_rate(scores[-1], scores[0], seed=job.seed)
+    for line in reward.cuts():
+        logger.warning("%s", line)
 
 
 def _answer(policy: Policy, completion: Completion, job: CompareJob) -> Answer:
@@ -237,7 +242,7 @@ def _check(
         except AlignkitError as error:
             problems += error.problems
     if reward is not None:
-        problems += rewards.check_reward(reward, job.model)
+        problems += rewards.check(reward)
     if out is not None and out.exists():
         problems.append(f"--out {out} exists already: name another file or remove it")
     if problems:

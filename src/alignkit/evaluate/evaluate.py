@@ -217,13 +217,14 @@ def _reward(
 ) -> None:
     reward = rewards.load(name, job.model, batch_size=job.batch_size)
     for policy, found, one in zip(policies, held_out, figures, strict=True):
-        reward.warn_of_other_template(policy)
         assert one.responses is not None
-        reward.warn_of_cut(policy, one.responses.finish_reasons, job.sampling)
+        rewards.warn(reward, policy, one.responses.finish_reasons, job.sampling)
         asked = [prompt for prompt in found.prompts for _ in range(job.num_samples)]
-        scores = reward.score(asked, [text for texts in one.responses.texts for text in texts])
+        scores = rewards.worth(reward, asked, [text for texts in one.responses.texts for text in texts])
         one.scores = _by_prompt(scores, job.num_samples)
         one.reward = expectation(one.scores)
+    for line in reward.cuts():
+        logger.warning("%s", line)
 
 
 def _advice(job: EvaluateJob, figures: Sequence[Figures]) -> list[str]:
@@ -258,7 +259,7 @@ def _check(
     if reference:
         problems += _model_problems(replace(job.model, name=reference))
     if reward is not None:
-        problems += rewards.check_reward(reward, job.model)
+        problems += rewards.check(reward)
         if not job.num_prompts:
             problems.append("--reward has no effect with num_prompts=0: there are no responses to score")
     if job.precision is not None and (reward is None or job.num_samples < 2):

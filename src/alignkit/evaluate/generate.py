@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _chunks(
     rows: list[list[int]],
     places: list[int],
     num_before: int,
-    on_progress: Any,
+    on_progress: Callable[[int], None],
 ) -> Iterator[list[dict[str, Any]]]:
     keys, size = keys_of(len(rows), job.num_samples), job.batch_size * _BATCHES_AT_ONCE
     for start in range(num_before, len(places), size):
@@ -88,7 +89,7 @@ def _chunks(
             seed=job.seed,
             batch_size=1 if job.deterministic_rows else job.batch_size,
             keys=keys[start : start + size],
-            on_progress=lambda done, start=start: on_progress(start + done),  # type: ignore[misc]
+            on_progress=partial(_told, on_progress, start),
         )
         yield [
             {
@@ -103,6 +104,10 @@ def _chunks(
             }
             for at, row, completion in zip(range(start, len(places)), chunk, completions, strict=False)
         ]
+
+
+def _told(on_progress: Callable[[int], None], num_before: int, num_done: int) -> None:
+    on_progress(num_before + num_done)
 
 
 def _settings(job: GenerateJob, rows: list[list[int]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from alignkit.models.load import num_positions
 from alignkit.sampling.settings import stop_ids
 
 
-class TrainedModel(HFLM):  # type: ignore[misc]
+class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
     """A loaded policy, asked in the template of its training and ended by its stop ids.
 
     Args:

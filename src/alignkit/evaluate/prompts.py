@@ -42,12 +42,6 @@ def asked(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapp
     return given if path is None else given + _of_file(path, format, columns)
 
 
-def question(prompt: Conversation) -> str:
-    """What the user said last, with its input below."""
-    last = prompt.messages[-1]
-    return f"{last.content}\n{last.input}" if last.input else last.content
-
-
 def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Asked:
     if path.suffix == ".txt":
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)

@@ -1,161 +1,70 @@
-"""What a response is worth: a Python function of the user's own, or a reward model that `alignkit reward` trained."""
+"""`--reward` of compare and evaluate: what the answers of a policy are worth."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-
-from alignkit.config import ControlTokens, ModelConfig, SamplingConfig, TemplateConfig, TrainOn
-from alignkit.data.conversation import Conversation, Message
-from alignkit.data.formats import load_function
-from alignkit.data.masking import Encoding, encode_rows
-from alignkit.data.templates import Template, load_template
-from alignkit.errors import AlignkitError, DataError, RewardError
+from alignkit.config import ModelConfig, SamplingConfig
+from alignkit.errors import AlignkitError
 from alignkit.evaluate.policy import Policy
-from alignkit.evaluate.prompts import Asked, question
-from alignkit.models.load import check_model, load_tokenizer, num_positions
-from alignkit.models.reward import load_reward, reward_tokenizer, scores_of
+from alignkit.evaluate.prompts import Asked
+from alignkit.models.load import computing_device
+from alignkit.rewards.load import check_reward_columns, check_rewards, load_rewards
+from alignkit.rewards.sample import Sample
+from alignkit.rewards.source import parse_option
+from alignkit.rewards.weighted import Rewards
 
 logger = logging.getLogger(__name__)
 
-_CALLED = "it is called (prompts, completions) and returns a list of numbers"
-_NATIVE = TemplateConfig(name="native")
+
+def check(name: str) -> list[str]:
+    """What is wrong with `--reward`, one line each; a function's file is imported, no model is loaded."""
+    source = parse_option(name, batch_size=1)
+    try:
+        if not (problems := check_rewards([source])):
+            check_reward_columns([source], ())  # a function gets prompts and answers here, and no columns
+        return problems
+    except AlignkitError as error:
+        return list(error.problems)
 
 
-@dataclass
-class Reward:
-    """Scores of responses.
+def load(name: str, model: ModelConfig, *, batch_size: int) -> Rewards:
+    """The reward that `check` found nothing wrong with; a model is in memory from now on.
 
-    Attributes:
-        name: as it was given.
-        score: (prompts, responses) to one number each.
-        template: that the responses are rendered with to be scored; None where the text alone is.
+    Args:
+        name: the option.
+        model: of the policy: a reward run computes as it does.
+        batch_size: answers scored together.
     """
+    return load_rewards([parse_option(name, batch_size=batch_size)], model, device=computing_device())
 
-    name: str
-    score: Callable[[Asked, Sequence[str]], list[float]]
-    template: Template | None = None
 
-    def warn_of_other_template(self, policy: Policy) -> None:
-        """Say so where a policy was trained with another template than the reward model."""
-        if self.template is not None and self.template.jinja != policy.template.jinja:
+def worth(rewards: Rewards, asked: Asked, answers: Sequence[str]) -> list[float]:
+    """The score of each answer.
+
+    Raises:
+        RewardError: there is none for an answer.
+    """
+    samples = [Sample(source, prompt, answer) for (source, prompt), answer in zip(asked, answers, strict=True)]
+    scores = rewards.score(samples).total
+    return [score for score in scores if score is not None]  # none is: what cannot be scored has stopped it
+
+
+def warn(rewards: Rewards, policy: Policy, finish_reasons: Sequence[str], sampling: SamplingConfig) -> None:
+    """Say where a reward run reads in another template than the policy answers in, or what was cut off as if whole."""
+    for line in rewards.other_templates(policy.template.jinja, policy.name):
+        logger.warning("%s", line)
+    num_cut = sum(reason == "length" for reason in finish_reasons)
+    for source, _ in rewards.sources:
+        if source.kind == "model" and num_cut:
             logger.warning(
-                "--reward %s was trained with another template than %s: it scores the same words, rendered its own way",
-                self.name,
-                policy.name,
-            )
-
-    def warn_of_cut(self, policy: Policy, finish_reasons: Sequence[str], sampling: SamplingConfig) -> None:
-        """Say how many responses a reward model takes for whole though `max_new_tokens` cut them off."""
-        num_cut = sum(reason == "length" for reason in finish_reasons)
-        if self.template is not None and num_cut:
-            logger.warning(
-                "--reward %s scores %s of %s responses of %s as if they had ended, where sampling.max_new_tokens=%d "
-                "cut them off",
-                self.name,
+                "%s: %s scores %s of %s responses of %s as if they had ended, where sampling.max_new_tokens=%d cut "
+                "them off",
+                source.place,
+                source.name,
                 f"{num_cut:,}",
                 f"{len(finish_reasons):,}",
                 policy.name,
                 sampling.max_new_tokens,
             )
-
-
-def check_reward(name: str, model: ModelConfig) -> list[str]:
-    """What is wrong with `--reward` before anything is loaded, one line each; a function's file is imported.
-
-    Args:
-        name: `file.py:function`, `module:function`, or a reward run.
-        model: the section, whose other settings a reward run shares.
-    """
-    try:
-        if _is_function(name):
-            return _signature_problems(name, load_function(name, "--reward"))
-        check_model(_section(name, model), wants_reward=True)
-    except AlignkitError as error:
-        return [problem.replace("model.name:", "--reward:", 1) for problem in error.problems]
-    return []
-
-
-def load(name: str, model: ModelConfig, *, batch_size: int) -> Reward:
-    """The scores that `check_reward` found nothing wrong with; a reward model is in memory from now on."""
-    if _is_function(name):
-        function = load_function(name, "--reward")
-        return Reward(name, lambda asked, responses: _called(name, function, asked, responses))
-    section = _section(name, model)
-    tokenizer = load_tokenizer(section)
-    template = load_template(_NATIVE, tokenizer)
-    tokenizer = reward_tokenizer(tokenizer, end_id=template.end_id)
-    loaded, _ = load_reward(section, tokenizer)
-    if torch.accelerator.is_available():
-        torch.nn.Module.to(loaded, torch.accelerator.current_accelerator())
-
-    def score(asked: Asked, responses: Sequence[str]) -> list[float]:
-        rows = _encoded(asked, responses, template, tokenizer, num_positions(loaded.config))
-        return scores_of(loaded, rows, pad_id=int(tokenizer.pad_token_id), batch_size=batch_size)
-
-    return Reward(name, score, template)
-
-
-def _is_function(name: str) -> bool:
-    return ":" in name and not Path(name).is_dir()
-
-
-def _section(name: str, model: ModelConfig) -> ModelConfig:
-    return ModelConfig(name, dtype=model.dtype, attn_implementation=model.attn_implementation)
-
-
-def _signature_problems(name: str, function: Callable[..., Any]) -> list[str]:
-    try:
-        inspect.signature(function).bind([], [])
-    except TypeError:
-        return [f"--reward {name}: it does not take two arguments: {_CALLED}"]
-    return []
-
-
-def _called(name: str, function: Callable[..., Any], asked: Asked, responses: Sequence[str]) -> list[float]:
-    prompts = [question(prompt) for _, prompt in asked]
-    try:
-        scores = [float(score) for score in function(prompts, list(responses))]
-    except Exception as error:  # the user's code may fail in any way, and it is theirs to mend
-        raise RewardError(f"--reward {name} raised {type(error).__name__}: {error}; {_CALLED}") from error
-    if len(scores) != len(responses):
-        raise RewardError(f"--reward {name} gave {len(scores)} scores for {len(responses)} responses: {_CALLED}")
-    wrong = [
-        f"--reward {name} gave {score} for {source}, response {response[:60]!r}: a score must be a finite number"
-        for (source, _), response, score in zip(asked, responses, scores, strict=True)
-        if not math.isfinite(score)
-    ]
-    if wrong:
-        raise RewardError(*wrong)
-    return scores
-
-
-def _encoded(
-    asked: Asked, responses: Sequence[str], template: Template, tokenizer: Any, longest: int | None
-) -> list[list[int]]:
-    """Prompt and response as the reward model was trained to read them, up to the end token."""
-    conversations = [
-        Conversation((*prompt.messages, Message("assistant", response)))
-        for (_, prompt), response in zip(asked, responses, strict=True)
-    ]
-    found = encode_rows(
-        conversations, template, tokenizer, train_on=TrainOn.last_turn, control_tokens=ControlTokens.neutralise
-    )
-    rows, problems = [], []
-    for (source, _), row in zip(asked, found, strict=True):
-        ids = row.input_ids[: row.responses[-1][1]] if isinstance(row, Encoding) else []
-        if isinstance(row, str):
-            problems.append(f"{source}: the reward model's template refuses it: {row}")
-        elif longest is not None and len(ids) > longest:
-            problems.append(f"{source}: {len(ids)} tokens, more than the reward model's {longest} positions")
-        rows.append(ids)
-    if problems:
-        raise DataError(*problems)
-    return rows

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import ScoreJob, TrainOn
 from alignkit.data.batching import IGNORED
@@ -20,11 +18,10 @@ from alignkit.data.dataset import check_data, load_sft, sources_of
 from alignkit.data.ledger import Ledger
 from alignkit.data.pairs import check_pair_data, load_pairs
 from alignkit.data.sources import read_rows
-from alignkit.data.templates import Template, load_template
 from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.models.load import check_model, load_tokenizer, longest_row
-from alignkit.models.reward import load_reward, reward_tokenizer, scores_of
+from alignkit.models.load import check_model, computing_device, longest_row
 from alignkit.models.skeleton import skeleton
+from alignkit.rewards.reward_run import RewardRun
 from alignkit.runs.card import report_card
 from alignkit.runs.log import run_log
 
@@ -44,10 +41,7 @@ def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
     """
     with run_log():
         _check(job, pairs, out)
-        tokenizer = load_tokenizer(job.model)
-        template = load_template(job.template, tokenizer)
-        tokenizer = reward_tokenizer(tokenizer, end_id=template.end_id)
-        lines, ledger, summary = (_pairs if pairs else _rows)(job, template, tokenizer)
+        lines, ledger, summary = (_pairs if pairs else _rows)(job, RewardRun(job.model, job.template))
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     if out is None:
         sys.stdout.write(text)
@@ -74,17 +68,15 @@ def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:
         raise ConfigError(*problems)
 
 
-def _pairs(
-    job: ScoreJob, template: Template, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
+def _pairs(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
     longest = longest_row(job.data.max_length, skeleton(job.model).config)
-    data = load_pairs(job.data, template, tokenizer, max_length=longest, seed=job.seed, use_margin=False)
+    data = load_pairs(job.data, reward.template, reward.tokenizer, max_length=longest, seed=job.seed, use_margin=False)
     rows = data.train.dataset
     sides = [
         [prompt + response for prompt, response in zip(rows["prompt_ids"], rows[side], strict=True)]
         for side in ("chosen_ids", "rejected_ids")
     ]
-    scores = _scores(job, tokenizer, sides[0] + sides[1])
+    scores = _scores(job, reward, sides[0] + sides[1])
     chosen, rejected = scores[: len(rows)], scores[len(rows) :]
     _, num_chosen, num_rejected = data.train.side_lengths()
     card = report_card(chosen, rejected, num_chosen, num_rejected)
@@ -100,14 +92,12 @@ def _pairs(
     return lines, data.ledger, [f"{card['pairs']:,} pairs", *summary]
 
 
-def _rows(
-    job: ScoreJob, template: Template, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
+def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
     longest = longest_row(job.data.max_length, skeleton(job.model).config)
     section = dataclasses.replace(job.data, train_on=TrainOn.last_turn)
-    data = load_sft(section, template, tokenizer, max_length=longest, seed=job.seed)
+    data = load_sft(section, reward.template, reward.tokenizer, max_length=longest, seed=job.seed)
     found = list(_up_to_the_end(data.train.dataset))
-    scores = dict(zip(data.train.sources, _scores(job, tokenizer, found), strict=True))
+    scores = dict(zip(data.train.sources, _scores(job, reward, found), strict=True))
     reasons = {row.source: row.reason for row in data.ledger.rows}
     lines = []
     for source in sources_of(job.data, "train", job.data.path):
@@ -127,19 +117,13 @@ def _up_to_the_end(rows: Any) -> Iterator[list[int]]:
         yield ids[: max(i for i, label in enumerate(labels, start=1) if label != IGNORED)]
 
 
-def _scores(job: ScoreJob, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[float]:
-    model, _ = load_reward(job.model, tokenizer)
-    if torch.accelerator.is_available():
-        torch.nn.Module.to(model, torch.accelerator.current_accelerator())
+def _scores(job: ScoreJob, reward: RewardRun, rows: Sequence[Sequence[int]]) -> list[float]:
+    reward.load(computing_device())
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(rows))
-        return scores_of(
-            model,
-            rows,
-            pad_id=int(tokenizer.pad_token_id),
-            batch_size=job.batch_size,
-            on_progress=lambda done: progress.update(bar, completed=done),
+        return reward.scores(
+            rows, batch_size=job.batch_size, on_progress=lambda done: progress.update(bar, completed=done)
         )
 
 

@@ -71,7 +71,7 @@ def _section(section: type[Section], values: dict[str, Any]) -> Section:
     """A dataclass of settings from its record, where an enum is a word."""
     kinds: dict[str, Any] = {
         item.name: type(item.default)
-        for item in dataclasses.fields(section)  # type: ignore[arg-type]
+        for item in dataclasses.fields(section)  # type: ignore[arg-type]  # a TypeVar cannot ask for a dataclass
     }
     return section(
         **{

@@ -151,6 +151,11 @@ def default_dtype() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def computing_device() -> torch.device:
+    """The accelerator, or the CPU where there is none."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def num_positions(config: PreTrainedConfig) -> int | None:
     """The longest sequence the model has positions for, in tokens; None where it sets no limit (such as ALiBi)."""
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)

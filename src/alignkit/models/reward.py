@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -22,9 +24,10 @@ from transformers.utils import logging as transformers_logging
 from alignkit.config import ModelConfig
 from alignkit.errors import ModelError
 from alignkit.models.load import load_weights
-from alignkit.models.source import base_of, is_adapter, is_reward, local_folder
+from alignkit.models.source import ADAPTER_WEIGHTS, base_of, is_adapter, is_reward, local_folder
 
 SCORES = "score.json"
+HEADS = (".score.weight", ".classifier.weight")  # what architectures call the score head, and an adapter saves
 _PAD = "<|pad|>"
 _QUANTIZED = ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method", "hf_quantizer")
 
@@ -67,13 +70,10 @@ def as_reward_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         seed: of the head's first weights, normal with the model's own `initializer_range`.
     """
     _fit_vocabulary(model, tokenizer)
-    with torch.device("meta"):
-        built: PreTrainedModel = AutoModelForSequenceClassification.from_config(model.config)
-    setattr(built, built.base_model_prefix, getattr(model, model.base_model_prefix))
+    built = _on_backbone(model, model.config)
     for name in _QUANTIZED:
         if hasattr(model, name):
             setattr(built, name, getattr(model, name))
-    built.config = model.config
     built.name_or_path = model.name_or_path
     built.config.num_labels = 1
     built.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -86,6 +86,23 @@ def as_reward_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     return built
 
 
+def head_beside(model: PreTrainedModel, weight: Tensor, *, device: torch.device) -> PreTrainedModel:
+    """A trained score head on the backbone of a language model that goes on being one.
+
+    Args:
+        model: the language model, adapters inside it or not; nothing in it is changed.
+        weight: of the head, [1, H].
+        device: of the head.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    config.get_text_config().pad_token_id = 0  # upstream asks for one, to find a score that nobody looks at
+    built = _on_backbone(model, config)
+    with torch.no_grad():
+        _put_head(built).requires_grad_(False).to(device).weight.copy_(weight)
+    return built
+
+
 def score_head(model: Any) -> nn.Module:
     """The module that makes scores of hidden states, [B, L, H] to [B, L, 1], adapters or not."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -93,17 +110,12 @@ def score_head(model: Any) -> nn.Module:
     return head
 
 
-def load_reward(
-    model: ModelConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel | PeftModel, tuple[float, float]]:
+def load_reward(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
     """A trained reward model in evaluation mode, on the CPU.
 
     Args:
         model: the section whose `name` is a folder that `alignkit reward` wrote (`check_model` has passed).
         tokenizer: the run's own, as `load_tokenizer` gives it.
-
-    Returns:
-        The model, and mean and standard deviation of its scores on held-out responses (0 and 1 where none were kept).
 
     Raises:
         ModelError: the folder holds no reward model, or one with more outputs than one.
@@ -112,8 +124,14 @@ def load_reward(
     folder = local_folder(model.name)
     if folder is None or not is_reward(folder):
         raise ModelError(f"{model.name} is no reward model: `alignkit reward` makes one")
-    loaded = _load_adapter(folder, model, tokenizer) if is_adapter(folder) else _load_classifier(model, tokenizer)
-    return loaded, score_statistics(folder)
+    return _load_adapter(folder, model, tokenizer) if is_adapter(folder) else _load_classifier(model, tokenizer)
+
+
+def adapter_and_head(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
+    """Of a reward run that is an adapter: the adapter's weights as PEFT saves them, and the head's, [1, H]."""
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    (head,) = [key for key in weights if key.endswith(HEADS)]
+    return weights, weights.pop(head)
 
 
 def score_statistics(folder: Path) -> tuple[float, float]:
@@ -180,6 +198,15 @@ def _head_name(model: nn.Module) -> str:
     names = [name for name, child in model.named_children() if name in ("score", "classifier")]
     assert names, f"{type(model).__name__} has no head"
     return names[0]
+
+
+def _on_backbone(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+    """A sequence classifier whose backbone is the one of `model`, and whose head is still to be put."""
+    with torch.device("meta"):
+        built: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    setattr(built, built.base_model_prefix, getattr(model, model.base_model_prefix))
+    built.config = config
+    return built
 
 
 def _put_head(model: PreTrainedModel) -> ScoreHead:

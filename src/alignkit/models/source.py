@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
+from torch import Size
 
 from alignkit.config import ModelConfig
 from alignkit.errors import did_you_mean
@@ -52,6 +54,36 @@ def base_of(folder: Path, model: ModelConfig) -> ModelConfig:
         return dataclasses.replace(model, name=str(folder / "base"), revision=None)
     adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     return dataclasses.replace(model, name=adapter["base_model_name_or_path"], revision=adapter.get("revision"))
+
+
+def weight_shapes(file: Path) -> dict[str, Size]:
+    """What a safetensors file holds, by its header alone."""
+    with safe_open(file, framework="pt") as weights:
+        return {key: Size(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # the file has no iterator
+
+
+def is_same(one: ModelConfig, other: ModelConfig) -> bool:
+    """Whether two sections name the same full weights: one folder, two with the same bytes, or one hub revision."""
+    folder, beside = local_folder(one.name), local_folder(other.name)
+    if folder is None or beside is None:
+        return folder is beside and (one.name, one.revision) == (other.name, other.revision)
+    if folder.resolve() == beside.resolve():
+        return True
+    names, others = (sorted(path.name for path in place.glob("model*.safetensors")) for place in (folder, beside))
+    same = (cmp(folder / name, beside / name, shallow=False) for name in ["config.json", *names])
+    return names == others and all(same)
+
+
+def sits_on(adapter: Path, base: ModelConfig, *, commit: str | None) -> bool:
+    """Whether the adapter in a folder was trained on the very weights that a section names.
+
+    Args:
+        adapter: the folder.
+        base: the section.
+        commit: what `base.revision` led to on the hub; None where that is not known, or `base` is a folder.
+    """
+    theirs = base_of(adapter, base)
+    return any(is_same(theirs, dataclasses.replace(base, revision=known)) for known in {base.revision, commit})
 
 
 def source_problems(model: ModelConfig, *, wants_reward: bool = False) -> list[str]:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from alignkit.config import PpoConfig
 from alignkit.ppo.advantage import gae, moments, token_rewards, whiten
-from alignkit.ppo.kl import sequence_sums, token_kl, token_sum
+from alignkit.ppo.kl import Estimator, sequence_sums, token_kl, token_sum
+
+_MEASURES: dict[str, Estimator] = {"objective/kl": "k1", "objective/kl_k3": "k3"}
 
 
 @dataclass
@@ -76,8 +78,8 @@ def kl_and_entropy(looked: Looked) -> dict[str, float]:
     has_tokens_B = mask_BT.any(-1)
     num = max(int(has_tokens_B.sum()), 1)
     measured = {}
-    for name, estimator in (("objective/kl", "k1"), ("objective/kl_k3", "k3")):
-        kl_BT = token_kl(looked.logprobs_BT, looked.ref_logprobs_BT, mask_BT, estimator=estimator)  # type: ignore[arg-type]  # a literal
+    for name, estimator in _MEASURES.items():
+        kl_BT = token_kl(looked.logprobs_BT, looked.ref_logprobs_BT, mask_BT, estimator=estimator)
         total, num_tokens = token_sum(kl_BT, mask_BT)
         measured[name] = float(sequence_sums(kl_BT, mask_BT).sum()) / num
         measured[f"{name}_per_token"] = float(total) / max(int(num_tokens), 1)

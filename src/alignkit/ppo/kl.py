@@ -8,10 +8,10 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
+Estimator = Literal["k1", "k2", "k3"]
 
-def token_kl(
-    logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, estimator: Literal["k1", "k2", "k3"]
-) -> Tensor:
+
+def token_kl(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, estimator: Estimator) -> Tensor:
     """Estimate KL(π ‖ π_ref) at each token from the one token that was drawn from π.
 
     With r = π_ref / π of the drawn token: k1 = −ln r, unbiased but of either sign; k2 = ½ (ln r)², low variance but

@@ -165,9 +165,8 @@ class Learner(PolicyTrainer):
             ratio_max = max(ratio_max, float(policy.ratio_max))
             self._batches.append((loss.detach(), [rollouts[place].prompt for place in places]))
         if not update.trains_policy:  # zero gradients would still move Adam's average and decay weights
-            for name, weight in self.policy.named_parameters():
-                if not name.startswith("value_head."):
-                    weight.grad = None
+            for weight in self.policy.policy_weights():
+                weight.grad = None
         return summed, ratio_max
 
     def _total(self, policy: Any, value: Any, entropy: Any) -> Any:

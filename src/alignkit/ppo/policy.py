@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alignkit.ppo.reference import as_reference, drop_reference, hold_reference
+from alignkit.models.adapters import FIRST, Adapters
+from alignkit.models.source import ADAPTER_WEIGHTS
+from alignkit.ppo.reference import hold_reference, reference_adapter
 from alignkit.ppo.scoring import Scorer, Sequences
-from alignkit.ppo.value import ValueHead
+from alignkit.ppo.value import ValueFunction
 
 
 class Policy(nn.Module):
@@ -21,19 +24,28 @@ class Policy(nn.Module):
 
     Args:
         model: the policy; a `PeftModel` trains its adapter, any other model every weight.
-        adapter: the folder of the adapter that is trained further; None where there is none or it is fresh.
+        adapters: on the model, where it is a `PeftModel`.
+        value: what is expected of its completions.
+        is_continued: its adapter was trained before, and is trained further.
         eos_ids: the tokens that end a completion.
         entropy_trains: the loss has an entropy bonus.
-        detach_values: the value loss trains the head alone.
+        detach_values: the value loss keeps off the policy's own layers.
     """
 
     def __init__(
-        self, model: Any, *, adapter: Path | None, eos_ids: Sequence[int], entropy_trains: bool, detach_values: bool
+        self,
+        model: Any,
+        adapters: Adapters | None,
+        value: ValueFunction,
+        *,
+        is_continued: bool,
+        eos_ids: Sequence[int],
+        entropy_trains: bool,
+        detach_values: bool,
     ) -> None:
         super().__init__()
-        self.reference = hold_reference(model, adapter)
-        self.model = model
-        self.value_head = ValueHead(model.config.get_text_config().hidden_size)
+        self.reference = hold_reference(model, adapters, is_continued=is_continued)
+        self.model, self.adapters, self.value = model, adapters, value
         self.detach_values = detach_values
         self.scorer = Scorer(model, eos_ids=eos_ids, entropy_trains=entropy_trains)
         self._reference_scorer = (
@@ -48,43 +60,61 @@ class Policy(nn.Module):
     def train(self, mode: bool = True) -> Policy:
         """Evaluation mode, whatever is asked, except for what recomputes activations: that asks for training mode."""
         super().train(False)
-        for module in self.model.modules():
+        for module in self.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = mode
         return self
 
     def gradient_checkpointing_enable(self, **how: Any) -> None:
         """Recompute activations in the backward pass, as upstream asks for it."""
+        chosen = {"use_reentrant": False, **(how.get("gradient_checkpointing_kwargs") or {})}
+        if self.adapters is not None and not chosen["use_reentrant"]:
+            chosen["context_fn"] = self.adapters.while_recomputing
+        how["gradient_checkpointing_kwargs"] = chosen
         self.model.gradient_checkpointing_enable(**how)
-        if self._has_adapter:  # the frozen embeddings would cut the graph that is recomputed
+        self.value.gradient_checkpointing_enable(**how)
+        if self.adapters is not None:  # the frozen embeddings would cut the graph that is recomputed
             self.model.enable_input_require_grads()
 
     def forward(self, rows: Sequences, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and values of the completion tokens, `[B, T]` each."""
         scores = self.scorer(self.model, rows, temperature=temperature)
         hidden_BTH = scores.hidden_BTH.detach() if self.detach_values else scores.hidden_BTH
-        return scores.logprobs_BT, scores.entropies_BT, self.value_head(hidden_BTH)
+        return scores.logprobs_BT, scores.entropies_BT, self.value(rows, hidden_BTH)
+
+    def logprobs(self, rows: Sequences, *, temperature: float) -> Tensor:
+        """Log-probabilities `[B, T]` of the completion tokens alone."""
+        return self.scorer(self.model, rows, temperature=temperature).logprobs_BT
 
     @torch.no_grad()
     def reference_logprobs(self, rows: Sequences, *, temperature: float) -> Tensor:
         """Log-probabilities `[B, T]` of the same tokens under the reference."""
         if self.reference is not None:
             return self._reference_scorer(self.reference, rows, temperature=temperature).logprobs_BT
-        with as_reference(self.model):
-            return self.scorer(self.model, rows, temperature=temperature).logprobs_BT
+        assert self.adapters is not None
+        with self.adapters.computing(reference_adapter(self.adapters)):
+            return self.logprobs(rows, temperature=temperature)
+
+    def policy_weights(self) -> list[nn.Parameter]:
+        """Those that train and are not the value function's."""
+        values = set(map(id, self.value.weights()))
+        return [weight for weight in self.parameters() if weight.requires_grad and id(weight) not in values]
 
     def save(self, folder: Path, *, is_main_process: bool) -> None:
-        """The policy's trained weights and the value head, for a checkpoint; the reference is where it came from."""
-        selected = {"selected_adapters": ["default"], "save_embedding_layers": False} if self._has_adapter else {}
+        """What trains, for a checkpoint; the reference is where it came from."""
+        selected = {"selected_adapters": [FIRST], "save_embedding_layers": False} if self.adapters else {}
         self.model.save_pretrained(folder, is_main_process=is_main_process, **selected)
         if is_main_process:
-            self.value_head.save(folder)
+            self.value.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Take what `save` wrote; of a policy without adapters, the value function alone."""
+        if self.adapters is not None:
+            self.adapters.set(FIRST, load_file(folder / ADAPTER_WEIGHTS))
+        self.value.load(folder)
 
     def finished(self) -> Any:
         """The trained model alone; the policy is not to be used after it."""
-        drop_reference(self.model)
+        if self.adapters is not None:
+            self.adapters.drop_others()
         return self.model
-
-    @property
-    def _has_adapter(self) -> bool:
-        return hasattr(self.model, "peft_config")

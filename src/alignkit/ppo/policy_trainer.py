@@ -1,4 +1,4 @@
-"""What transformers' trainer asks of a trainer whose model is a policy with its value head."""
+"""What transformers' trainer asks of a trainer whose model is a policy with its value function."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class PolicyTrainer(DurableTrainer):
     """Counts updates: its data set is their numbers, the same on every process.
 
     Args:
-        policy: model, value head and reference.
+        policy: model, value function and reference.
         num_updates: length of training.
-        value_rate: learning rate of the value head; None takes that of the rest.
+        value_rate: learning rate of the value function; None takes that of the rest.
         **rest: as `DurableTrainer`.
     """
 
@@ -56,19 +56,23 @@ class PolicyTrainer(DurableTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.policy)  # type: ignore[arg-type]  # a module
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.policy)  # type: ignore[arg-type]  # any module will do
             decaying = set(self.get_decay_parameter_names(self.policy))
-            groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "value": []}
+            values = set(map(id, self.policy.value.weights()))
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
             for name, weight in self.policy.named_parameters():
                 if weight.requires_grad:
-                    is_value = name.startswith("value_head.")
-                    groups["value" if is_value else "decay" if name in decaying else "plain"].append(weight)
+                    decays = name in decaying and not name.startswith("value.head.")
+                    groups.setdefault((id(weight) in values, decays), []).append(weight)
             value_rate = {"lr": self.value_rate} if self.value_rate is not None else {}
             self.optimizer = optimizer_class(
                 [
-                    {"params": groups["decay"], "weight_decay": self.args.weight_decay},
-                    {"params": groups["plain"], "weight_decay": 0.0},
-                    {"params": groups["value"], "weight_decay": 0.0, **value_rate},
+                    {
+                        "params": weights,
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                        **(value_rate if is_value else {}),
+                    }
+                    for (is_value, decays), weights in sorted(groups.items())
                 ],
                 **arguments,
             )
@@ -78,8 +82,8 @@ class PolicyTrainer(DurableTrainer):
         return 0  # upstream's count knows one forward and backward pass a step
 
     def num_parameters(self) -> tuple[int, int]:
-        """All weights of policy and value head, and those that train."""
-        weights = [*self.policy.model.parameters(), *self.policy.value_head.parameters()]
+        """All weights of policy and value function, and those that train."""
+        weights = [*self.policy.model.parameters(), *self.policy.value.parameters()]
         return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -97,8 +101,9 @@ class PolicyTrainer(DurableTrainer):
         pass  # a sealed checkpoint lacks nothing but the second name of weights that are tied
 
     def _load_weights(self, folder: Path) -> None:
-        super()._load_from_checkpoint(str(folder), self.policy.model)
-        self.policy.value_head.load(folder)
+        if self.policy.adapters is None:
+            super()._load_from_checkpoint(str(folder), self.policy.model)
+        self.policy.load(folder)
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))

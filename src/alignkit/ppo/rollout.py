@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import SamplingConfig
 from alignkit.data.prompts import Prompt
-from alignkit.ppo.rewards import Rewards, Sample
+from alignkit.rewards.sample import Sample
+from alignkit.rewards.weighted import Rewards
 from alignkit.sampling.generate import generate
 
 
@@ -109,7 +110,13 @@ class Sampler:
 
 def score(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], rewards: Rewards) -> list[Rollout]:
     """The same rollouts with their scores."""
-    scores = rewards.score([Sample(prompts[rollout.prompt], rollout.text) for rollout in rollouts])
+    asked = [prompts[rollout.prompt] for rollout in rollouts]
+    scores = rewards.score(
+        [
+            Sample(prompt.source, prompt.conversation, rollout.text, prompt.columns)
+            for prompt, rollout in zip(asked, rollouts, strict=True)
+        ]
+    )
     return [
         replace(rollout, score=total, by_source={name: values[row] for name, values in scores.by_source.items()})
         for row, (rollout, total) in enumerate(zip(rollouts, scores.total, strict=True))

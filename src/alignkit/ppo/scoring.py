@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignkit.ppo.loss import token_entropies
-from alignkit.training.log_probs import token_scores
+from alignkit.training.log_probs import Blocked, token_scores
 from alignkit.training.loss import hidden_states, is_plain_head, lm_head, rows_at_once
 
 
@@ -63,6 +63,18 @@ def side_by_side(
     attention_BL = torch.cat([prompt_BP, mask_BT], dim=1).long()
     tensors = torch.tensor(rows), attention_BL, mask_BT, blocked_BT
     return Sequences(*(tensor.to(device) for tensor in tensors))
+
+
+def inputs_of(rows: Sequences, *, takes_positions: bool) -> dict[str, Tensor]:
+    """What a model is fed; positions count from the first token of each row, where the model takes any."""
+    inputs = {"input_ids": rows.input_ids_BL, "attention_mask": rows.attention_BL}
+    positions = {"position_ids": (rows.attention_BL.cumsum(-1) - 1).clamp(min=0)} if takes_positions else {}
+    return inputs | positions
+
+
+def predicting(rows: Sequences) -> slice:
+    """The T places whose states predict the completion's tokens: each the one before its token."""
+    return slice(-rows.mask_BT.shape[1] - 1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +128,7 @@ class Scorer:
 
     def _forward(self, model: nn.Module, rows: Sequences) -> tuple[Tensor, Tensor]:
         """The states that predict the completions, and these again or, where the head is not plain, their logits."""
-        inputs: dict[str, Any] = {"input_ids": rows.input_ids_BL, "attention_mask": rows.attention_BL}
-        if self.takes_positions:
-            inputs["position_ids"] = (rows.attention_BL.cumsum(-1) - 1).clamp(min=0)
-        before = slice(-rows.mask_BT.shape[1] - 1, -1)  # the state at a place predicts the token at the next one
+        inputs, before = inputs_of(rows, takes_positions=self.takes_positions), predicting(rows)
         if self.is_plain:
             with hidden_states(self.head) as caught:
                 model(**inputs, use_cache=False)
@@ -135,9 +144,11 @@ class Scorer:
     def _score(
         self, scored_N: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        if self.is_plain and not self.entropy_trains and temperature == 1 and not bool(blocked_N.any()):
-            logprobs_N, entropies_N, *_ = token_scores(scored_N, self.head.weight, targets_N)
-            return logprobs_N, entropies_N
+        if self.is_plain and not self.entropy_trains:
+            ids_E = torch.tensor(self.eos_ids, device=blocked_N.device)
+            blocked = Blocked(blocked_N, ids_E) if bool(blocked_N.any()) else None
+            scores = token_scores(scored_N, self.head.weight, targets_N, temperature=temperature, blocked=blocked)
+            return scores.log_probs, scores.entropy
         rows = rows_at_once(self.head.weight)
         parts: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(targets_N), rows):

@@ -27,10 +27,10 @@ from alignkit.ppo.experience import Experience, Looked, experience, explained_va
 from alignkit.ppo.health import Health
 from alignkit.ppo.kl import KLController
 from alignkit.ppo.learner import Learner, Update, temperature_of
-from alignkit.ppo.rewards import Rewards
 from alignkit.ppo.rollout import Rollout, score
 from alignkit.ppo.schedule import linear, prompts_of_update
 from alignkit.ppo.shaping import Shaping
+from alignkit.rewards.weighted import Rewards
 from alignkit.sampling.settings import at
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ class PpoTrainer(Learner):
         for start in range(0, len(share), size):
             rows = self.rows_of(rollouts, share[start : start + size], self.held_out)
             with self.accelerator.autocast():
-                logprobs_BT, _, _ = self.policy(rows, temperature)
+                logprobs_BT = self.policy.logprobs(rows, temperature=temperature)
                 ref_BT = self.policy.reference_logprobs(rows, temperature=temperature)
             total += ((logprobs_BT - ref_BT) * rows.mask_BT).sum()
         return float(self.sum_of_all(total)) / max(len(rollouts), 1)

@@ -1,26 +1,25 @@
-"""What is expected of a completion from here on: a head on the policy's hidden states."""
+"""What is expected of a completion from here on: a head on the states of a model, the policy's own or another's."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alignkit.models.adapters import Adapters
+from alignkit.models.source import ADAPTER_WEIGHTS
+from alignkit.ppo.scoring import Sequences, inputs_of, predicting
 
 VALUE_HEAD = "value_head.safetensors"
-
-
-def check_value_head(folder: Path, hidden_size: int) -> list[str]:
-    """What is wrong with a folder that a value head is to be taken from, one line each."""
-    if not (folder / VALUE_HEAD).is_file():
-        return [f"value.start: {folder} has no value head, no {VALUE_HEAD}: a run of alignkit ppo has one"]
-    size = load_file(folder / VALUE_HEAD)["weight_H"].shape[0]
-    if size != hidden_size:
-        return [
-            f"value.start: the value head of {folder} reads states of {size} numbers, this model's have {hidden_size}"
-        ]
-    return []
+_WEIGHTS = "model.safetensors"
+BESIDE = "value"  # the folder of what computes the head's states, where that is not the policy
+VALUE = "value_function"  # the adapter
 
 
 class ValueHead(nn.Module):
@@ -42,8 +41,123 @@ class ValueHead(nn.Module):
             return values_BT
 
     def save(self, folder: Path) -> None:
-        state = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / VALUE_HEAD, metadata={"format": "pt"})
+        _write(self.state_dict(), folder / VALUE_HEAD)
 
     def load(self, folder: Path) -> None:
         self.load_state_dict(load_file(folder / VALUE_HEAD))
+
+
+class ValueFunction(nn.Module):
+    """Shared: the head reads the policy's own states, and nothing else is held.
+
+    Attributes:
+        held: what is in memory for it beside the policy and the head, in words.
+    """
+
+    held = ""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.head = ValueHead(hidden_size)
+
+    def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
+        """Values `[B, T]` before each completion token.
+
+        Args:
+            rows: prompts and completions.
+            hidden_BTH: the policy's states before these tokens.
+        """
+        values_BT: Tensor = self.head(hidden_BTH)
+        return values_BT
+
+    def weights(self) -> list[nn.Parameter]:
+        """All that train."""
+        return list(self.parameters())
+
+    def gradient_checkpointing_enable(self, **how: Any) -> None:
+        """Recompute activations in the backward pass, where it has some beside those of the policy's backbone."""
+
+    def save(self, folder: Path) -> None:
+        """Write what a later run can go on from, beside a policy that is saved in the same folder."""
+        self.head.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Take the weights that `save` wrote."""
+        self.head.load(folder)
+
+
+class AdapterValue(ValueFunction):
+    """The head reads states of the frozen backbone under an adapter of its own, which starts as the policy's does."""
+
+    held = "; the value function is a further adapter on it"
+
+    def __init__(self, hidden_size: int, adapters: Adapters) -> None:
+        super().__init__(hidden_size)
+        adapters.copy(VALUE, trains=True)
+        self.adapters = adapters
+
+    def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
+        with self.adapters.computing(VALUE):
+            return super().forward(rows, _states(backbone_of(self.adapters.model), rows))
+
+    def weights(self) -> list[nn.Parameter]:
+        return [*self.head.parameters(), *self.adapters.parameters(VALUE)]
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        (folder / BESIDE).mkdir(exist_ok=True)
+        _write(self.adapters.weights(VALUE), folder / BESIDE / ADAPTER_WEIGHTS)
+        self.adapters.model.peft_config[VALUE].save_pretrained(str(folder / BESIDE))
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        self.adapters.set(VALUE, load_file(folder / BESIDE / ADAPTER_WEIGHTS))
+
+
+class OwnValue(ValueFunction):
+    """The head reads states of a backbone of its own, which trains with every weight.
+
+    Args:
+        backbone: without the head that it came with.
+    """
+
+    held = "; the value function is a backbone of its own that trains with every weight"
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__(backbone.config.get_text_config().hidden_size)
+        self.backbone = backbone.requires_grad_(True)
+
+    def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
+        return super().forward(rows, _states(self.backbone, rows))
+
+    def gradient_checkpointing_enable(self, **how: Any) -> None:
+        self.backbone.gradient_checkpointing_enable(**how)
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        self.backbone.save_pretrained(folder / BESIDE, max_shard_size="1TB")  # one file, as `load` reads it
+        (folder / BESIDE / _WEIGHTS).chmod(0o644)
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        self.backbone.load_state_dict(load_file(folder / BESIDE / _WEIGHTS))
+
+
+def backbone_of(model: Any) -> PreTrainedModel:
+    """A model without its head, adapters inside it or not."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    backbone: PreTrainedModel = getattr(base, base.base_model_prefix)
+    return backbone
+
+
+def _states(backbone: PreTrainedModel, rows: Sequences) -> Tensor:
+    """The states before each completion token, `[B, T, H]`."""
+    takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
+    hidden_BLH = backbone(**inputs_of(rows, takes_positions=takes_positions), use_cache=False).last_hidden_state
+    hidden_BTH: Tensor = hidden_BLH[:, predicting(rows)]
+    return hidden_BTH
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # written 0600, unlike the files beside it

@@ -27,12 +27,20 @@ def distribution(logits: Tensor, sampling: SamplingConfig, previous_ids: Tensor 
     Returns:
         `[..., V]` probabilities that sum to 1.
     """
+    logits = shaped(logits, sampling, previous_ids)
+    if draws(sampling):
+        return logits.softmax(-1)
+    return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+
+
+def shaped(logits: Tensor, sampling: SamplingConfig, previous_ids: Tensor | None = None) -> Tensor:
+    """The logits of `distribution`, before it makes probabilities of them or takes the largest."""
     logits = logits.float()
     if sampling.repetition_penalty is not None:
         assert previous_ids is not None, "a repetition penalty needs the tokens before"
         logits = apply_repetition_penalty(logits, previous_ids, sampling.repetition_penalty)
     if not draws(sampling):
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return logits
     if sampling.temperature is not None:
         logits = apply_temperature(logits, sampling.temperature)
     if sampling.top_k is not None:
@@ -41,7 +49,7 @@ def distribution(logits: Tensor, sampling: SamplingConfig, previous_ids: Tensor 
         logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p is not None:
         logits = keep_min_p(logits, sampling.min_p)
-    return logits.softmax(-1)
+    return logits
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
-from alignkit.sampling.distribution import distribution
-from alignkit.sampling.draw import draw
+from alignkit.sampling.cache import BatchCache
+from alignkit.sampling.distribution import shaped
+from alignkit.sampling.draw import draw, upload
 from alignkit.sampling.settings import draws
+
+logger = logging.getLogger(__name__)
+
+_CHANGE = 1 / 8  # of the rows have ended: a pass over a few prompts costs about as much as one over one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +68,13 @@ def generate(
 ) -> list[Completion]:
     """Complete every prompt.
 
-    Prompts of like length share a batch, the longest first, so that a batch too large for the memory fails at once. A
-    row leaves its batch when it ends. What a row draws is a function of (seed, its key, step) and the model's logits
-    alone: the batch size changes no token, except where the rounding of the logits decides. With a batch size of 1 the
-    shapes are a function of the row alone too, and so is every bit.
+    Prompts of like length share a batch, the longest first, so that a batch too large for the memory fails at once; the
+    place of a row that ended goes to the next prompt. What a row draws is a function of (seed, its key, step) and the
+    model's logits alone: the batch size changes no token, except where the rounding of the logits decides. With a batch
+    size of 1 the shapes are a function of the row alone too, and so is every bit.
 
     Args:
-        model: a causal language model with a key/value cache; a PEFT model too.
+        model: a causal language model, a PEFT model too; without a key/value cache it is slow.
         prompts: token ids, at least one each.
         sampling: settings without problems (see `settings.check`).
         eos_ids: the tokens that end a response; they are not drawn before `min_new_tokens`.
@@ -87,25 +95,20 @@ def generate(
     assert keys is None or len(keys) == len(prompts), "a key for each prompt"
     assert decode is not None or not sampling.stop, "stop strings are looked for in text"
     _check_lengths(model, prompts, sampling.max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     keys = range(len(prompts)) if keys is None else keys
-    done: dict[int, Completion] = {}
+    rows = [_Row(place, prompt, key) for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True))]
+    waiting = sorted(rows, key=lambda row: (len(row.prompt), -row.place))
+    batch = _Batch(model, waiting, batch_size, sampling, eos_ids, pad_id, seed, decode, on_token)
     was_training = model.training
     model.train(False)
     try:
         with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = _Batch(model, prompts, rows, keys, sampling, eos_ids, pad_id, seed)
-                batch.decode, batch.on_token = decode, on_token
-                while batch.rows:
-                    finished = batch.step()
-                    done |= finished
-                    if finished and on_progress is not None:
-                        on_progress(len(done))
+            for num_done, _ in enumerate(batch.run(), start=1):
+                if on_progress is not None:
+                    on_progress(num_done)
     finally:
         model.train(was_training)
-    return [done[row] for row in range(len(prompts))]
+    return [row.completion for row in rows if row.completion is not None]
 
 
 def cut_at_stop(text: str, sampling: SamplingConfig) -> str:
@@ -113,95 +116,179 @@ def cut_at_stop(text: str, sampling: SamplingConfig) -> str:
     return text[: min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=len(text))]
 
 
+@dataclass(slots=True)
+class _Row:
+    """A prompt in flight.
+
+    Attributes:
+        place: among the prompts.
+        prompt: its tokens.
+        key: what tells its draws apart.
+        drawn: the response so far.
+        logprobs: of every token drawn, the end token too.
+        completion: once it has ended.
+    """
+
+    place: int
+    prompt: Sequence[int]
+    key: int | str
+    drawn: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    completion: Completion | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.logprobs)
+
+
 class _Batch:
-    """The rows in flight and what the model must be fed next for them; B shrinks as rows end."""
+    """The rows in flight, right-aligned in columns: places of rows that ended go to those that wait.
+
+    Args:
+        waiting: the next one last.
+        size: most rows at once.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        rows: Sequence[int],
-        keys: Sequence[int | str],
+        waiting: list[_Row],
+        size: int,
         sampling: SamplingConfig,
         eos_ids: Sequence[int],
         pad_id: int,
         seed: int,
+        decode: Callable[[list[int]], str] | None,
+        on_token: Callable[[int, int], None] | None,
     ) -> None:
-        self.model, self.keys, self.sampling, self.seed = model, keys, sampling, seed
-        self.decode: Callable[[list[int]], str] | None = None
-        self.on_token: Callable[[int, int], None] | None = None
-        self.rows = list(rows)
-        self.drawn: list[list[int]] = [[] for _ in rows]
-        self.logprobs: list[list[float]] = [[] for _ in rows]
+        self.model, self.waiting, self.size, self.sampling = model, waiting, size, sampling
+        self.pad_id, self.seed, self.decode, self.on_token = pad_id, seed, decode, on_token
         self.stop_ids = set(eos_ids)
         self.eos_ids = torch.tensor(list(eos_ids), dtype=torch.long, device=model.device)
-        width = max(len(prompts[row]) for row in rows)
-        padded = [[-1] * (width - len(prompts[row])) + list(prompts[row]) for row in rows]
-        self.previous_ids = torch.tensor(padded, device=model.device)  # [B, S], -1 on padding
-        self.mask = self.previous_ids >= 0
-        self.input_ids = self.previous_ids.where(self.mask, pad_id)  # what the cache has not seen yet
-        self.positions = (self.mask.long().cumsum(-1) - 1).clamp(min=0)
-        self.cache: Any = None
         base = getattr(model, "get_base_model", lambda: model)()  # a PEFT model takes any argument and passes it on
-        self.takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        parameters = inspect.signature(base.forward).parameters
+        self.takes_positions, self.keeps_cache = "position_ids" in parameters, "past_key_values" in parameters
+        if not self.keeps_cache:
+            self.size = 1  # a state that runs over the tokens may run over padding too
+            _say_slow(type(base).__name__)
+        self.rows: list[_Row] = []
 
-    def step(self) -> dict[int, Completion]:
-        """Draw one token per row; the completions of the rows that ended with it."""
-        logits_BV = self._forward()
-        allowed_BV, num_drawn = logits_BV, len(self.drawn[0])
-        if num_drawn < self.sampling.min_new_tokens:
-            allowed_BV = logits_BV.index_fill(-1, self.eos_ids, -torch.inf)
-        probabilities_BV = distribution(allowed_BV, self.sampling, self.previous_ids)
-        if draws(self.sampling):
-            ids_B = draw(probabilities_BV, seed=self.seed, rows=[self.keys[row] for row in self.rows], step=num_drawn)
-        else:
-            ids_B = probabilities_BV.argmax(-1)
-        logprobs_B = logits_BV.gather(-1, ids_B[:, None]).squeeze(-1) - logits_BV.logsumexp(-1)
-        finished = self._record(ids_B.tolist(), logprobs_B.tolist())
-        self._advance(ids_B, [place for place in range(len(ids_B)) if place not in finished])
-        return dict(finished.values())
+    def run(self) -> Iterator[_Row]:
+        """Every row when it has ended."""
+        while self.waiting:
+            self.rows = self._next(self.size)
+            self.ids_BS, self.logits_BV, self.cache = self._prefill(self.rows)
+            while True:
+                ids_B = self._draw()
+                yield from self._record(ids_B)
+                ended = [place for place, row in enumerate(self.rows) if row.completion is not None]
+                if len(ended) == len(self.rows):
+                    break
+                self._feed(ids_B, ended)
+                if len(ended) >= _CHANGE * len(self.rows):
+                    self._change(ended)
 
-    def _forward(self) -> Tensor:
-        positions = {"position_ids": self.positions} if self.takes_positions else {}
-        cache = {} if self.cache is None else {"past_key_values": self.cache}
+    def _next(self, num_rows: int) -> list[_Row]:
+        return [self.waiting.pop() for _ in range(min(num_rows, len(self.waiting)))]
+
+    def _prefill(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor, BatchCache]:
+        """The tokens of prompts `[B, S]`, -1 on padding, and what the model makes of them."""
+        width = max(len(row.prompt) for row in rows)
+        padded = [[-1] * (width - len(row.prompt)) + list(row.prompt) for row in rows]
+        ids_BS = torch.tensor(padded, device=self.model.device)
+        logits_BV, cache = self._forward(ids_BS, None)
+        return ids_BS, logits_BV, BatchCache(cache)
+
+    def _feed(self, ids_B: Tensor, ended: Sequence[int]) -> None:
+        """Make the drawn tokens the newest column; a row that ended is fed padding until its place is taken."""
+        if ended:
+            ids_B = ids_B.index_fill(0, self._places(ended), -1)
+        self.ids_BS = torch.cat([self.ids_BS, ids_B[:, None]], dim=-1)
+        self.logits_BV, _ = self._forward(self.ids_BS, self.cache.cache)
+
+    def _change(self, ended: Sequence[int]) -> None:
+        """Give the places of rows that ended to the next prompts; where none waits, drop them."""
+        fresh = self._next(len(ended)) if self.cache.takes_rows else []
+        if fresh:
+            ids_KS, logits_KV, cache = self._prefill(fresh)
+            taken_K, width = self._places(ended[: len(fresh)]), self.ids_BS.shape[-1]
+            self.ids_BS[taken_K] = pad(ids_KS, (width - ids_KS.shape[-1], 0), value=-1)
+            self.logits_BV[taken_K] = logits_KV
+            self.cache.put(taken_K, cache)
+            for place, row in zip(ended, fresh, strict=False):
+                self.rows[place] = row
+        if len(fresh) < len(ended):
+            kept = [place for place, row in enumerate(self.rows) if row.completion is None]
+            kept_K = self._places(kept)
+            self.rows = [self.rows[place] for place in kept]
+            self.ids_BS, self.logits_BV = self.ids_BS[kept_K], self.logits_BV[kept_K]
+            self.cache.keep(kept_K)
+        width = max(row.length for row in self.rows)
+        if self.cache.takes_rows and width < self.ids_BS.shape[-1]:
+            self.ids_BS = self.ids_BS[:, -width:]
+            self.cache.narrow(width)
+
+    def _places(self, places: Sequence[int]) -> Tensor:
+        return upload(torch.tensor(places), self.model.device)
+
+    def _forward(self, ids_BS: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits of the next token, and the cache, which has seen all columns but the newest; None has seen none."""
+        mask_BS = ids_BS >= 0
+        positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+        unseen = slice(None if cache is None else -1, None)
         output = self.model(
-            input_ids=self.input_ids,
-            attention_mask=self.mask.long(),
-            use_cache=True,
+            input_ids=ids_BS.where(mask_BS, self.pad_id)[:, unseen],
+            attention_mask=mask_BS.long(),
+            use_cache=self.keeps_cache,
             logits_to_keep=1,
-            **positions,
-            **cache,
+            **({"position_ids": positions_BS[:, unseen]} if self.takes_positions else {}),
+            **({"past_key_values": cache} if cache is not None else {}),
         )
-        self.cache = output.get("past_key_values")
-        if self.cache is None:
-            raise ModelError(f"{type(self.model).__name__} keeps no key/value cache, which generation needs")
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
+        cache = output.get("past_key_values")
+        if self.keeps_cache and cache is None:
+            raise ModelError(f"{type(self.model).__name__} takes a key/value cache and returns none")
+        logits_BV: Tensor = output.logits[:, -1].float()
+        return logits_BV, cache
 
-    def _record(self, ids: list[int], logprobs: list[float]) -> dict[int, tuple[int, Completion]]:
-        """Note the drawn tokens; (row, completion) by the place in the batch of those that ended."""
-        finished = {}
-        for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
+    def _draw(self) -> Tensor:
+        """The next token of each row."""
+        logits_BV, sampling = self.logits_BV, self.sampling
+        held = [place for place, row in enumerate(self.rows) if len(row.drawn) < sampling.min_new_tokens]
+        if held:
+            logits_BV = logits_BV.clone()
+            logits_BV[self._places(held)[:, None], self.eos_ids] = -torch.inf
+        logits_BV = shaped(logits_BV, sampling, self.ids_BS)
+        if not draws(sampling):
+            return logits_BV.argmax(-1)
+        keys, steps = [row.key for row in self.rows], [len(row.drawn) for row in self.rows]
+        return draw(logits_BV.softmax(-1), seed=self.seed, rows=keys, steps=steps)
+
+    def _record(self, ids_B: Tensor) -> Iterator[_Row]:
+        """Note the drawn tokens; the rows that end with them."""
+        logprobs_B = self.logits_BV.log_softmax(-1).gather(-1, ids_B[:, None]).squeeze(-1)
+        ids, logprobs = torch.stack([ids_B.float(), logprobs_B]).tolist()  # at once: each look waits for the device
+        for row, token, logprob in zip(self.rows, map(int, ids), logprobs, strict=True):
+            if row.completion is not None:
+                continue
             if not math.isfinite(logprob):
-                raise ModelError(f"prompt {self.rows[place] + 1}: the model's logits are not finite numbers")
-            self.logprobs[place].append(logprob)
-            reason = self._reason(place, token)
+                raise ModelError(f"prompt {row.place + 1}: the model's logits are not finite numbers")
+            row.logprobs.append(logprob)
+            reason = self._reason(row, token)
             if reason is not None:
-                terms, end_id = self.logprobs[place], token if reason == "stop" else None
-                completion = Completion(self.drawn[place], reason, sum(terms), end_id, terms)
-                finished[place] = (self.rows[place], completion)
-        return finished
+                end_id = token if reason == "stop" else None
+                row.completion = Completion(row.drawn, reason, sum(row.logprobs), end_id, row.logprobs)
+                yield row
 
-    def _reason(self, place: int, token: int) -> Literal["stop", "stop_string", "length"] | None:
+    def _reason(self, row: _Row, token: int) -> Literal["stop", "stop_string", "length"] | None:
         """Why the response ends with this token, which is part of it unless it is an end token; None to go on."""
         if token in self.stop_ids:
             return "stop"
-        self.drawn[place].append(token)
+        row.drawn.append(token)
         if self.on_token is not None:
-            self.on_token(self.rows[place], token)
-        if self._says_stop(self.drawn[place]):
+            self.on_token(row.place, token)
+        if self._says_stop(row.drawn):
             return "stop_string"
-        return "length" if len(self.drawn[place]) == self.sampling.max_new_tokens else None
+        return "length" if len(row.drawn) == self.sampling.max_new_tokens else None
 
     def _says_stop(self, drawn: list[int]) -> bool:
         if not self.sampling.stop:
@@ -212,22 +299,10 @@ class _Batch:
         text = self.decode(drawn[-window:])
         return any(stop in text for stop in self.sampling.stop)
 
-    def _advance(self, ids_B: Tensor, kept: list[int]) -> None:
-        """Make the drawn tokens the next input, of the rows that are kept."""
-        self.input_ids = ids_B[:, None]
-        self.previous_ids = torch.cat([self.previous_ids, self.input_ids], dim=-1)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids_B), 1)], dim=-1)
-        self.positions = self.positions[:, -1:] + 1
-        if len(kept) == len(self.rows):
-            return
-        self.rows = [self.rows[place] for place in kept]
-        self.drawn = [self.drawn[place] for place in kept]
-        self.logprobs = [self.logprobs[place] for place in kept]
-        if kept:
-            places = torch.tensor(kept, device=ids_B.device)
-            self.input_ids, self.previous_ids = self.input_ids[places], self.previous_ids[places]
-            self.mask, self.positions = self.mask[places], self.positions[places]
-            self.cache.batch_select_indices(places)
+
+@cache
+def _say_slow(model: str) -> None:
+    logger.warning("%s keeps no key/value cache: its responses come one by one, each read anew for every token", model)
 
 
 def _check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from alignkit.config import DpoJob, Init, ModelConfig
-from alignkit.data.inspect import PairView
+from alignkit.data.views import PairView
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models.load import check_model, load_model, load_tokenizer
 from alignkit.models.lora import build_lora

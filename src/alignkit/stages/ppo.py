@@ -9,24 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 
-from alignkit.config import PpoJob
+from alignkit.config import ModelConfig, PpoJob
+from alignkit.data.prompt_view import PromptView
 from alignkit.data.prompts import PromptData, load_prompts
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import ConfigError
+from alignkit.models.adapters import Adapters
 from alignkit.models.load import load_model, load_tokenizer, num_positions
 from alignkit.models.lora import build_lora
 from alignkit.models.save import save_model
 from alignkit.models.skeleton import skeleton
-from alignkit.models.source import is_adapter, local_folder
+from alignkit.models.source import base_of, is_adapter, local_folder
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.record import RolloutFile, conclude, first_look
 from alignkit.ppo.reference import what_is_held
-from alignkit.ppo.rewards import Rewards, load_rewards
 from alignkit.ppo.rollout import Rollout, Sampler
 from alignkit.ppo.trainer import PpoTrainer
-from alignkit.ppo.value import check_value_head
+from alignkit.ppo.value_start import check_value_start, value_function
+from alignkit.rewards.backbone import Backbone
+from alignkit.rewards.load import check_reward_columns, load_rewards
+from alignkit.rewards.source import parse_rewards
+from alignkit.rewards.weighted import Rewards
+from alignkit.runs.directory import lineage
+from alignkit.runs.log import run_log
 from alignkit.sampling.settings import stop_ids
 from alignkit.stages.opening import announce, opened
 from alignkit.stages.ppo_checks import check
@@ -56,13 +64,17 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             return
         prepared = prepare(job)
         args = _arguments(job, run_dir, held_out=bool(prepared.data.held_out))
-        rewards = load_rewards(job.reward, prepared.columns(), device=args.device)
-        model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
+        model = _model(job, prepared.tokenizer)
+        adapters = Adapters(model) if isinstance(model, PeftModel) else None
+        backbone = None if adapters is None else Backbone(adapters, _base(job.model))
+        rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)
+        if job.value.start is not None:
+            entry.parents += lineage(job.value.start)
         entry.begin()
         of_rewards = rewards.other_templates(prepared.template.jinja, job.model.name)
         for line in filter(None, [other_template(job.model, prepared.template), *of_rewards]):
             logger.warning("%s", line)
-        trainer = _trainer(job, run_dir, args, model, prepared, rewards)
+        trainer = _trainer(job, run_dir, args, model, adapters, prepared, rewards)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
         announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
@@ -99,22 +111,20 @@ class Prepared:
     template: Template
     data: PromptData
 
-    def columns(self) -> list[str]:
-        """The columns that rewards may ask for."""
-        return list(dict.fromkeys(key for prompt in self.data.train for key in prompt.columns))
-
 
 def prepare(job: PpoJob) -> Prepared:
-    """Read, render and encode the prompts, without loading weights."""
+    """Read, render and encode the prompts, without loading weights.
+
+    Raises:
+        AlignkitError: settings that do not fit the model or the rows, or rows that cannot be asked.
+    """
     tokenizer = load_tokenizer(job.model)
     template = load_template(job.template, tokenizer)
     bare = skeleton(job.model)
     if job.lora:
         build_lora(job.lora, bare)
-    if job.value.start is not None:
-        hidden_size = bare.config.get_text_config().hidden_size
-        if problems := check_value_head(Path(job.value.start), hidden_size):
-            raise ConfigError(*problems)
+    if job.value.start is not None and (problems := check_value_start(job.value, job.model, job.lora)):
+        raise ConfigError(*problems)
     positions = num_positions(bare.config)
     longest = _LONGEST_BY_DEFAULT if positions is None else positions - job.sampling.max_new_tokens
     if longest < 1:
@@ -128,9 +138,39 @@ def prepare(job: PpoJob) -> Prepared:
             f"than the model's {positions} positions: shorten the one or the other"
         )
     max_length = job.data.max_length or min(longest, _LONGEST_BY_DEFAULT)
-    return Prepared(
-        tokenizer, template, load_prompts(job.data, template, tokenizer, max_length=max_length, seed=job.seed)
+    data = load_prompts(job.data, template, tokenizer, max_length=max_length, seed=job.seed)
+    columns = dict.fromkeys(key for prompt in data.train for key in prompt.columns)
+    check_reward_columns(parse_rewards(job.reward), list(columns))
+    return Prepared(tokenizer, template, data)
+
+
+def view(job: PpoJob) -> PromptView:
+    """What `alignkit inspect ppo` shows."""
+    with run_log():
+        check(job)
+        prepared = prepare(job)
+    data, length, ppo = prepared.data, job.data.prompt_length, job.ppo
+    times = ppo.num_updates * ppo.num_prompts / len(data.train)
+    return PromptView(
+        title=f"ppo {job.name}",
+        sets={"train": data.train, **({"eval": data.held_out} if data.held_out else {})},
+        ledger=data.ledger,
+        tokenizer=prepared.tokenizer,
+        facts=[
+            *_rows(data),
+            f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
+            *([f"texts are cut to their first {length.min} to {length.max} tokens"] if length.max else []),
+            f"{ppo.num_updates:,} updates of {ppo.num_prompts:,} prompts ask each of them {times:,.1f} times",
+        ],
     )
+
+
+def _rows(data: PromptData) -> list[str]:
+    """What each source was read as."""
+    return [
+        f"{source} read as {format_}" + ("" if format_ in ("prompt", "text") else ", without the responses")
+        for source, format_ in data.formats.items()
+    ]
 
 
 def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
@@ -144,24 +184,43 @@ def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
     return arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
 
 
-def _trainer(job: PpoJob, run_dir: Path, args: Any, model: Any, prepared: Prepared, rewards: Rewards) -> PpoTrainer:
-    if job.lora:
-        from peft import get_peft_model
+def _model(job: PpoJob, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The policy at its start, with its adapter where it has one."""
+    model = load_model(job.model, tokenizer=tokenizer, seed=job.seed, trainable=not job.lora)
+    if not job.lora:
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        return get_peft_model(model, build_lora(job.lora, model))
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
-            model = get_peft_model(model, build_lora(job.lora, model))
-    folder = local_folder(job.model.name)
+
+def _base(model: ModelConfig) -> ModelConfig:
+    """The section of the full weights: of an adapter, those that it sits on."""
+    folder = local_folder(model.name)
+    return base_of(folder, model) if folder is not None and is_adapter(folder) else model
+
+
+def _trainer(
+    job: PpoJob, run_dir: Path, args: Any, model: Any, adapters: Adapters | None, prepared: Prepared, rewards: Rewards
+) -> PpoTrainer:
     eos_ids = stop_ids(model, prepared.template.end_id)
+    value = value_function(
+        job.value,
+        job.model,
+        adapters,
+        hidden_size=model.config.get_text_config().hidden_size,
+        tokenizer=prepared.tokenizer,
+        seed=job.seed,
+    )
     policy = Policy(
         model,
-        adapter=folder if folder is not None and is_adapter(folder) else None,
+        adapters,
+        value,
+        is_continued=adapters is not None and not job.lora,
         eos_ids=eos_ids,
         entropy_trains=job.ppo.entropy_coef > 0,
         detach_values=job.value.detach,
     )
-    if job.value.start is not None:
-        policy.value_head.load(Path(job.value.start))
     kept = RolloutFile(
         run_dir / "rollouts.jsonl", prepared.data.train, keep=job.ppo.keep_rollouts, show_every=job.ppo.show_every
     )
@@ -196,14 +255,12 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
     """What will happen, in a line each."""
     ppo, data = job.ppo, prepared.data
     num = ppo.num_prompts * ppo.num_generations
-    has_responses = any(format_ not in ("prompt", "text") for format_ in data.formats.values())
     return {
-        "rows": ", ".join(f"{source} read as {format_}" for source, format_ in data.formats.items())
-        + ("; their responses are not used" if has_responses else ""),
+        "rows": "; ".join(_rows(data)),
         "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
-        "memory": what_is_held(trainer.policy.model, trainer.policy.reference),
+        "memory": what_is_held(trainer.policy.adapters) + trainer.policy.value.held,
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
-        "reward": " + ".join(f"{source.weight:g} × {source.name}" for source, _ in trainer.rewards.sources),
+        "reward": str(trainer.rewards),
         "rollout": f"{num:,} completions ({ppo.num_prompts} prompts × {ppo.num_generations}), at most "
         f"{job.sampling.max_new_tokens} tokens each",
         "update": f"a rollout, then {ppo.num_ppo_epochs} passes of {ppo.num_mini_batches} minibatches of "
@@ -221,6 +278,7 @@ def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
     if not trainer.is_world_process_zero():
         return
     with full_disk_in_words(run_dir):
+        trainer.policy.value.save(run_dir)
         save_model(
             trainer.policy.finished(),
             prepared.tokenizer,
@@ -228,4 +286,3 @@ def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
             jinja=prepared.template.jinja,
             end_id=prepared.template.end_id,
         )
-        trainer.policy.value_head.save(run_dir)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import fields
 
-from alignkit.config import PpoJob
+from alignkit.config import PpoJob, Quantization, ValueConfig, ValueModel
 from alignkit.data.prompts import check_prompts
-from alignkit.errors import ConfigError
-from alignkit.ppo.rewards import check_rewards
+from alignkit.errors import AlignkitError, ConfigError
+from alignkit.models.source import is_adapter, local_folder
+from alignkit.rewards.load import check_rewards
+from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check as check_sampling
 from alignkit.stages.sections import adapter_on_adapter, check_sections
 from alignkit.training.sharding import sharding_launched
 
+_RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+_STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -22,11 +28,11 @@ def check(job: PpoJob) -> None:
     Raises:
         ConfigError: every problem found, together.
     """
-    problems = check_prompts(job.data) + check_sampling(job.sampling, over_time=True) + check_rewards(job.reward)
+    problems = check_prompts(job.data) + check_sampling(job.sampling, over_time=True) + _reward_problems(job)
     problems += check_sections(job, "ppo") + adapter_on_adapter(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
-    problems += _schedule_problems(job)
+    problems += _lora_problems(job) + _schedule_problems(job) + _value_problems(job)
     if name := sharding_launched():
         problems.append(
             f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "
@@ -34,6 +40,13 @@ def check(job: PpoJob) -> None:
         )
     if problems:
         raise ConfigError(*problems)
+
+
+def _reward_problems(job: PpoJob) -> list[str]:
+    try:
+        return check_rewards(parse_rewards(job.reward))
+    except AlignkitError as error:
+        return list(error.problems)
 
 
 def _batch_problems(job: PpoJob, num_processes: int) -> list[str]:
@@ -84,6 +97,18 @@ def _dropout_problems(job: PpoJob) -> list[str]:
     return problems
 
 
+def _lora_problems(job: PpoJob) -> list[str]:
+    """The base without a fresh adapter is the reference: it must stay what it is, and the adapter start as nothing."""
+    why = "the base without its adapter is the reference, and must be what the policy started as; leave it out"
+    init, bias = job.lora.get("init_lora_weights", True), job.lora.get("bias", "none")
+    problems = []
+    if init is False or str(init).split("_niter")[0] in _STARTS_ELSEWHERE:
+        problems.append(f"lora.init_lora_weights={init}: {why}")
+    if bias != "none":
+        problems.append(f"lora.bias={bias}: {why}")
+    return problems
+
+
 def _schedule_problems(job: PpoJob) -> list[str]:
     ppo, problems = job.ppo, []
     if ppo.kl_target is not None and ppo.kl_coef_end is not None:
@@ -95,4 +120,34 @@ def _schedule_problems(job: PpoJob) -> list[str]:
             f"value.warmup_updates={job.value.warmup_updates} leaves none of ppo.num_updates={ppo.num_updates} to "
             "train the policy"
         )
+    return problems
+
+
+def _value_problems(job: PpoJob) -> list[str]:
+    value, problems = job.value, []
+    folder = local_folder(job.model.name)
+    if value.model is not ValueModel.shared and value.detach:
+        problems.append(
+            f"value.detach has no effect with value.model={value.model}: its loss never trains the policy's own layers"
+        )
+    if value.model is ValueModel.adapter and not job.lora and (folder is None or not is_adapter(folder)):
+        problems.append(
+            "value.model=adapter needs a policy that is one too: lora=ppo puts LoRA on it, value.model=own trains a "
+            "backbone for the values"
+        )
+    if value.model is ValueModel.own and value.start is None and job.model.quantization is not Quantization.none:
+        problems.append(
+            f"value.model=own trains a copy of the model, which model.quantization={job.model.quantization} rules out: "
+            "take value.model=adapter"
+        )
+    recomputing = [how for key in _RECOMPUTING if isinstance(how := job.train.get(key), Mapping)]
+    if value.model is ValueModel.adapter and any(how.get("use_reentrant") for how in recomputing):
+        problems.append("use_reentrant=true cannot tell adapters apart, and value.model=adapter has two: leave it out")
+    if job.ppo.vf_coef == 0:
+        defaults = ValueConfig(start=value.start)
+        problems += [
+            f"value.{item.name}={getattr(value, item.name)} has no effect with ppo.vf_coef=0, which trains no values"
+            for item in fields(ValueConfig)
+            if getattr(value, item.name) != getattr(defaults, item.name)
+        ]
     return problems

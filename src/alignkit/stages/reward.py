@@ -11,7 +11,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from alignkit.config import RewardJob
-from alignkit.data.inspect import PairView
+from alignkit.data.views import PairView
 from alignkit.errors import ConfigError
 from alignkit.models.load import load_merged
 from alignkit.models.lora import build_lora

@@ -18,9 +18,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from alignkit.config import Batching, SftJob
 from alignkit.data.batching import FILLER, Collator, EpochOrder, packs_exactly, padding_share
 from alignkit.data.dataset import NUM_FIRST, EncodedSet, SftData, check_data, load_sft, shared
-from alignkit.data.inspect import View
 from alignkit.data.streaming import Stream, check_streaming
 from alignkit.data.templates import Template, load_template
+from alignkit.data.views import View
 from alignkit.errors import ConfigError
 from alignkit.models.load import load_model, load_tokenizer, longest_row
 from alignkit.models.lora import build_lora

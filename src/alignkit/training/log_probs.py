@@ -17,7 +17,7 @@ class TokenScores(NamedTuple):
     Attributes:
         log_probs: log p(target), [N].
         entropy: of the next-token distribution, [N].
-        mean_logits: the mean logit over the vocabulary, [N].
+        mean_logits: the mean over the vocabulary of the logits as the head makes them, [N].
         is_top1: whether the target is the likeliest token, [N].
     """
 
@@ -27,68 +27,115 @@ class TokenScores(NamedTuple):
     is_top1: Tensor
 
 
-def token_scores(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> TokenScores:
-    """Log softmax(hidden · weightᵀ) at the targets, and what else a trainer reports of each position.
+class Blocked(NamedTuple):
+    """Tokens that could not be drawn.
 
-    The gradient of log p(t) by the hidden state is w_t − Σ_v p(v) w_v: it is made beside the log-probability where the
-    head is frozen. A head that trains needs p itself, so there the logits are made again in the backward pass.
+    Attributes:
+        positions_N: true where they could not.
+        ids_E: the tokens.
+    """
+
+    positions_N: Tensor
+    ids_E: Tensor
+
+
+def token_scores(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    blocked: Blocked | None = None,
+) -> TokenScores:
+    """Log softmax(hidden · weightᵀ / temperature) at the targets, and what else a trainer reports of each position.
+
+    The gradient of log p(t) by the hidden state is (w_t − Σ_v p(v) w_v) / temperature: it is made beside the
+    log-probability where the head is frozen. A head that trains needs p itself, so there the logits are made again in
+    the backward pass.
 
     Args:
         hidden_NH: last hidden states of the positions that predict.
         weight_VH: the head's weight, cast to the hidden states' dtype.
         targets_N: the token that follows each position.
+        temperature: of the distribution.
+        blocked: tokens without probability at some of the positions; no target is one of them there.
     """
     weight_VH = weight_VH.to(hidden_NH.dtype)
     if not torch.is_grad_enabled():
         hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
-    return TokenScores(*_TokenScores.apply(hidden_NH, weight_VH, targets_N))  # type: ignore[no-untyped-call]  # torch's
+    distribution = _Distribution(temperature, blocked)
+    return TokenScores(*_TokenScores.apply(hidden_NH, weight_VH, targets_N, distribution))  # type: ignore[no-untyped-call]  # torch leaves apply bare
+
+
+class _Distribution(NamedTuple):
+    temperature: float
+    blocked: Blocked | None
+
+    def logits(self, hidden_NH: Tensor, weight_VH: Tensor, part: slice) -> Tensor:
+        """Of some of the positions, in float32 and not in use elsewhere."""
+        logits_NV = (hidden_NH[part] @ weight_VH.T).float()
+        if self.temperature != 1:
+            logits_NV.div_(self.temperature)
+        if self.blocked is not None:
+            rows_M1 = self.blocked.positions_N[part].nonzero()
+            # finite, so that 0 · ln 0 stays 0 in the entropy
+            logits_NV[rows_M1, self.blocked.ids_E] = torch.finfo(torch.float32).min / 2
+        return logits_NV
 
 
 class _TokenScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, distribution: _Distribution
+    ) -> tuple[Tensor, ...]:
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         beside = needs_hidden and not needs_weight
         grad_NH = torch.empty_like(hidden_NH) if beside else None
-        scores = hidden_NH.new_empty((4, len(targets_N)), dtype=torch.float32)
-        log_probs, entropy, mean_logits, is_top1 = scores
+        log_probs, entropy, is_top1 = (torch.empty(len(targets_N), device=hidden_NH.device) for _ in range(3))
         rows = rows_at_once(weight_VH)
         for start in range(0, len(targets_N), rows):
             part = slice(start, start + rows)
             target = targets_N[part, None]
-            logits = (hidden_NH[part] @ weight_VH.T).float()
-            largest, chosen = logits.amax(-1, keepdim=True), logits.gather(1, target)
-            mean_logits[part] = logits.mean(-1)
-            is_top1[part] = (chosen == largest)[:, 0]
-            normaliser = logits.logsumexp(-1, keepdim=True)
+            logits = distribution.logits(hidden_NH, weight_VH, part)
+            logits.sub_(logits.amax(-1, keepdim=True))
+            chosen, exps = logits.gather(1, target), logits.exp()
+            total = exps.sum(-1, keepdim=True)
+            normaliser = total.log()
             log_probs[part] = (chosen - normaliser)[:, 0]
-            probs = logits.sub(normaliser).exp_()
             # H = log Z − Σ p · logit
-            entropy[part] = normaliser[:, 0] - torch.linalg.vecdot(probs, logits)
+            entropy[part] = normaliser[:, 0] - torch.linalg.vecdot(exps, logits) / total[:, 0]
+            is_top1[part] = (chosen == 0)[:, 0]
             if grad_NH is not None:
-                grad_logits = probs.neg_().scatter_add_(1, target, torch.ones_like(chosen))
-                torch.mm(grad_logits.to(hidden_NH.dtype), weight_VH, out=grad_NH[part])
+                if hidden_NH.dtype == torch.float16:  # which ends at 65,504; the Z of many tokens alike does not
+                    exps /= total
+                    total = torch.ones_like(total)
+                # Z times softmax − one-hot: dividing H numbers of a row is less than dividing V
+                exps.scatter_add_(1, target, -total)
+                torch.mm(exps.to(hidden_NH.dtype), weight_VH, out=grad_NH[part])
+                grad_NH[part] /= -distribution.temperature * total
+        mean_logits = hidden_NH.float() @ weight_VH.mean(0, dtype=torch.float32)  # the mean of products with each row
+        ctx.distribution = distribution
         ctx.save_for_backward(*((grad_NH,) if beside else (hidden_NH, weight_VH, targets_N)))
         ctx.mark_non_differentiable(entropy, mean_logits, is_top1)
-        return log_probs.clone(), entropy, mean_logits, is_top1
+        return log_probs, entropy, mean_logits, is_top1
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         if len(ctx.saved_tensors) == 1:
             (grad_NH,) = ctx.saved_tensors
-            return grad_NH * grad_N[:, None].to(grad_NH.dtype), None, None
+            return grad_NH * grad_N[:, None].to(grad_NH.dtype), None, None, None
         hidden_NH, weight_VH, targets_N = ctx.saved_tensors
-        needs_hidden, _, _ = ctx.needs_input_grad
+        needs_hidden, *_ = ctx.needs_input_grad
         grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
         grad_VH = torch.zeros_like(weight_VH)
         rows = rows_at_once(weight_VH)
         for start in range(0, len(targets_N), rows):
             part = slice(start, start + rows)
-            scale = grad_N[part, None].float()
-            probs = (hidden_NH[part] @ weight_VH.T).float().softmax(-1)
+            scale = grad_N[part, None].float() / ctx.distribution.temperature
+            probs = ctx.distribution.logits(hidden_NH, weight_VH, part).softmax(-1)
             grad_logits = probs.mul_(-scale).scatter_add_(1, targets_N[part, None], scale).to(hidden_NH.dtype)
             if grad_NH is not None:
                 torch.mm(grad_logits, weight_VH, out=grad_NH[part])
             grad_VH.addmm_(grad_logits.T, hidden_NH[part])
-        return grad_NH, grad_VH, None
+        return grad_NH, grad_VH, None, None

@@ -82,7 +82,7 @@ def cross_entropy(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> tu
     weight_VH = weight_VH.to(hidden_NH.dtype)
     if not torch.is_grad_enabled():
         hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
-    loss, num_correct = _CrossEntropy.apply(hidden_NH, weight_VH, targets_N)  # type: ignore[no-untyped-call]  # torch's
+    loss, num_correct = _CrossEntropy.apply(hidden_NH, weight_VH, targets_N)  # type: ignore[no-untyped-call]  # torch leaves apply bare
     return loss, num_correct
 
 

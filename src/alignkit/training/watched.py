@@ -80,7 +80,7 @@ class WatchedTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         kept: Any = self._signature_columns
-        self._signature_columns = list(dict.fromkeys([*kept, "row_index"]))  # type: ignore[assignment]  # upstream: None
+        self._signature_columns = list(dict.fromkeys([*kept, "row_index"]))  # type: ignore[assignment]  # upstream declares None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The last thing upstream asks before `optimizer.step`."""

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkit.config import TrainOn
+from alignkit.config import ModelConfig, TrainOn
 from alignkit.data.conversation import Conversation, Message
 from alignkit.data.masking import encode
-from alignkit.data.prompts import Prompt
 from alignkit.data.templates import load_template
 from alignkit.launch import compose_job
 from alignkit.models.load import load_tokenizer
 from alignkit.models.reward import load_reward, reward_tokenizer, score_statistics, scores_of
-from alignkit.ppo.model_reward import RewardRun
-from alignkit.ppo.rewards import Sample, check_rewards, load_rewards
+from alignkit.rewards.load import check_rewards, load_rewards
+from alignkit.rewards.sample import Sample
+from alignkit.rewards.source import parse_rewards
 from alignkit.stages import ppo, reward
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
@@ -51,14 +51,14 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("standardise", [False, True])
 def test_a_score_is_that_of_the_reward_run(kind: str, standardise: bool) -> None:
-    assert check_rewards([{"model": kind, "standardise": standardise}]) == []
-    rewards = load_rewards([{"model": kind, "standardise": standardise}], [], device=torch.device("cpu"))
-    scorer = RewardRun(kind, standardise=False, batch_size=4, device=torch.device("cpu"))
+    sources = parse_rewards([{"model": kind, "standardise": standardise, "batch_size": 4}])
+    assert check_rewards(sources) == []
+    rewards = load_rewards(sources, ModelConfig(), device=torch.device("cpu"))
     job = compose_job("score", ["data.path=pairs.jsonl", f"model.name={kind}"])
     tokenizer = load_tokenizer(job.model)
     template = load_template(job.template, tokenizer)
     tokenizer = reward_tokenizer(tokenizer, end_id=template.end_id)
-    model, _ = load_reward(job.model, tokenizer)
+    model = load_reward(job.model, tokenizer)
     conversations = [_conversation(row["prompt"], row["chosen"]) for row in PAIRS[:5]]
     rows = [
         encode(c, template, tokenizer, train_on=TrainOn.last_turn, control_tokens=job.data.control_tokens)
@@ -66,9 +66,7 @@ def test_a_score_is_that_of_the_reward_run(kind: str, standardise: bool) -> None
     ]
     ends = [row.input_ids[: row.responses[-1][1]] for row in rows]
     wanted = scores_of(model, ends, pad_id=tokenizer.pad_token_id, batch_size=2)
-    samples = [Sample(Prompt("x", [1], row["prompt"], _asked(row["prompt"]), {}), row["chosen"]) for row in PAIRS[:5]]
-    found = scorer.score(samples)
-    assert found == pytest.approx(wanted, abs=1e-5)
+    samples = [Sample("x", _asked(row["prompt"]), row["chosen"]) for row in PAIRS[:5]]
     mean, std = score_statistics(Path(kind))
     if standardise:
         wanted = [(score - mean) / std for score in wanted]
@@ -98,5 +96,5 @@ def test_ppo_learns_from_a_reward_run_and_warns_of_another_template(
 
 
 def test_a_language_model_is_no_reward() -> None:
-    (line,) = check_rewards([{"model": "ppo-full"}])
+    (line,) = check_rewards(parse_rewards([{"model": "ppo-full"}]))
     assert line.startswith("reward[0].model: ppo-full ")

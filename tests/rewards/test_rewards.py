@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config
 
+from alignkit.config import ModelConfig
 from alignkit.data.conversation import Conversation, Message
-from alignkit.data.prompts import Prompt
 from alignkit.errors import RewardError
 from alignkit.models.tiny import byte_tokenizer
-from alignkit.ppo.rewards import Sample, check_rewards, load_rewards
+from alignkit.rewards.load import check_reward_columns, check_rewards, load_rewards
+from alignkit.rewards.sample import Sample
+from alignkit.rewards.source import parse_option, parse_rewards
+from alignkit.rewards.weighted import Rewards
 
 CPU = torch.device("cpu")
 FUNCTIONS = """
@@ -36,8 +40,18 @@ def whole(prompts, completions):
 
 
 def sample(completion: str, **columns: Any) -> Sample:
-    conversation = Conversation((Message("user", "Say a."),))
-    return Sample(Prompt("rows.jsonl:1", [1], "Say a.", conversation, columns), completion)
+    return Sample("rows.jsonl:1", Conversation((Message("user", "Say a."),)), completion, columns)
+
+
+def problems(reward: list[Any]) -> list[str]:
+    try:
+        return check_rewards(parse_rewards(reward))
+    except RewardError as error:
+        return list(error.problems)
+
+
+def load(*reward: dict[str, Any]) -> Rewards:
+    return load_rewards(parse_rewards(reward), ModelConfig(), device=CPU)
 
 
 @pytest.fixture(autouse=True)
@@ -84,34 +98,102 @@ def classifier(folder: Path) -> Path:
             [{"classifier": "classifier", "label": "GOOD"}],
             "reward[0].label: classifier has no label 'GOOD', it has NEGATIVE, POSITIVE",
         ),
-        ([{"model": "gone"}], "reward[0].model: "),
+        (
+            [{"model": "gone"}],
+            "reward[0].model: there is no run directory gone; a classifier is named with its label: "
+            "{classifier: gone, label: LABEL}",
+        ),
+        ([{"function": "builtins:max"}], "reward[0]: builtins:max has no signature to read; call it in a function of"),
     ],
 )
 def test_a_mistake_is_a_line_before_anything_is_loaded(reward: Any, line: str, classifier: Path) -> None:
-    assert any(found.startswith(line) for found in check_rewards(reward)), check_rewards(reward)
+    assert any(found.startswith(line) for found in problems(reward)), problems(reward)
 
 
 def test_a_function_may_not_be_asynchronous() -> None:
-    (line,) = check_rewards([{"function": "mine.py:later"}])
+    (line,) = problems([{"function": "mine.py:later"}])
     assert line.startswith("reward[0]: mine.py:later is asynchronous")
 
 
 def test_a_classifier_with_two_outputs_is_no_reward_run(classifier: Path) -> None:
-    (line,) = check_rewards([{"model": "classifier"}])
-    assert line == "reward[0].model: classifier has 2 outputs, a reward has one: take it as a classifier and a label"
+    (line,) = problems([{"model": "classifier"}])
+    assert line == (
+        "reward[0].model: classifier has 2 outputs, a reward has one; take it as a classifier and one of its labels, "
+        "NEGATIVE, POSITIVE"
+    )
+
+
+def test_an_option_names_a_source_of_any_kind(classifier: Path) -> None:
+    named = {name: parse_option(name, batch_size=3) for name in ("mine.py:length", "classifier#POSITIVE", "classifier")}
+    assert [source.kind for source in named.values()] == ["function", "classifier", "model"]
+    assert named["classifier#POSITIVE"].label == "POSITIVE"
+    assert {source.batch_size for source in named.values()} == {3}
+    for name in ("mine.py:length", "classifier#POSITIVE"):
+        assert check_rewards([named[name]]) == []
+    Path("a#b").mkdir()
+    assert parse_option("a#b", batch_size=1).kind == "model"  # a folder is what it is called
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("gone.py:length", "--reward: gone.py:length: there is no file gone.py"),
+        (
+            "mine.py:one",
+            "--reward: one(prompts) has the wrong signature: it is called (prompts, completions, **columns)",
+        ),
+        ("classifier#GOOD", "--reward: classifier has no label 'GOOD', it has NEGATIVE, POSITIVE"),
+        (
+            "classifier#positive",
+            "--reward: classifier has no label 'positive', it has NEGATIVE, POSITIVE",
+        ),
+        ("classifier#", "--reward: classifier has no label '', it has NEGATIVE, POSITIVE"),
+        (
+            "classifier",
+            "--reward: classifier has 2 outputs, a reward has one; as a classifier it takes a label, "
+            "classifier#NEGATIVE: it has NEGATIVE, POSITIVE",
+        ),
+        (
+            "org/name",
+            "--reward: there is no run directory org/name; a classifier is named with its label: "
+            "--reward org/name#LABEL",
+        ),
+    ],
+)
+def test_a_mistake_in_an_option_is_a_line(name: str, line: str, classifier: Path) -> None:
+    (found,) = check_rewards([parse_option(name, batch_size=1)])
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"), [("nan", "a score must be a finite number"), ("sleeps", "seconds; lower batch_size")]
+)
+def test_the_way_out_of_an_option_is_no_setting_that_it_lacks(name: str, way_out: str) -> None:
+    source = replace(parse_option(f"mine.py:{name}", batch_size=1), timeout=0.2)
+    rewards = load_rewards([source], ModelConfig(), device=CPU)
+    with pytest.raises(RewardError) as caught:
+        rewards.score([sample("a")])
+    assert str(caught.value).startswith(f"--reward: mine.py:{name} ")
+    assert way_out in str(caught.value)
+    assert "on_error" not in str(caught.value)
+
+
+def test_an_option_gives_a_function_no_columns() -> None:
+    source = parse_option("mine.py:wants", batch_size=1)
+    with pytest.raises(RewardError) as caught:
+        check_reward_columns([source], [])
+    assert str(caught.value) == (
+        "--reward: mine.py:wants asks for 'tag', and gets prompts and completions alone here: give it a default"
+    )
 
 
 def test_several_mistakes_are_told_together() -> None:
-    assert len(check_rewards([{"function": "mine.py:gone"}, {"function": "mine.py:one"}])) == 2
-    assert len(check_rewards([{"weight": 0}, "x"])) == 3
+    assert len(problems([{"function": "mine.py:gone"}, {"function": "mine.py:one"}])) == 2
+    assert len(problems([{"weight": 0}, "x"])) == 3
 
 
 def test_scores_are_weighted_and_added() -> None:
-    rewards = load_rewards(
-        [{"function": "mine.py:length", "weight": 0.5}, {"function": "mine.py:wants", "weight": -1}],
-        ["tag"],
-        device=CPU,
-    )
+    rewards = load({"function": "mine.py:length", "weight": 0.5}, {"function": "mine.py:wants", "weight": -1})
     found = rewards.score([sample("abcd", tag="x"), sample("ab", tag="y")])
     assert found.by_source == {"mine.py:length": [4.0, 2.0], "mine.py:wants": [1.0, 0.0]}
     assert found.total == [1.0, 1.0]
@@ -119,7 +201,7 @@ def test_scores_are_weighted_and_added() -> None:
 
 def test_a_column_that_no_row_has_is_refused() -> None:
     with pytest.raises(RewardError, match=r"mine.py:wants asks for 'tag', which is no column of the prompts; did you"):
-        load_rewards([{"function": "mine.py:wants"}], ["tags"], device=CPU)
+        check_reward_columns(parse_rewards([{"function": "mine.py:wants"}]), ["tags"])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +217,7 @@ def test_a_column_that_no_row_has_is_refused() -> None:
     ],
 )
 def test_what_is_no_score_names_the_function_and_the_sample(name: str, line: str) -> None:
-    rewards = load_rewards([{"function": f"mine.py:{name}"}], [], device=CPU)
+    rewards = load({"function": f"mine.py:{name}"})
     with pytest.raises(RewardError) as caught:
         rewards.score([sample("a"), sample("b")])
     assert f"mine.py:{name} {line}" in str(caught.value)
@@ -143,12 +225,12 @@ def test_what_is_no_score_names_the_function_and_the_sample(name: str, line: str
 
 def test_what_is_no_score_can_be_skipped() -> None:
     for name in ("none", "fails"):
-        rewards = load_rewards([{"function": f"mine.py:{name}", "on_error": "skip"}], [], device=CPU)
+        rewards = load({"function": f"mine.py:{name}", "on_error": "skip"})
         assert rewards.score([sample("a"), sample("b"), sample("a")]).total == [1.0, None, 1.0]
 
 
 def test_a_function_that_takes_too_long_is_given_up() -> None:
-    rewards = load_rewards([{"function": "mine.py:sleeps", "timeout": 0.2}], [], device=CPU)
+    rewards = load({"function": "mine.py:sleeps", "timeout": 0.2})
     began = time.monotonic()
     with pytest.raises(RewardError, match=r"took longer than 0\.2 seconds; raise reward\[0\]\.timeout"):
         rewards.score([sample("a")])
@@ -158,13 +240,13 @@ def test_a_function_that_takes_too_long_is_given_up() -> None:
 def test_a_classifier_gives_the_probability_of_its_label(classifier: Path) -> None:
     samples = [sample("good"), sample("a longer answer that is bad"), sample("x" * 500)]
     found = {}
-    rewards = load_rewards([{"classifier": "classifier", "label": "POSITIVE"}], [], device=CPU)
+    rewards = load({"classifier": "classifier", "label": "POSITIVE"})
     rewards.score(samples)
     assert rewards.cuts() == ["reward[0]: 1 answers were longer than classifier can read, and were cut"]
     for label in ("POSITIVE", "NEGATIVE"):
         for output in ("probability", "logit"):
             source = {"classifier": "classifier", "label": label, "output": output, "batch_size": 2}
-            found[label, output] = load_rewards([source], [], device=CPU).score(samples).total
+            found[label, output] = load(source).score(samples).total
     for row in range(3):
         positive, negative = (found[label, "probability"][row] for label in ("POSITIVE", "NEGATIVE"))
         assert positive is not None

@@ -1,0 +1,181 @@
+"""Where values start: at zero, where another PPO run left off, or at the scores of a reward run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from torch import Size
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.config import Init, ModelConfig, Quantization, ValueConfig, ValueModel
+from alignkit.models.adapters import Adapters
+from alignkit.models.load import load_merged, load_weights
+from alignkit.models.lora import build_lora
+from alignkit.models.reward import HEADS, adapter_and_head, score_head
+from alignkit.models.skeleton import skeleton
+from alignkit.models.source import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    base_of,
+    is_adapter,
+    is_reward,
+    local_folder,
+    sits_on,
+    weight_shapes,
+)
+from alignkit.ppo.value import BESIDE, VALUE, VALUE_HEAD, AdapterValue, OwnValue, ValueFunction, backbone_of
+
+_STRENGTH = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # of LoRA
+
+
+def check_value_start(value: ValueConfig, model: ModelConfig, lora: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `value.start`, one line each; no weights are read.
+
+    Args:
+        value: the section, with a start.
+        model: the section of the policy.
+        lora: the section; empty where the policy's adapter is trained further, or there is none.
+    """
+    folder = local_folder(str(value.start))
+    if folder is None:
+        return [f"value.start: there is no run directory {value.start}"]
+    if not is_reward(folder) and not (folder / VALUE_HEAD).is_file():
+        return [f"value.start: {folder} has no value head, no {VALUE_HEAD}: a run of alignkit ppo has one"]
+    kind = _kind_of(folder)
+    if kind is not value.model:
+        return [_other_kind(folder, kind, value.model)]
+    if kind is ValueModel.adapter:
+        return _adapter_problems(folder, model, lora)
+    bare = skeleton(model)
+    if kind is ValueModel.own:
+        theirs = skeleton(ModelConfig(str(folder if is_reward(folder) else folder / BESIDE)))
+        same = _shapes(theirs) == _shapes(bare)
+        return [] if same else [f"value.start: {folder} has another architecture than {model.name}"]
+    size, states = weight_shapes(folder / VALUE_HEAD)["weight_H"][0], bare.config.get_text_config().hidden_size
+    reads = f"value.start: the value head of {folder} reads states of {size} numbers, this model's have {states}"
+    return [] if size == states else [reads]
+
+
+def value_function(
+    value: ValueConfig,
+    model: ModelConfig,
+    adapters: Adapters | None,
+    *,
+    hidden_size: int,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> ValueFunction:
+    """The value function that the section asks for, where it asks it to start.
+
+    Args:
+        value: the section, which `check_value_start` has passed.
+        model: the section of the policy.
+        adapters: of the policy as it starts; None where every weight trains.
+        hidden_size: of the policy.
+        tokenizer: of the policy.
+        seed: of random weights.
+    """
+    start = None if value.start is None else local_folder(value.start)
+    if value.model is ValueModel.own:
+        return _own(model, start, tokenizer=tokenizer, seed=seed)
+    made = ValueFunction(hidden_size)
+    if value.model is ValueModel.adapter:
+        assert adapters is not None
+        made = AdapterValue(hidden_size, adapters)
+    if start is not None and is_reward(start):
+        assert adapters is not None
+        weights, head = adapter_and_head(start)
+        adapters.set(VALUE, weights)
+        _take_head(made, head)
+    elif start is not None:
+        made.load(start)
+    return made
+
+
+def _own(model: ModelConfig, start: Path | None, *, tokenizer: PreTrainedTokenizerBase, seed: int) -> OwnValue:
+    """A backbone that trains: a copy of the policy as it starts, or that of another run."""
+    if start is None:
+        return OwnValue(backbone_of(load_merged(model, tokenizer=tokenizer, seed=seed, trainable=True)))
+    section = replace(model, init=Init.pretrained, config={}, revision=None, quantization=Quantization.none)
+    if is_reward(start):
+        scores = replace(section, name=str(start))
+        loaded = load_weights(scores, trainable=True, auto_class=AutoModelForSequenceClassification)
+        made = OwnValue(backbone_of(loaded))
+        _take_head(made, score_head(loaded).weight)
+        return made
+    kept = replace(section, name=str(start / BESIDE))
+    made = OwnValue(load_weights(kept, trainable=True, auto_class=AutoModel))
+    made.head.load(start)
+    return made
+
+
+@torch.no_grad()
+def _take_head(made: ValueFunction, weight: Any) -> None:
+    """Expect of a completion what a reward model would score it if it ended here."""
+    made.head.weight_H.copy_(weight[0])
+
+
+def _kind_of(folder: Path) -> ValueModel:
+    """What holds the states that the head of a run reads."""
+    if is_reward(folder):
+        return ValueModel.adapter if is_adapter(folder) else ValueModel.own
+    if (folder / BESIDE / ADAPTER_CONFIG).is_file():
+        return ValueModel.adapter
+    return ValueModel.own if (folder / BESIDE / "config.json").is_file() else ValueModel.shared
+
+
+def _other_kind(folder: Path, kind: ValueModel, wanted: ValueModel) -> str:
+    if not is_reward(folder):
+        return f"value.start: the value function of {folder} is of the kind {kind}: it goes on with value.model={kind}"
+    what = "an adapter" if kind is ValueModel.adapter else "a full model"
+    why = ", whose head reads states of its own and not the policy's" if wanted is ValueModel.shared else ""
+    return f"value.start: {folder} is a reward run, {what}{why}: it goes on with value.model={kind}"
+
+
+def _adapter_problems(folder: Path, model: ModelConfig, lora: Mapping[str, Any]) -> list[str]:
+    """The value adapter must be one like the policy's: same base, same layers, same strength."""
+    config, shapes = _adapter_of(model, lora)
+    policy = local_folder(model.name)
+    base = base_of(policy, model) if policy is not None and is_adapter(policy) else model
+    place = folder if is_reward(folder) else folder / BESIDE
+    bare = skeleton(model)
+    if not sits_on(folder, base, commit=getattr(bare.config, "_commit_hash", None)):
+        return [f"value.start: the adapter {folder} was trained on another base than {base.name}"]
+    theirs: Any = PeftConfig.from_pretrained(str(place))
+    problems = [
+        f"value.start: {folder} has lora.{key}={getattr(theirs, key)}, and this run {getattr(config, key)}: the value "
+        "function's LoRA is the policy's, give both the same"
+        for key in _STRENGTH
+        if getattr(theirs, key) != getattr(config, key)
+    ]
+    found = {key: shape for key, shape in weight_shapes(place / ADAPTER_WEIGHTS).items() if not key.endswith(HEADS)}
+    if not problems and found != shapes:
+        problems.append(f"value.start: {folder} has LoRA on other layers than this run: give both the same lora.*")
+    return problems
+
+
+def _adapter_of(model: ModelConfig, lora: Mapping[str, Any]) -> tuple[Any, dict[str, Size]]:
+    """The configuration of the policy's adapter, and the shape of each of its weights."""
+    folder = local_folder(model.name)
+    if not lora:
+        assert folder is not None
+        return PeftConfig.from_pretrained(str(folder)), weight_shapes(folder / ADAPTER_WEIGHTS)
+    bare = skeleton(model)
+    adapted = get_peft_model(bare, build_lora(dict(lora), bare))
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return adapted.active_peft_config, {key: weight.shape for key, weight in weights.items()}
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, Size]:
+    """Of the weights below the head; how many tokens there are is left open, a reward run may have one more."""
+    backbone = backbone_of(model)
+    embeddings: Any = backbone.get_input_embeddings()
+    return {
+        name: weight.shape[1:] if weight is embeddings.weight else weight.shape
+        for name, weight in backbone.named_parameters()
+    }

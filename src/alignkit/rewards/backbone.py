@@ -1,0 +1,83 @@
+"""Reward runs on the policy's own backbone: one more adapter and a score head, in place of one more model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from transformers import PreTrainedModel
+
+from alignkit.config import Init, ModelConfig, Quantization
+from alignkit.models.adapters import Adapters
+from alignkit.models.reward import HEADS, adapter_and_head, head_beside
+from alignkit.models.source import ADAPTER_WEIGHTS, is_adapter, sits_on, weight_shapes
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frozen weights below the adapter of a policy.
+
+    Attributes:
+        adapters: on it.
+        base: the section that it was loaded from.
+    """
+
+    adapters: Adapters
+    base: ModelConfig
+
+    def is_base_of(self, run: Path) -> bool:
+        """Whether these are the weights that the adapter of a run was trained on."""
+        config = self.adapters.model.get_base_model().config
+        return sits_on(run, self.base, commit=getattr(config, "_commit_hash", None))
+
+
+def obstacle(run: Path, backbone: Backbone | None) -> str | None:
+    """Why a reward run cannot sit on the backbone of the policy, in words; None where it can."""
+    if backbone is None:
+        return "every weight of the policy trains"
+    if not is_adapter(run):
+        return "it is no adapter"
+    if backbone.base.quantization is not Quantization.none:
+        return "the policy's backbone is quantized"
+    if backbone.base.init is Init.random:
+        return "the policy's backbone is random, and its own"
+    if not backbone.is_base_of(run):
+        return "its base is another"
+    if more := _trained_beside(run):
+        return f"it trains {more} too"
+    return None
+
+
+def sit_on(backbone: Backbone, run: Path, name: str, *, device: torch.device) -> PreTrainedModel:
+    """Put the adapter of a reward run on the backbone of the policy.
+
+    Args:
+        backbone: to which there is no `obstacle`.
+        run: the folder.
+        name: of the adapter on the backbone.
+        device: where the backbone computes.
+
+    Returns:
+        What computes scores while the adapter does.
+    """
+    config: Any = PeftConfig.from_pretrained(str(run))
+    config.task_type, config.modules_to_save = backbone.adapters.model.active_peft_config.task_type, None
+    weights, head = adapter_and_head(run)
+    scored = head_beside(backbone.adapters.model.get_base_model(), head, device=device)
+    backbone.adapters.add(name, config, weights, trains=False)
+    return scored
+
+
+def _trained_beside(run: Path) -> str:
+    """What an adapter trains beside linear layers and its score head, in words; nothing where that is all."""
+    config = PeftConfig.from_pretrained(str(run))
+    if not isinstance(config, LoraConfig):
+        return f"by {config.peft_type}, not by LoRA,"
+    keys = [key for key in weight_shapes(run / ADAPTER_WEIGHTS) if not key.endswith(HEADS)]
+    whole = sorted({key.rpartition(".")[0].rpartition(".")[2] for key in keys if ".lora_" not in key})
+    embedded = ["its embeddings"] if any(".lora_embedding_" in key for key in keys) else []
+    layers = ["copied layers"] if config.layer_replication else []
+    return ", ".join(whole + embedded + layers)

@@ -1,0 +1,145 @@
+"""A reward that is the user's own Python function; it runs with all their rights."""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alignkit.config import OnError
+from alignkit.data.formats import load_function
+from alignkit.errors import AlignkitError, RewardError, did_you_mean
+from alignkit.rewards.sample import Sample
+from alignkit.rewards.source import RewardSource
+
+_CALLED = "it is called (prompts, completions, **columns) and returns a list of numbers"
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def check_function(source: RewardSource) -> list[str]:
+    """What is wrong with a function before it is called, one line each."""
+    try:
+        function = load_function(source.name, source.place)
+    except AlignkitError as error:
+        return list(error.problems)
+    if inspect.iscoroutinefunction(function):
+        return [f"{source.place}: {source.name} is asynchronous: {_CALLED}, without async"]
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in functions have none that Python could tell
+        return [f"{source.place}: {source.name} has no signature to read; call it in a function of your own: {_CALLED}"]
+    parameters = list(signature.parameters.values())
+    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    if sum(p.kind in _POSITIONAL for p in parameters) < 2 and not takes_any:
+        shown = f"{source.name.rpartition(':')[2]}{signature}"
+        return [f"{source.place}: {shown} has the wrong signature: {_CALLED}"]
+    return []
+
+
+def check_columns(source: RewardSource, columns: Sequence[str]) -> list[str]:
+    """One line for each column that the function asks for and no row has."""
+    parameters = _further(load_function(source.name, source.place))
+    needed = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in columns]
+    who = f"{source.place}: {source.name} asks for"
+    if source.is_option:
+        return [f"{who} '{name}', and gets prompts and completions alone here: give it a default" for name in needed]
+    return [
+        f"{who} '{name}', which is no column of the prompts"
+        + (did_you_mean(name, columns) or f"; they have {', '.join(columns) or 'none'}")
+        for name in needed
+    ]
+
+
+def _further(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters after prompts and completions that are named."""
+    parameters = list(inspect.signature(function).parameters.values())
+    named = [p for p in parameters if p.kind in _POSITIONAL]
+    return [*named[2:], *(p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)]
+
+
+class PythonFunction:
+    """A reward function, called in batches with a time-out; it reads every completion whole."""
+
+    num_cut = 0
+
+    def __init__(self, source: RewardSource) -> None:
+        self.source = source
+        self.function = load_function(source.name, source.place)
+        parameters = inspect.signature(self.function).parameters.values()
+        self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        self.wanted = [p.name for p in _further(self.function)]
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        """What the function gave, numpy's and torch's numbers as Python's.
+
+        Raises:
+            RewardError: it raised, took too long or returned another number of scores, and `on_error` is stop.
+        """
+        size = self.source.batch_size
+        cuts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        return [score for cut in cuts for score in self._together(cut)]
+
+    def _together(self, samples: Sequence[Sample]) -> list[Any]:
+        try:
+            return self._call(samples)
+        except RewardError as error:
+            return self._one_by_one(samples, error)
+
+    def _one_by_one(self, samples: Sequence[Sample], error: RewardError) -> list[Any]:
+        """Find the sample that it fails on; where it may be skipped, the others keep their scores."""
+        scores: list[Any] = []
+        may_skip = self.source.on_error is OnError.skip
+        for sample in samples if len(samples) > 1 else ():
+            try:
+                scores += self._call([sample])
+            except RewardError as alone:
+                if not may_skip:
+                    raise RewardError(f"{alone}; the sample is {sample}") from alone
+                scores.append(None)
+        if not may_skip:  # it fails on no single sample, or there was only one
+            (first, *_) = samples
+            raise RewardError(f"{error}; the first of its {len(samples)} samples is {first.source}") from error
+        return scores or [None] * len(samples)
+
+    def _call(self, samples: Sequence[Sample]) -> list[Any]:
+        prompts, completions = [sample.prompt for sample in samples], [sample.completion for sample in samples]
+        rows = [sample.columns for sample in samples]
+        names = list(dict.fromkeys(key for row in rows for key in row)) if self.takes_all else self.wanted
+        there = {name for row in rows for name in row}
+        columns = {
+            name: [row.get(name) for row in rows]
+            for name in names
+            if name in there and name not in ("prompts", "completions")
+        }
+        returned = self._in_time(lambda: self.function(prompts, completions, **columns))
+        who = f"{self.source.place}: {self.source.name}"
+        try:
+            scores = [value.item() if hasattr(value, "item") else value for value in returned]
+        except TypeError as error:
+            raise RewardError(f"{who} returned {type(returned).__name__}: {_CALLED}") from error
+        if len(scores) != len(samples):
+            raise RewardError(f"{who} returned {len(scores)} scores for {len(samples)} completions: {_CALLED}")
+        return scores
+
+    def _in_time(self, call: Callable[[], Any]) -> Any:
+        # A daemon: a function that never returns must not keep the process from ending.
+        answers: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
+
+        def work() -> None:
+            try:
+                answers.put((call(), None))
+            except BaseException as error:  # the user's code may raise anything
+                answers.put((None, error))
+
+        threading.Thread(target=work, daemon=True, name=self.source.name).start()
+        who, seconds = f"{self.source.place}: {self.source.name}", self.source.timeout
+        try:
+            returned, error = answers.get(timeout=seconds)
+        except queue.Empty:
+            way_out = "lower batch_size" if self.source.is_option else f"raise {self.source.at('timeout')}"
+            raise RewardError(f"{who} took longer than {seconds:g} seconds; {way_out}") from None
+        if error is not None:
+            raise RewardError(f"{who} raised {type(error).__name__}: {error}") from error
+        return returned

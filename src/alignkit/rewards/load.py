@@ -1,0 +1,74 @@
+"""From reward sources to what scores completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from alignkit.config import ModelConfig
+from alignkit.errors import RewardError
+from alignkit.models.source import local_folder
+from alignkit.rewards.backbone import Backbone, obstacle
+from alignkit.rewards.classifier import Classifier, check_classifier
+from alignkit.rewards.function import PythonFunction, check_columns, check_function
+from alignkit.rewards.reward_run import ReadByRun, RewardRun, check_reward_run
+from alignkit.rewards.sample import Scorer
+from alignkit.rewards.source import RewardSource
+from alignkit.rewards.weighted import Rewards
+
+_CHECKS = {"function": check_function, "classifier": check_classifier, "model": check_reward_run}
+
+
+def check_rewards(sources: Sequence[RewardSource]) -> list[str]:
+    """What is wrong with the sources, one line each; user code is imported, no model is loaded."""
+    return [problem for source in sources for problem in _CHECKS[source.kind](source)]
+
+
+def check_reward_columns(sources: Sequence[RewardSource], columns: Sequence[str]) -> None:
+    """Refuse functions that ask for columns which no prompt has.
+
+    Args:
+        sources: which `check_rewards` has passed.
+        columns: of the prompts' rows.
+
+    Raises:
+        RewardError: one line for each column.
+    """
+    functions = [source for source in sources if source.kind == "function"]
+    if problems := [problem for source in functions for problem in check_columns(source, columns)]:
+        raise RewardError(*problems)
+
+
+def load_rewards(
+    sources: Sequence[RewardSource], model: ModelConfig, *, device: torch.device, backbone: Backbone | None = None
+) -> Rewards:
+    """Load every source.
+
+    Args:
+        sources: which `check_rewards` has passed.
+        model: the policy's section: a reward run computes with its `dtype` and `attn_implementation`.
+        device: where classifiers and reward models compute.
+        backbone: of the policy, where reward runs sit that can; None loads each on its own.
+
+    Raises:
+        RewardError, ModelError: a model cannot be loaded.
+    """
+    scorers = [_scorer(source, model, device, backbone, f"reward{i}") for i, source in enumerate(sources)]
+    return Rewards(list(zip(sources, scorers, strict=True)))
+
+
+def _scorer(
+    source: RewardSource, model: ModelConfig, device: torch.device, backbone: Backbone | None, name: str
+) -> Scorer:
+    if source.kind == "function":
+        return PythonFunction(source)
+    if source.kind == "classifier":
+        return Classifier(source, device=device)
+    section = ModelConfig(source.name, dtype=model.dtype, attn_implementation=model.attn_implementation)
+    run, folder = RewardRun(section), local_folder(source.name)
+    assert folder is not None
+    why = obstacle(folder, backbone)
+    if backbone is None or why is not None:
+        return ReadByRun(source, run.load(device), f"a model of its own: {why}")
+    return ReadByRun(source, run.share(backbone, name, device=device), "on the policy's backbone")

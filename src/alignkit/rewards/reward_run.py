@@ -1,0 +1,170 @@
+"""A reward that is a run of `alignkit reward`, in its own words: its tokenizer, its template, its score head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkit.config import ControlTokens, ModelConfig, OnError, TemplateConfig, TrainOn
+from alignkit.data.conversation import Conversation, Message
+from alignkit.data.masking import Encoding, encode_rows
+from alignkit.data.templates import load_template
+from alignkit.errors import AlignkitError, RewardError
+from alignkit.models.load import check_model, load_tokenizer, num_positions
+from alignkit.models.reward import HEADS, SCORES, load_reward, reward_tokenizer, score_statistics, scores_of
+from alignkit.models.source import ADAPTER_WEIGHTS, is_adapter, local_folder, weight_shapes
+from alignkit.rewards.backbone import Backbone, sit_on
+from alignkit.rewards.sample import Sample
+from alignkit.rewards.source import RewardSource
+
+_NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored in its tokenizer
+
+
+def check_reward_run(source: RewardSource) -> list[str]:
+    """What is wrong with a reward run, one line each; its weights are not read."""
+    name, place = source.name, source.at("model")
+    folder = local_folder(name)
+    if folder is None:
+        spelling = f"--reward {name}#LABEL" if source.is_option else f"{{classifier: {name}, label: LABEL}}"
+        return [f"{place}: there is no run directory {name}; a classifier is named with its label: {spelling}"]
+    try:
+        check_model(ModelConfig(name=name), wants_reward=True)
+    except AlignkitError as error:
+        return [problem.replace("model.name", place, 1) for problem in error.problems]
+    labels = _labels(folder)
+    if len(labels) == 1:
+        unkept = source.standardise and not (folder / SCORES).is_file()
+        why = "it kept no held-out scores, because its data section held no pairs out; leave it out"
+        return [f"{source.at('standardise')} has no effect on {name}: {why}"] if unkept else []
+    known = ", ".join(labels)
+    way_out = (
+        f"as a classifier it takes a label, {name}#{labels[0]}: it has {known}"
+        if source.is_option
+        else f"take it as a classifier and one of its labels, {known}"
+    )
+    return [f"{place}: {name} has {len(labels)} outputs, a reward has one; {way_out}"]
+
+
+def _labels(folder: Path) -> list[str]:
+    if not is_adapter(folder):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return list(config.get("id2label", {0: "LABEL_0"}).values())
+    heads = [shape for key, shape in weight_shapes(folder / ADAPTER_WEIGHTS).items() if key.endswith(HEADS)]
+    return [f"LABEL_{output}" for output in range(heads[0][0] if heads else 1)]
+
+
+class RewardRun:
+    """A reward model and how it reads; its weights are only in memory after `load` or `share`.
+
+    Attributes:
+        tokenizer: its own, with a pad token.
+        template: its own, bound to the tokenizer.
+    """
+
+    def __init__(self, model: ModelConfig, template: TemplateConfig = _NATIVE) -> None:
+        """Everything but the weights of the run that `model` names (`check_model` has passed)."""
+        tokenizer = load_tokenizer(model)
+        self.config = model
+        self.template = load_template(template, tokenizer)
+        self.tokenizer = reward_tokenizer(tokenizer, end_id=self.template.end_id)
+        self._model: Any = None
+        self._pad_id = int(self.tokenizer.pad_token_id or 0)
+        self._computing: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def load(self, device: torch.device) -> RewardRun:
+        """Bring the weights to where they compute; none of them trains."""
+        self._model = load_reward(self.config, self.tokenizer).requires_grad_(False)
+        torch.nn.Module.to(self._model, device)
+        return self
+
+    def share(self, backbone: Backbone, name: str, *, device: torch.device) -> RewardRun:
+        """Sit on the backbone of a policy as one more adapter, by this name (see `backbone.sit_on`)."""
+        folder = local_folder(self.config.name)
+        assert folder is not None
+        self._model = sit_on(backbone, folder, name, device=device)
+        # Its tokenizer's own may be the one id too many for this vocabulary; what fills up a row is never looked at.
+        self._pad_id = 0
+        self._computing = partial(backbone.adapters.computing, name)
+        return self
+
+    @property
+    def num_positions(self) -> int | None:
+        """The longest row it can read, in tokens; None where it sets no limit."""
+        return num_positions(self._model.config)
+
+    def scores(
+        self, rows: Sequence[Sequence[int]], *, batch_size: int, on_progress: Callable[[int], None] | None = None
+    ) -> list[float]:
+        """The scores of token rows (see `scores_of`)."""
+        with self._computing():
+            return scores_of(self._model, rows, pad_id=self._pad_id, batch_size=batch_size, on_progress=on_progress)
+
+
+class ReadByRun:
+    """Scores samples as a reward run was trained to read them.
+
+    Attributes:
+        held: where its weights are, in words.
+        num_cut: completions that were longer than it can read and lost the start of their prompt.
+    """
+
+    def __init__(self, source: RewardSource, run: RewardRun, held: str) -> None:
+        """Of a run whose weights are in memory."""
+        self.source, self.run, self.held, self.num_cut = source, run, held, 0
+        folder = local_folder(source.name)
+        assert folder is not None
+        mean, std = score_statistics(folder) if source.standardise else (0.0, 1.0)
+        self.mean, self.std = mean, max(std, 1e-6)
+
+    @property
+    def jinja(self) -> str:
+        """The template it reads in."""
+        return self.run.template.jinja
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        """One score for each sample, read at the end of its answer.
+
+        Raises:
+            RewardError: its template refuses samples, one line each, and `on_error` is stop.
+        """
+        encodings = encode_rows(
+            [_answered(sample.asked, sample.completion) for sample in samples],
+            self.run.template,
+            self.run.tokenizer,
+            train_on=TrainOn.last_turn,
+            control_tokens=ControlTokens.neutralise,  # what a policy says is never a turn of its own making
+        )
+        refused = [
+            f"{self.source.place}: {self.source.name} cannot read {sample}: its template refuses it: {row}"
+            for sample, row in zip(samples, encodings, strict=True)
+            if isinstance(row, str)
+        ]
+        if refused and self.source.on_error is OnError.stop:
+            raise RewardError(*refused)
+        places = [place for place, row in enumerate(encodings) if isinstance(row, Encoding)]
+        rows = [self._up_to_the_end(encodings[place]) for place in places]
+        scores: list[float | None] = [None] * len(samples)
+        for place, score in zip(places, self.run.scores(rows, batch_size=self.source.batch_size), strict=True):
+            scores[place] = (score - self.mean) / self.std
+        return scores
+
+    def _up_to_the_end(self, encoding: Any) -> list[int]:
+        end = encoding.responses[-1][1] if encoding.responses else len(encoding.input_ids)
+        ids: list[int] = encoding.input_ids[:end]
+        longest = self.run.num_positions
+        if longest is not None and len(ids) > longest:
+            self.num_cut += 1
+            ids = ids[len(ids) - longest :]
+        return ids
+
+
+def _answered(asked: Conversation, completion: str) -> Conversation:
+    if asked.plain:
+        return Conversation((Message("assistant", asked.messages[0].content + completion),), plain=True)
+    return Conversation((*asked.messages, Message("assistant", completion)))

@@ -1,0 +1,52 @@
+"""What is scored, and what scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from alignkit.data.conversation import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A completion to score.
+
+    Attributes:
+        source: where its prompt came from, such as `file:N`.
+        asked: the prompt: messages, or the beginning of a plain text.
+        completion: the text of the answer, without the end token.
+        columns: the row that the prompt came in, for functions.
+    """
+
+    source: str
+    asked: Conversation
+    completion: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The words that were asked last, or the beginning of the plain text."""
+        return self.asked.question()
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"{self.source}, prompt {self.prompt[:60]!r}, completion {self.completion[:60]!r}"
+
+
+class Scorer(Protocol):
+    """A reward source, loaded.
+
+    Attributes:
+        num_cut: completions so far that it could not read whole.
+    """
+
+    num_cut: int
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        """What it gives for each sample: a number where all is well; None where it has none and may skip it.
+
+        Raises:
+            RewardError: it failed on a sample, which may not be skipped.
+        """

@@ -1,0 +1,142 @@
+"""Which rewards are asked for: the setting `reward` of a job, or the option `--reward` of a command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from alignkit.config import OnError
+from alignkit.errors import RewardError, did_you_mean
+from alignkit.models.source import local_folder
+
+_OPTION = "--reward"
+_KINDS = ("function", "classifier", "model")
+_ONLY_FOR = {"label": "classifier", "output": "classifier", "timeout": "function", "standardise": "model"}
+_OUTPUTS = ("probability", "logit")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSource:
+    """One reward; exactly one of `function`, `classifier` and `model` is given.
+
+    Attributes:
+        place: where it was set, such as `reward[0]`.
+        function: `file.py:function` or `module:function`, called `(prompts, completions, **columns) -> list[float]`.
+        classifier: a hub id or folder of a text classifier.
+        model: a run directory of `alignkit reward`.
+        label: of the classifier, whose score counts.
+        output: of the classifier: the label's probability, or its logit.
+        standardise: of a reward run: less the mean and over the spread of its held-out scores.
+        weight: what its scores are multiplied by; may be negative.
+        on_error: an exception, None or NaN stops the run, or takes the completion out of the update and counts it.
+        timeout: seconds a call of the function may take.
+        batch_size: completions in one call.
+    """
+
+    place: str
+    function: str | None = None
+    classifier: str | None = None
+    model: str | None = None
+    label: str | None = None
+    output: str = "probability"
+    standardise: bool = False
+    weight: float = 1.0
+    on_error: OnError = OnError.stop
+    timeout: float = 60.0
+    batch_size: int = 32
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def name(self) -> str:
+        """What the source is called in metrics and messages."""
+        return str(getattr(self, self.kind))
+
+    @property
+    def is_option(self) -> bool:
+        """It was given on the command line, where a source has a name and nothing else can be set."""
+        return self.place == _OPTION
+
+    def at(self, key: str) -> str:
+        """Where one of its keys was set, such as `reward[0].label`."""
+        return self.place if self.is_option else f"{self.place}.{key}"
+
+
+def parse_rewards(reward: Sequence[Any]) -> list[RewardSource]:
+    """The setting `reward` as sources.
+
+    Raises:
+        RewardError: one line for each mistake in its keys and values.
+    """
+    problems, sources = [], []
+    if not reward:
+        problems.append("reward is missing: give a list of sources, such as reward: [{function: my_rewards.py:polite}]")
+    for index, item in enumerate(reward):
+        place = f"reward[{index}]"
+        mistakes = _mistakes(item, place)
+        problems += mistakes
+        if not mistakes:
+            given = {**item, "on_error": OnError(item.get("on_error", OnError.stop))}
+            sources.append(RewardSource(place=place, **given))
+    if problems:
+        raise RewardError(*problems)
+    return sources
+
+
+def parse_option(name: str, *, batch_size: int) -> RewardSource:
+    """The option `--reward` as a source: `file.py:function`, `classifier#label`, or a run of `alignkit reward`.
+
+    Args:
+        name: as it was typed; a folder of just this name is a reward run.
+        batch_size: completions scored together.
+    """
+    before, mark, label = name.partition("#")
+    if local_folder(name) is not None or not (mark or ":" in name):
+        return RewardSource(_OPTION, model=name, batch_size=batch_size)
+    if mark:
+        return RewardSource(_OPTION, classifier=before, label=label, batch_size=batch_size)
+    return RewardSource(_OPTION, function=name, batch_size=batch_size)
+
+
+def _mistakes(item: Any, place: str) -> list[str]:
+    if not isinstance(item, Mapping):
+        return [f"{place} is {item!r}: it must be a source, such as {{function: my_rewards.py:polite}}"]
+    known = [entry.name for entry in fields(RewardSource) if entry.name != "place"]
+    problems = [f"{place}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in item if key not in known]
+    kinds = [kind for kind in _KINDS if item.get(kind) is not None]
+    if len(kinds) != 1:
+        problems.append(f"{place} names {' and '.join(kinds) or 'no source'}: give one of {', '.join(_KINDS)}")
+    for key, kind in _ONLY_FOR.items():
+        if item.get(key) is not None and kinds and kinds[0] != kind:
+            problems.append(f"{place}.{key} has no effect on a {kinds[0]}: only a {kind} has it")
+    problems += [
+        f"{place}.{key} is {item[key]!r}: it must be a name"
+        for key in (*_KINDS, "label")
+        if item.get(key) is not None and (not isinstance(item[key], str) or not item[key].strip())
+    ]
+    problems += [
+        f"{place}.{key} is {item[key]!r}: it must be {words}"
+        for key, words in (("weight", "a number other than 0"), ("timeout", "seconds above 0"))
+        if key in item and not _is_number(item[key], above_zero=key == "timeout")
+    ]
+    if not isinstance(item.get("standardise", False), bool):
+        problems.append(f"{place}.standardise is {item['standardise']!r}: it must be true or false")
+    size = item.get("batch_size", 1)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        problems.append(f"{place}.batch_size is {size!r}: it must be a whole number above 0")
+    for key, choices in (("on_error", [str(member) for member in OnError]), ("output", list(_OUTPUTS))):
+        if key in item and item[key] not in choices:
+            problems.append(f"{place}.{key} is {item[key]!r}: choose {', '.join(choices)}")
+    if kinds == ["classifier"] and item.get("label") is None:
+        problems.append(f"{place}.label is missing: which label's score is the reward?")
+    return problems
+
+
+def _is_number(value: Any, *, above_zero: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    return value > 0 if above_zero else value != 0

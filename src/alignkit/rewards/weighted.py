@@ -1,0 +1,94 @@
+"""Reward sources together: weighted, their scores add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit.config import OnError
+from alignkit.errors import RewardError
+from alignkit.rewards.reward_run import ReadByRun
+from alignkit.rewards.sample import Sample, Scorer
+from alignkit.rewards.source import RewardSource
+
+
+@dataclass
+class Scores:
+    """What completions were worth.
+
+    Attributes:
+        total: weighted sums over the sources; None for a completion that a source skipped.
+        by_source: of each source by its name, unweighted.
+    """
+
+    total: list[float | None]
+    by_source: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+@dataclass
+class Rewards:
+    """All sources, loaded."""
+
+    sources: list[tuple[RewardSource, Scorer]]
+
+    def __str__(self) -> str:
+        """The sum, and where the weights of its reward runs are."""
+        held = [f" ({scorer.held})" if isinstance(scorer, ReadByRun) else "" for _, scorer in self.sources]
+        parts = [f"{source.weight:g} × {source.name}" for source, _ in self.sources]
+        return " + ".join(map("".join, zip(parts, held, strict=True)))
+
+    def cuts(self) -> list[str]:
+        """One line for each source that could not read every answer whole."""
+        return [
+            f"{source.place}: {scorer.num_cut:,} answers were longer than {source.name} can read, and were cut"
+            for source, scorer in self.sources
+            if scorer.num_cut
+        ]
+
+    def other_templates(self, jinja: str, policy: str) -> list[str]:
+        """One line for each reward run that was trained with another template than that of the policy, by its name."""
+        return [
+            f"{source.place}: {source.name} was trained with another template than {policy} answers in; it reads every "
+            "answer in its own"
+            for source, scorer in self.sources
+            if isinstance(scorer, ReadByRun) and scorer.jinja.strip() != jinja.strip()
+        ]
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        """Score completions under every source.
+
+        Raises:
+            RewardError: a source failed on a sample and `on_error` is stop.
+        """
+        names = _distinct([source.name for source, _ in self.sources])
+        by_source = {
+            name: _checked(source, scorer.score(samples), samples)
+            for name, (source, scorer) in zip(names, self.sources, strict=True)
+        }
+        weights = [source.weight for source, _ in self.sources]
+        total: list[float | None] = []
+        for row in zip(*by_source.values(), strict=True):
+            values = [value for value in row if value is not None]
+            is_whole = len(values) == len(row)
+            total.append(sum(w * v for w, v in zip(weights, values, strict=True)) if is_whole else None)
+        return Scores(total, by_source)
+
+
+def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sample]) -> list[float | None]:
+    """Only finite numbers, or None where `on_error` is skip."""
+    scores: list[float | None] = []
+    for score, sample in zip(given, samples, strict=True):
+        is_number = isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
+        if not is_number and source.on_error is OnError.stop:
+            way_out = "" if source.is_option else "; on_error: skip leaves such completions out"
+            raise RewardError(
+                f"{source.place}: {source.name} gave {score!r} for {sample}: a score must be a finite number{way_out}"
+            )
+        scores.append(float(score) if is_number else None)
+    return scores
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    return [f"{name}#{i}" if name in names[:i] else name for i, name in enumerate(names)]
