@@ -9,6 +9,7 @@ number of response tokens.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,15 @@ SETTINGS = {
 }
 
 
-def train(variant: str, batch_size: int) -> None:
+def train(variant: str, options: argparse.Namespace) -> None:
     if variant in BASELINES:
-        with_trl(variant, batch_size)
+        with_trl(variant, options.batch_size)
         return
     from alignkit.cli import app
 
     same = ["model.name=model", "data.path=pairs.jsonl", "template.file=template.jinja", "samples=0", "overwrite=true"]
-    same += ["train.num_train_epochs=1", "train.save_strategy='no'", f"train.per_device_train_batch_size={batch_size}"]
+    same += ["train.num_train_epochs=1", "train.save_strategy='no'"]
+    same += [f"train.per_device_train_batch_size={options.batch_size}"]
     app(["dpo", *same, *SETTINGS[variant]], standalone_mode=False)
 
 
@@ -73,8 +75,10 @@ def with_trl(variant: str, batch_size: int) -> None:
 def work_of(batch: Any) -> Work:
     if "parts" in batch:
         num_pairs = int((batch["parts"] == CHOSEN).any(1).sum())
-        return Work(num_pairs, int((batch["shift_labels"] != -100).sum()), batch["input_ids"].numel())
-    return Work(len(batch["input_ids"]) // 2, int(batch["completion_mask"].sum()), batch["input_ids"].numel())
+        num_tokens = int((batch["shift_labels"] != -100).sum())
+    else:
+        num_pairs, num_tokens = len(batch["input_ids"]) // 2, int(batch["completion_mask"].sum())
+    return Work(num_pairs, {"response tokens": num_tokens}, batch["input_ids"].numel())
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python scripts/bench/generate.py --model FOLDER --num-prompts 256 --batch-size 64 --json out.json
 
 All variants answer the same prompts by plain sampling, take turns in one process after a warm-up, and count the tokens
-up to the end of each response. A random model ends nothing by itself: every fiftieth token of the vocabulary ends a
-response for all variants, so that lengths are mixed as those of a real model are.
+up to the end of each response; a ratio is the median of those within a round. A random model ends nothing by itself:
+every fiftieth token of the vocabulary ends a response for all variants, so that lengths are mixed as those of a real
+model are.
 """
 
 from __future__ import annotations
@@ -37,18 +38,21 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of the processor")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="leave the others out")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.model is None:
             write_model(Path(folder))
         found = measure(args.model or folder, args)
-    base = found["pipeline"]
-    for name, what in VARIANTS.items():
-        ratio = median(rate / other for rate, other in zip(found[name], base, strict=True))
-        print(f"{median(found[name]):10,.0f} tokens/s {ratio:6.2f} ×  {what}")
-    batched = median(a / b for a, b in zip(found["alignkit"], found["pipeline-batched"], strict=True))
-    print(f"alignkit / batched pipeline: {batched:.2f} ×")
+    for name, rates in found.items():
+        ratios = [
+            f"{median(rate / other for rate, other in zip(rates, found[base], strict=True)):5.2f} × {base}"
+            for base in ("pipeline", "pipeline-batched")
+            if base in found
+        ]
+        print(f"{median(rates):10,.0f} tokens/s  {'  '.join(ratios)}  {VARIANTS[name]}")
     if args.json is not None:
         args.json.write_text(json.dumps({"settings": {**vars(args), "json": None}, "rates": found}, indent=1) + "\n")
 
@@ -64,6 +68,7 @@ def measure(model_name: str, args: argparse.Namespace) -> dict[str, list[float]]
     from alignkit.sampling.generate import generate
 
     logging.set_verbosity_error()
+    torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = default_dtype() if device.type == "cuda" else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(model_name, padding_side="left")
@@ -77,7 +82,7 @@ def measure(model_name: str, args: argparse.Namespace) -> dict[str, list[float]]
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     settings = {**sampling, "max_new_tokens": args.max_new_tokens, "eos_token_id": ends, "pad_token_id": 0}
 
-    def piped(batch_size: int) -> int:
+    def piped(texts: list[str], batch_size: int) -> int:
         outputs = pipe(texts, batch_size=batch_size, return_tensors=True, **settings)
         total = 0
         for at, (output,) in enumerate(outputs):
@@ -87,27 +92,29 @@ def measure(model_name: str, args: argparse.Namespace) -> dict[str, list[float]]
             total += next((place for place, token in enumerate(said, start=1) if token in end_set), len(said))
         return total
 
-    def ours(batch_size: int) -> int:
+    def ours(texts: list[str], batch_size: int) -> int:
         plain = SamplingConfig(do_sample=True, max_new_tokens=args.max_new_tokens)
-        completions = generate(model, prompts, plain, eos_ids=ends, pad_id=0, seed=0, batch_size=batch_size)
+        rows = prompts[: len(texts)]
+        completions = generate(model, rows, plain, eos_ids=ends, pad_id=0, seed=0, batch_size=batch_size)
         return sum(len(done.token_logprobs) for done in completions)
 
     end_set = set(ends)
-    runs: dict[str, Callable[[], int]] = {
-        "pipeline": lambda: piped(1),
-        "pipeline-batched": lambda: piped(args.batch_size),
-        "alignkit": lambda: ours(args.batch_size),
+    runs: dict[str, Callable[[list[str]], int]] = {
+        "pipeline": lambda some: piped(some, 1),
+        "pipeline-batched": lambda some: piped(some, args.batch_size),
+        "alignkit": lambda some: ours(some, args.batch_size),
     }
-    found: dict[str, list[Any]] = {name: [] for name in VARIANTS}
-    for number in range(args.rounds + 1):
-        for name, run in runs.items():
+    found: dict[str, list[Any]] = {name: [] for name in args.only}
+    for name in found:
+        runs[name](texts[: args.batch_size])  # warms up
+    for _ in range(args.rounds):
+        for name, rates in found.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
             started = time.perf_counter()
-            num_tokens = run()
-            rate = num_tokens / (time.perf_counter() - started)
-            if number:  # the first round warms up
-                found[name].append(rate)
+            num_tokens = runs[name](texts)
+            rates.append(num_tokens / (time.perf_counter() - started))
+            print(f"{name}: {num_tokens:,} tokens, {rates[-1]:,.1f} a second", flush=True)
     return found
 
 

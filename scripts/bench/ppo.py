@@ -1,106 +1,200 @@
-"""Where the time and the memory of a PPO update go, on a random Llama of any size: python scripts/bench/ppo.py.
+"""Completions per second, peak memory, weights held and reward reached of `alignkit ppo`, against TRL's PPO trainer.
 
-On a GPU the default is half a billion parameters with LoRA in bfloat16, 256 completions of 128 tokens; on a CPU the
-same with a model of a few million. Prints the machine's name, tokens per second and seconds of rollout, scoring and
-update (the first update, which warms up, is left out), and peak memory beside its parts. The model reads bytes: its
-vocabulary is 261 tokens, so that the head, which a real model spends much on, costs next to nothing.
+    python scripts/bench/ppo.py                      # answers of one length, by a random Llama of 20 M weights
+    python scripts/bench/ppo.py --lengths mixed      # lengths drawn log-normally, the median a third of the longest
+    python scripts/bench/ppo.py --only trl-lora lora --steps 40 --rounds 1 --learning-rate 1e-3    # enough to learn
+
+TRL's PPO trainer ended with its version 1.12, as an experiment: that gets an environment of its own in `--env`, with
+torch, transformers and peft as they are here. How it is measured: `side_by_side.py`. Both sides learn from the same
+prompts and the same LoRA reward run, which likes the words of the first half of the alphabet, in float32. Ratios are
+only printed when both have made as many optimizer steps, as many forward passes with a gradient, over as many
+completions, of as many tokens. Mixed lengths are those that the prompts ask for, give or take a few tokens: their sums
+may be 5 % apart. A `--model` of your own knows nothing of that, and ends where it likes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import resource
-import tempfile
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import made_policy
+import trl_ppo
+from side_by_side import Done, Work, take_turns
 
-from alignkit.config import PpoJob
-from alignkit.launch import compose_job
-from alignkit.ppo.trainer import PpoTrainer
-from alignkit.stages import ppo
-
-SIZES = {"cuda": (24, 1280, 3584), "cpu": (4, 256, 512)}  # layers, hidden, inside the MLP
-REWARD = "def length(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
-
-
-def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    layers, hidden, inner = SIZES[device]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=layers)
-    parser.add_argument("--hidden", type=int, default=hidden)
-    parser.add_argument("--inner", type=int, default=inner)
-    parser.add_argument("--completions", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=128, help="of each completion; none ends before")
-    parser.add_argument("--updates", type=int, default=4)
-    parser.add_argument("--together", type=int, default=32, help="completions in a forward and backward pass")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        job, run_dir = _job(given, Path(folder)), Path(folder) / "run"
-        parts = _watch_memory()
-        ppo.run(job, run_dir)
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    _report(device, [line for line in lines if "seconds/rollout" in line][1:], parts)
+VARIANTS = {
+    "trl-lora": "TRL 1.12: LoRA",
+    "lora": "alignkit: LoRA",
+    "trl-full": "TRL 1.12: every weight",
+    "full": "alignkit: every weight",
+}
+BASELINES = ("trl-lora", "trl-full")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alignkit" / "trl-1.12"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lengths": {"choices": ("fixed", "mixed"), "default": "fixed", "help": "of the answers"},
+    "steps": {"type": int, "default": 4, "help": "updates"},
+    "completions": {"type": int, "default": 16, "help": "in a rollout"},
+    "batch-size": {"default": 8, "help": "completions in a forward and backward pass"},
+    "tokens": {"type": int, "default": 64, "help": "of the longest answer"},
+    "prompt-tokens": {"type": int, "default": 16},
+    "epochs": {"type": int, "default": 4, "help": "passes over a rollout, with an optimizer step each"},
+    "learning-rate": {"type": float, "default": 1e-4},
+    "env": {"type": Path, "default": CACHE, "help": "folder of TRL's environment"},
+}
 
 
-def _job(given: Any, folder: Path) -> PpoJob:
-    rows = ({"prompt": f"Say something about the number {n}."} for n in range(given.completions))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "reward.py").write_text(REWARD)
-    sizes = {"num_hidden_layers": given.layers, "hidden_size": given.hidden, "intermediate_size": given.inner}
-    heads = max(1, given.hidden // 64)
-    sizes |= {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 1024}
-    return compose_job(
-        "ppo",
-        [
-            *("model=tiny_llama", "model.dtype=auto", "template=instruction", "lora=ppo", "samples=0"),
-            *(f"model.config.{key}={value}" for key, value in sizes.items()),
-            *(f"data.path={folder}/rows.jsonl", f"reward=[{{function: '{folder}/reward.py:length'}}]"),
-            *(f"ppo.num_prompts={given.completions}", f"ppo.num_updates={given.updates}", "ppo.show_every=0"),
-            *(f"ppo.generation_batch_size={given.completions}", f"train.per_device_train_batch_size={given.together}"),
-            *(f"sampling.max_new_tokens={given.tokens}", f"sampling.min_new_tokens={given.tokens}"),
-            *("ppo.num_mini_batches=4", "train.report_to=none", "train.save_strategy='no'"),
-        ],
-    )
+class Watch:
+    """What one side does, update by update.
+
+    Args:
+        liked: ids that the reward likes.
+        lengths: of the answers; fixed ones must have as many tokens on both sides.
+
+    Attributes:
+        works: of each finished update.
+        liked: share of the answers' tokens that the reward likes, of each finished update.
+        num_weights: in memory when training begins, whatever holds them; those that share their storage count once.
+    """
+
+    def __init__(self, liked: Sequence[int], *, lengths: str) -> None:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+        from transformers import TrainerCallback, trainer
+
+        watch = self
+
+        class Turn(TrainerCallback):
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                watch.num_weights = _num_weights()
+                watch._begin()
+
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                watch._conclude()
+
+        self.works: list[Work] = []
+        self.liked: list[float] = []
+        self.num_weights = 0
+        self._liked_ids, self._is_fixed = set(liked), lengths == "fixed"
+        self._begin()
+        register_optimizer_step_post_hook(lambda *_: self._count("optimizer steps", 1))
+        trainer.DEFAULT_CALLBACKS.append(Turn)
+
+    def answered(self, completions: Sequence[Sequence[int]]) -> None:
+        """A rollout has been written: the ids of each answer, its end included."""
+        self._completions += completions
+
+    def forward(self, policy: Any, ids_of: Callable[[Any], Any]) -> None:
+        """Count the passes of a module class that a gradient will come back from."""
+        upstream = policy.forward
+
+        def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            import torch
+
+            if torch.is_grad_enabled():
+                ids_BL = ids_of(kwargs or args[0])
+                self._count("forward passes", 1)
+                self._count("completions in them", len(ids_BL))
+                self._positions += ids_BL.numel()
+            return upstream(module, *args, **kwargs)
+
+        policy.forward = forward
+
+    def _begin(self) -> None:
+        self._completions: list[Sequence[int]] = []
+        self._counts: dict[str, int] = {}
+        self._positions = 0
+
+    def _count(self, what: str, number: int) -> None:
+        self._counts[what] = self._counts.get(what, 0) + number
+
+    def _conclude(self) -> None:
+        ids = [token for completion in self._completions for token in completion]
+        drawn = {"tokens": len(ids)}
+        exact, chance = ({**self._counts, **drawn}, {}) if self._is_fixed else (self._counts, drawn)
+        self.works.append(Work(len(self._completions), exact, self._positions, chance))
+        self.liked.append(sum(token in self._liked_ids for token in ids) / len(ids))
+        self._begin()
 
 
-def _watch_memory() -> dict[str, float]:
-    """Filled when training begins: megabytes of the weights, of those that train, and of their optimizer's moments."""
-    parts: dict[str, float] = {}
-    train = PpoTrainer.train
+def _num_weights() -> int:
+    import torch
 
-    def watched(self: PpoTrainer, *args: Any, **kwargs: Any) -> Any:
-        weights = list(self.policy.parameters())
-        trained = sum(w.numel() * w.element_size() for w in weights if w.requires_grad) / 1e6
-        parts["weights"] = sum(w.numel() * w.element_size() for w in weights) / 1e6
-        parts["gradients and moments"] = 3 * trained
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        return train(self, *args, **kwargs)
-
-    PpoTrainer.train = watched  # type: ignore[method-assign]  # a look from outside
-    return parts
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.nn.Parameter)]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() // one.itemsize for one in found}
+    return sum(storages.values())
 
 
-def _report(device: str, updates: list[dict[str, float]], parts: dict[str, float]) -> None:
-    print(
-        f"machine: {torch.cuda.get_device_name() if device == 'cuda' else platform.processor() or platform.machine()}"
-    )
-    for name in ("rollout", "scoring", "update"):
-        seconds = sum(line[f"seconds/{name}"] for line in updates) / len(updates)
-        rate = sum(line[f"tokens_per_second/{name}"] for line in updates) / len(updates)
-        print(f"{name:8} {seconds:8.2f} s   {rate:12,.0f} tokens/s")
-    for name, size in parts.items():
-        print(f"{name:22} {size:10,.0f} MB")
-    if device == "cuda":
-        print(f"peak on the device     {torch.cuda.max_memory_allocated() / 1e6:10,.0f} MB")
+def words_of(options: argparse.Namespace, *, lora: bool) -> list[str]:
+    """The job, as it would be typed after `alignkit ppo`."""
+    shortest = options.tokens if options.lengths == "fixed" else 0
+    return [
+        *("model.name=model", "model.dtype=float32", "template.file=template.jinja", "data.path=prompts.jsonl"),
+        *("data.shuffle=false", "samples=0", "reward=[{model: reward}]", f"seed={options.round}"),
+        *(f"ppo.num_updates={options.steps}", f"ppo.num_prompts={options.completions}", "ppo.show_every=0"),
+        *(f"ppo.num_ppo_epochs={options.epochs}", "ppo.num_mini_batches=1"),
+        *(f"ppo.generation_batch_size={options.completions}", f"sampling.max_new_tokens={options.tokens}"),
+        *(f"sampling.min_new_tokens={shortest}", f"train.per_device_train_batch_size={options.batch_size}"),
+        *(f"train.learning_rate={options.learning_rate}", "train.save_strategy='no'", "train.report_to=none"),
+        *(["lora=ppo"] if lora else []),
+    ]
+
+
+def prepare(work: Path, options: argparse.Namespace) -> None:
+    """What `made_policy` makes, and, for TRL, the prompts as alignkit's template and tokenizer have them."""
+    from alignkit.launch import compose_job
+    from alignkit.stages import ppo
+
+    made_policy.prepare(work, options)
+    options.round = 0
+    with contextlib.chdir(work):
+        job = compose_job("ppo", words_of(options, lora=True))
+        options.prompts = [list(prompt.ids) for prompt in ppo.prepare(job).data.train]
+
+
+def train(variant: str, options: argparse.Namespace) -> Done:
+    watch = Watch(options.liked, lengths=options.lengths)
+    is_lora = variant.endswith("lora")
+    if variant in BASELINES:
+        trl_ppo.train(options, watch, lora=is_lora)
     else:
-        print(f"peak of the process    {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:10,.0f} MB")
+        train_with_alignkit(options, watch, lora=is_lora)
+    last = watch.liked[-max(1, len(watch.liked) // 4) :]
+    figures = {"backbones held": watch.num_weights / options.backbone}
+    figures |= {"liked, first": watch.liked[0], "liked, last": sum(last) / len(last)}
+    return Done(watch.works, figures)
+
+
+def train_with_alignkit(options: argparse.Namespace, watch: Watch, *, lora: bool) -> None:
+    from alignkit.launch import compose_job
+    from alignkit.ppo.learner import Learner
+    from alignkit.ppo.policy import Policy
+    from alignkit.stages import ppo
+
+    def learn(self: Any, model: Any, rollouts: Any, *rest: Any) -> Any:
+        watch.answered([rollout.ids for rollout in rollouts])
+        return upstream(self, model, rollouts, *rest)
+
+    upstream, Learner.learn = Learner.learn, learn
+    watch.forward(Policy, lambda rows: rows.input_ids_BL)
+    ppo.run(compose_job("ppo", [*words_of(options, lora=lora), "overwrite=true"]), Path("run"))
+
+
+def python_of(variant: str, options: argparse.Namespace) -> str | Path:
+    if variant not in BASELINES:
+        return sys.executable
+    try:
+        return trl_ppo.environment(options.env)
+    except RuntimeError as error:
+        print(f"skipped, for want of TRL 1.12 to compare with: {error} (alignkit alone: --only lora full)")
+        sys.exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    take_turns(
+        str(__doc__), VARIANTS, BASELINES, "completions", prepare, train, None, settings=SETTINGS, python=python_of
+    )

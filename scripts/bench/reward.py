@@ -8,6 +8,7 @@ How it is measured: `side_by_side.py`. Ratios are only printed when all variants
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,15 @@ SETTINGS = {
 }
 
 
-def train(variant: str, batch_size: int) -> None:
+def train(variant: str, options: argparse.Namespace) -> None:
     if variant in BASELINES:
-        with_trl(variant, batch_size)
+        with_trl(variant, options.batch_size)
         return
     from alignkit.cli import app
 
     same = ["model.name=model", "data.path=pairs.jsonl", "template.file=template.jinja", "overwrite=true"]
-    same += ["train.num_train_epochs=1", "train.save_strategy='no'", f"train.per_device_train_batch_size={batch_size}"]
+    same += ["train.num_train_epochs=1", "train.save_strategy='no'"]
+    same += [f"train.per_device_train_batch_size={options.batch_size}"]
     app(["reward", *same, *SETTINGS[variant]], standalone_mode=False)
 
 
@@ -69,7 +71,7 @@ def with_trl(variant: str, batch_size: int) -> None:
 
 def work_of(batch: Any) -> Work:
     num_pairs = int((batch["parts"] == CHOSEN).any(1).sum()) if "parts" in batch else len(batch["input_ids"]) // 2
-    return Work(num_pairs, 0, batch["input_ids"].numel())
+    return Work(num_pairs, {}, batch["input_ids"].numel())
 
 
 if __name__ == "__main__":

@@ -115,14 +115,14 @@ def train_with_alignkit(variant: str, batch_size: int) -> None:
     app(["sft", *same, "samples=0", "overwrite=true", *SETTINGS[variant]], standalone_mode=False)
 
 
-def train(variant: str, batch_size: int) -> None:
-    (train_with_trl if variant in BASELINES else train_with_alignkit)(variant, batch_size)
+def train(variant: str, options: argparse.Namespace) -> None:
+    (train_with_trl if variant in BASELINES else train_with_alignkit)(variant, options.batch_size)
 
 
 def work_of(batch: Mapping[str, Any]) -> Work:
     labels = batch["labels"][:, 1:]
     supervised = labels[labels != -100]
-    return Work(len(supervised), int(supervised.sum()), labels.numel())
+    return Work(len(supervised), {"sum of labels": int(supervised.sum())}, labels.numel())
 
 
 if __name__ == "__main__":
