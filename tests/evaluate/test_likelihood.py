@@ -42,6 +42,14 @@ def test_logprobs_equal_the_plain_computation(kind: str, batch_size: int) -> Non
     assert seen[-1] == 7
 
 
+def test_a_float64_model_is_scored_in_float64() -> None:
+    model = tiny()
+    coarse = torch.cat(token_logprobs(model, rows(), pad_id=0, batch_size=3))
+    fine = torch.cat(token_logprobs(model.double(), rows(), pad_id=0, batch_size=3))
+    assert (coarse.dtype, fine.dtype) == (torch.float32, torch.float64)
+    assert 0 < (fine - coarse).abs().max() < 1e-4
+
+
 def test_kl_by_the_plain_computation_and_its_properties() -> None:
     policy, reference = tiny(), tiny(seed=2)
     found = token_kls(policy, reference, rows(), pad_id=0, batch_size=3)

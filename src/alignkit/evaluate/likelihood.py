@@ -55,7 +55,7 @@ def token_logprobs(
         on_progress: told how many rows are scored.
 
     Returns:
-        For each row a float32 tensor `[num_scored]` on the CPU.
+        For each row a tensor `[num_scored]` on the CPU: float32, or float64 where the model is.
     """
     scored: dict[int, Tensor] = {}
     for places, states, (targets_N,) in _batches([model], rows, pad_id, batch_size):
@@ -86,7 +86,7 @@ def token_kls(
         batch_size: as in `token_logprobs`.
 
     Returns:
-        For each row a float32 tensor `[num_scored]` on the CPU, in nats.
+        For each row a tensor `[num_scored]` on the CPU, in nats: float32, or float64 where a model is.
     """
     scored: dict[int, Tensor] = {}
     for places, states, (targets_N, _) in _batches([policy, reference], rows, pad_id, batch_size):
@@ -108,7 +108,8 @@ class _Positions:
 
     def __call__(self, chunk: slice) -> Tensor:
         states = self.states_NH[chunk]
-        return (states if self.weight_VH is None else states @ self.weight_VH.T).float()
+        logits = states if self.weight_VH is None else states @ self.weight_VH.T
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _batches(
@@ -152,4 +153,4 @@ def _chunks(num_positions: int, num_tokens: int) -> Iterator[slice]:
 
 def _distribute(values_N: Tensor, places: Sequence[int], rows: Sequence[Row], found: dict[int, Tensor]) -> None:
     counts = [rows[place].num_scored for place in places]
-    found |= dict(zip(places, torch.split(values_N.float().cpu(), counts), strict=True))
+    found |= dict(zip(places, torch.split(values_N.cpu(), counts), strict=True))

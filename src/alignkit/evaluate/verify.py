@@ -19,7 +19,7 @@ from alignkit.data.masking import encode_prompt
 from alignkit.data.rendering import RowRefused, joined, parting
 from alignkit.data.templates import Template, load_template
 from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
-from alignkit.evaluate.merge import BOUNDS, compare_merged
+from alignkit.evaluate.merge import ARITHMETIC, BOUNDS, compare_merged, merged_dtype
 from alignkit.evaluate.policy import Policy
 from alignkit.evaluate.trained import spoken, spoken_rows, training_sections
 from alignkit.models.load import check_model, load_tokenizer
@@ -30,6 +30,7 @@ from alignkit.runs.log import run_log
 logger = logging.getLogger(__name__)
 
 _NUM_PROMPTS = 16  # of the run's own, beside those below
+_FLOAT32_PASSES = 1e-4  # nats that two sums of the same numbers may differ by in float32
 _SERVED = TemplateConfig(name="native")  # what a server reads: the template in the folder
 
 
@@ -172,7 +173,8 @@ def _adapter(folder: Path, model: ModelConfig) -> Finding:
     if not is_adapter(folder):
         return Finding("adapter", "-", "there is none")
     policy = Policy.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)
-    rows, bound = spoken_rows(policy), BOUNDS[torch.float32]
-    difference = compare_merged(policy, rows)
+    arithmetic = ARITHMETIC[merged_dtype(model)]
+    bound = BOUNDS[torch.float32] if arithmetic == torch.float64 else _FLOAT32_PASSES
+    difference = compare_merged(policy, spoken_rows(policy), arithmetic)
     detail = f"merged into its base it differs by {difference:.2e} nats at most (bound {bound:g})"
     return Finding("adapter", "ok" if difference <= bound else "FAIL", detail)
