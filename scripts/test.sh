@@ -6,4 +6,4 @@ bash scripts/install.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/pytest --numprocesses "${TEST_PROCESSES:-2}" --cov --cov-report=term:skip-covered "$@"
+exec .venv/bin/pytest --numprocesses "${TEST_PROCESSES:-2}" "$@"

@@ -45,7 +45,6 @@ def test_the_parts_of_ppo_are_told_with_the_machine() -> None:
         "update ",
         "weights ",
         "gradients and moments",
-        "sum of the parts",
-        "peak o",
+        "keys and values ",
     ):
         assert f"\n{part}" in f"\n{said}"

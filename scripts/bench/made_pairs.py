@@ -8,12 +8,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-from side_by_side import TEMPLATE, WORDS, write_model
+from side_by_side import TEMPLATE, WORDS, place_model
 
 
 def prepare(work: Path, options: argparse.Namespace) -> None:
     """Write the model, the pairs and our template; lengths are spread like those of preference data."""
-    (work / "model").symlink_to(options.model.resolve()) if options.model else write_model(work / "model")
+    place_model(work / "model", options)
     (work / "template.jinja").write_text(TEMPLATE)
     num = options.steps * options.batch_size
     if options.rows:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from side_by_side import TEMPLATE, write_model
+from side_by_side import TEMPLATE, place_model
 
 # the dimensions of the hidden states that `_shape` takes for itself
 ONE, TASTE, ASKED, REACHED = range(4)
@@ -25,10 +25,7 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if options.model:
-        (work / "model").symlink_to(options.model.resolve())
-    else:
-        write_model(work / "model")
+    place_model(work / "model", options)
     vocabulary = AutoTokenizer.from_pretrained(work / "model").get_vocab()
     words = sorted(token for token in vocabulary if re.fullmatch("Ġ[a-z]{2,}", token))
     unending = 2 * options.tokens  # an answer asked to be so long does not end by itself

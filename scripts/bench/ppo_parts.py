@@ -1,9 +1,10 @@
 """Where the time and the memory of a PPO update go, on a random Llama of any size: python scripts/bench/ppo_parts.py.
 
 On a GPU the default is half a billion parameters with LoRA in bfloat16, 256 completions of 128 tokens; on a CPU the
-same with a model of a few million. Prints the machine's name, tokens per second and seconds of rollout, scoring and
-update (the first update, which warms up, is left out), and peak memory beside its parts. The model reads bytes: its
-vocabulary is 261 tokens, so that the head, which a real model spends much on, costs next to nothing.
+same with a model of a few million. Prints the machine's name, and of rollout, scoring and update the seconds, tokens
+per second and peak memory (the first update, which warms up, is left out), beside what is held: the weights, what
+trains them, and the keys and values of a rollout. The model reads bytes: its vocabulary is 261 tokens, so that the
+head, which a real model spends much on, costs next to nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import argparse
 import json
 import platform
 import re
-import resource
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from side_by_side import of_process
 
 from alignkit.config import PpoJob
 from alignkit.launch import compose_job
@@ -25,6 +30,7 @@ from alignkit.ppo.trainer import PpoTrainer
 from alignkit.stages import ppo
 
 SIZES = {"cuda": (24, 1280, 3584), "cpu": (4, 256, 512)}  # layers, hidden, inside the MLP
+PARTS = ("rollout", "scoring", "update")
 REWARD = "def length(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
 
 
@@ -42,10 +48,14 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         job, run_dir = _job(given, Path(folder)), Path(folder) / "run"
-        parts = _watch_memory()
+        held, peaks = _watch_memory()
         ppo.run(job, run_dir)
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    _report(device, [line for line in lines if "seconds/rollout" in line][1:], parts)
+    updates = [line for line in lines if "seconds/rollout" in line][1:]
+    num_tokens = updates[0]["seconds/scoring"] * updates[0]["tokens_per_second/scoring"]  # of prompts and completions
+    size = 2 if device == "cuda" else 4  # of a number: bfloat16 or float32
+    held["keys and values"] = 2 * given.layers * given.hidden * size * num_tokens
+    _report(updates, held, peaks)
 
 
 def _job(given: Any, folder: Path) -> PpoJob:
@@ -69,36 +79,42 @@ def _job(given: Any, folder: Path) -> PpoJob:
     )
 
 
-def _watch_memory() -> dict[str, float]:
-    """Filled when training begins: megabytes of the weights, of those that train, and of their optimizer's moments."""
-    parts: dict[str, float] = {}
-    train = PpoTrainer.train
+def _watch_memory() -> tuple[dict[str, float], dict[str, float]]:
+    """Filled as the training goes: bytes of what is held all the time, and the most there was in each part."""
+    held: dict[str, float] = {}
+    peaks: dict[str, float] = defaultdict(float)
+    train, timed = PpoTrainer.train, PpoTrainer._timed
 
-    def watched(self: PpoTrainer, *args: Any, **kwargs: Any) -> Any:
+    def watched_train(self: PpoTrainer, *args: Any, **kwargs: Any) -> Any:
         weights = list(self.policy.parameters())
-        trained = sum(w.numel() * w.element_size() for w in weights if w.requires_grad) / 1e6
-        parts["weights"] = sum(w.numel() * w.element_size() for w in weights) / 1e6
-        parts["gradients and moments"] = 3 * trained
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        held["weights"] = sum(weight.numel() * weight.element_size() for weight in weights)
+        trained = sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad)
+        held["gradients and moments"] = 3 * trained
         return train(self, *args, **kwargs)
 
-    PpoTrainer.train = watched  # type: ignore[method-assign]  # a look from outside
-    return parts
+    @contextmanager
+    def watched_part(self: PpoTrainer, what: str) -> Iterator[list[float]]:
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+        with timed(self, what) as seconds:
+            yield seconds
+        peaks[what] = max(peaks[what], torch.cuda.max_memory_allocated() if on_gpu else of_process("VmHWM"))
+
+    PpoTrainer.train, PpoTrainer._timed = watched_train, watched_part  # type: ignore[method-assign]  # from outside
+    return held, peaks
 
 
-def _report(device: str, updates: list[dict[str, float]], parts: dict[str, float]) -> None:
-    print(f"machine: {torch.cuda.get_device_name() if device == 'cuda' else _processor()}")
-    for name in ("rollout", "scoring", "update"):
-        seconds = sum(line[f"seconds/{name}"] for line in updates) / len(updates)
-        rate = sum(line[f"tokens_per_second/{name}"] for line in updates) / len(updates)
-        print(f"{name:8} {seconds:8.2f} s   {rate:12,.0f} tokens/s")
-    if device == "cuda":
-        peak = {"peak on the device": torch.cuda.max_memory_allocated() / 1e6}
-    else:
-        peak = {"peak of the process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
-    for name, size in (parts | {"sum of the parts": sum(parts.values())} | peak).items():
-        print(f"{name:22} {size:10,.1f} MB")
+def _report(updates: list[dict[str, float]], held: dict[str, float], peaks: dict[str, float]) -> None:
+    print(f"machine: {torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()}")
+    for name in PARTS:
+        seconds = fmean(line[f"seconds/{name}"] for line in updates)
+        rate = fmean(line[f"tokens_per_second/{name}"] for line in updates)
+        print(f"{name:24} {seconds:8.2f} s {rate:12,.0f} tokens/s   at most {peaks[name] / 1e9:6.2f} GB")
+    for name, size in held.items():
+        print(f"{name:24} {size / 1e9:8.2f} GB")
 
 
 def _processor() -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from side_by_side import TEMPLATE, WORDS, Work, take_turns, write_model
+from side_by_side import TEMPLATE, WORDS, Work, place_model, take_turns
 
 VARIANTS = {
     "trl": "TRL: its defaults (bf16 where native)",
@@ -65,7 +65,7 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
     from trl.data_utils import pack_dataset
 
-    (work / "model").symlink_to(options.model.resolve()) if options.model else write_model(work / "model")
+    place_model(work / "model", options)
     tokenizer = AutoTokenizer.from_pretrained(work / "model")
     rows, ids = [], []
     for row in read_rows(options.rows, tokenizer) if options.rows else made_rows():

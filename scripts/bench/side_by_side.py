@@ -22,7 +22,6 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any
 
-LLAMA = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
 # 16,000 words make the head 30 % of this model's weights (of a 1 B Llama's it is 21 %); more of them would flatter us.
 WORDS = ["".join(chr(97 + number // 26**place % 26) for place in range(4)) for number in range(16_000)]
 TEMPLATE = """{{ bos }}{% for message in messages -%}
@@ -65,7 +64,7 @@ class Done:
     figures: Mapping[str, float]
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, *, layers: int = 8, hidden: int = 384) -> None:
     """A random Llama, and a tokenizer in which every one of `WORDS` is a token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
@@ -77,8 +76,18 @@ def write_model(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
     set_seed(0)
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
-    config = LlamaConfig(vocab_size=len(tokens), tie_word_embeddings=True, **special, **LLAMA)
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": hidden // 64}
+    sizes |= {"intermediate_size": round(hidden / 24) * 64}  # 8/3 of it
+    config = LlamaConfig(vocab_size=len(tokens), tie_word_embeddings=True, **special, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def place_model(folder: Path, options: argparse.Namespace) -> None:
+    """The model that was asked for."""
+    if options.model:
+        folder.symlink_to(options.model.resolve())
+    else:
+        write_model(folder, layers=options.layers, hidden=options.hidden)
 
 
 Train = Callable[[str, argparse.Namespace], Done | None]
@@ -199,6 +208,8 @@ def _parser(
     numbers = {"steps": 8, "batch-size": 8, "rounds": 3, "threads": 1}
     known: dict[str, dict[str, Any]] = {name: {"type": int, "default": value} for name, value in numbers.items()}
     known["model"] = {"type": Path, "help": "folder; without it a random Llama is made"}
+    known["layers"] = {"type": int, "default": 8, "help": "of the random Llama"}
+    known["hidden"] = {"type": int, "default": 384, "help": "numbers in a state of the random Llama"}
     known["rows"] = {"help": "data file; without it rows are made"}
     known["only"] = {"nargs": "+", "choices": variants, "default": list(variants), "help": "leave the others out"}
     known["json"] = {"type": Path, "help": "write every measurement here"}

@@ -12,7 +12,10 @@ RECIPES = Path(__file__).parents[2] / "configs" / "sentiment"
 FEWER = {
     "sft": ["train.max_steps=120", "samples=0"],
     "reward": ["train.max_steps=30"],
-    "ppo": ["ppo.num_updates=4", "train.eval_steps=4", "samples=1", "data.limit=200", "sampling.max_new_tokens=48"],
+    "ppo": [
+        *("ppo.num_updates=8", "train.eval_steps=8", "train.learning_rate=5e-4", "sampling.max_new_tokens=32"),
+        *("ppo.kl_coef=0.1", "samples=1", "data.limit=200"),
+    ],
 }
 
 

@@ -23,7 +23,14 @@ WORDS = [
 KINDS = {
     "full": [*SMALL, "reward=[{function: 'rewards.py:length'}]"],
     # policy, value function and reward are three adapters on one backbone
-    "lora": ["model.name=base", "lora=ppo", "lora.r=4", "value.model=adapter", "reward=[{model: judge}]"],
+    "lora": [
+        "model.name=base",
+        "model.dtype=float32",
+        "lora=ppo",
+        "lora.r=4",
+        "value.model=adapter",
+        "reward=[{model: judge}]",
+    ],
 }
 # In one process group: its seconds of imports are paid once.
 BOTH = f"""
@@ -48,7 +55,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         short = ["train.max_steps=1", "train.report_to=none", "template=instruction", "train.save_strategy='no'"]
         sft.run(compose_job("sft", [*SMALL, *short, "data.path=rows.jsonl", "samples=0"]), folder / "base")
-        judge = ["model.name=base", "lora=ppo", "lora.r=2", "data.path=pairs.jsonl", "train.learning_rate=1e-2"]
+        judge = [
+            "model.name=base",
+            "model.dtype=float32",
+            "lora=ppo",
+            "lora.r=2",
+            "data.path=pairs.jsonl",
+            "train.learning_rate=1e-2",
+        ]
         reward.run(compose_job("reward", [*short, *judge]), folder / "judge")
         for kind, words in KINDS.items():
             launch("ppo", [f"name=one-{kind}", *WORDS, *words, "train.per_device_train_batch_size=8"])
