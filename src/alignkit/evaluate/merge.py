@@ -105,12 +105,10 @@ def _merged(policy: Policy) -> PreTrainedModel:
     return plain
 
 
-def _logprobs(
-    model: PreTrainedModel, rows: Sequence[Row], pad_id: int, arithmetic: torch.dtype
-) -> list[torch.Tensor]:
+def _logprobs(model: PreTrainedModel, rows: Sequence[Row], pad_id: int, arithmetic: torch.dtype) -> list[torch.Tensor]:
     """The float32 weights come back as they were: the wider dtype holds each of them."""
     if model.device.type == "mps":  # which has no float64
-        model.to("cpu")
+        torch.nn.Module.to(model, "cpu")
     torch.nn.Module.to(model, arithmetic)
     found = token_logprobs(model, rows, pad_id=pad_id, batch_size=_BATCH_SIZE)
     torch.nn.Module.to(model, torch.float32)
