@@ -384,7 +384,7 @@ class TasksJob:
 @dataclass
 class MergeJob:
     max_difference: float | None = setting(
-        "most a log-probability may move, in nats; null takes 1e-5 in float32, 0.25 in bfloat16, 0.05 in float16",
+        "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
         None,
         gt=0,
     )

@@ -30,7 +30,6 @@ from alignkit.runs.log import run_log
 logger = logging.getLogger(__name__)
 
 _NUM_PROMPTS = 16  # of the run's own, beside those below
-_FLOAT32_PASSES = 1e-4  # nats that two sums of the same numbers may differ by in float32
 _SERVED = TemplateConfig(name="native")  # what a server reads: the template in the folder
 
 
@@ -173,8 +172,7 @@ def _adapter(folder: Path, model: ModelConfig) -> Finding:
     if not is_adapter(folder):
         return Finding("adapter", "-", "there is none")
     policy = Policy.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)
-    arithmetic = ARITHMETIC[merged_dtype(model)]
-    bound = BOUNDS[torch.float32] if arithmetic == torch.float64 else _FLOAT32_PASSES
-    difference = compare_merged(policy, spoken_rows(policy), arithmetic)
+    bound = BOUNDS[torch.float32]
+    difference = compare_merged(policy, spoken_rows(policy), ARITHMETIC[merged_dtype(model)])
     detail = f"merged into its base it differs by {difference:.2e} nats at most (bound {bound:g})"
     return Finding("adapter", "ok" if difference <= bound else "FAIL", detail)
