@@ -45,6 +45,16 @@ def test_prompts_learnt_by_heart() -> None:
     assert line.startswith("the training score rose to 3 while the held-out score fell to 3, 3 evaluations in a row")
 
 
+def test_a_score_that_was_never_measured_does_not_rise() -> None:
+    health = Health(max_kl=20.0, max_new_tokens=64)
+    assert health.look_at_evaluation(0.9) == []  # before the first update
+    said = []
+    for trained, held_out in ((0.8, 0.88), (0.82, 0.86)):
+        health.look(metrics(score=trained))
+        said += health.look_at_evaluation(held_out)
+    assert said == []
+
+
 def test_what_was_told_stays_told_after_a_resume() -> None:
     health = watched()
     health.look(metrics(kl=21.0))

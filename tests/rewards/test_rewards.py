@@ -1,5 +1,6 @@
 """Reward sources: what is refused before anything is loaded, and what a source may return."""
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, GPT2Config
+from transformers import AutoModelForSequenceClassification, GPT2Config, RobertaConfig
 
 from alignkit.config import ModelConfig
 from alignkit.data.conversation import Conversation, Message
@@ -22,6 +23,7 @@ from alignkit.rewards.weighted import Rewards
 CPU = torch.device("cpu")
 FUNCTIONS = """
 import math, time
+import numpy as np
 def length(prompts, completions, **columns): return [len(c) for c in completions]
 def wants(prompts, completions, tag): return [float(t == "x") for t in tag]
 def one(prompts): return [1]
@@ -33,6 +35,11 @@ def text(prompts, completions): return ["good" for c in completions]
 def number(prompts, completions): return 3
 def fails(prompts, completions): return [1 / (c.count("a")) for c in completions]
 def sleeps(prompts, completions): time.sleep(30)
+def made(prompts, completions): return (len(c) for c in completions)
+def made_late(prompts, completions): yield time.sleep(30)
+def made_badly(prompts, completions): yield 1 / 0
+def several(prompts, completions): return np.ones((len(completions), 2))
+def huge(prompts, completions): return [10**400 for c in completions]
 def whole(prompts, completions):
     if len(completions) > 1: raise KeyError("only one at a time")
     return [1.0]
@@ -108,6 +115,50 @@ def classifier(folder: Path) -> Path:
 )
 def test_a_mistake_is_a_line_before_anything_is_loaded(reward: Any, line: str, classifier: Path) -> None:
     assert any(found.startswith(line) for found in problems(reward)), problems(reward)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("made_late", "took longer than 0.2 seconds"),
+        ("made_badly", "raised ZeroDivisionError: division by zero"),
+        ("several", "gave array([1., 1.]) for"),
+        ("huge", "a score must be a finite number"),
+        ("number", "returned int"),
+    ],
+)
+def test_what_a_function_returns_is_read_in_its_time_and_checked(name: str, said: str) -> None:
+    rewards = load({"function": f"mine.py:{name}", "timeout": 0.2})
+    with pytest.raises(RewardError) as caught:
+        rewards.score([sample("a")])
+    assert said in str(caught.value)
+
+
+def test_a_generator_is_as_good_as_a_list() -> None:
+    assert load({"function": "mine.py:made"}).score([sample("a"), sample("abc")]).total == [1.0, 3.0]
+
+
+def test_a_classifier_that_cannot_pad_reads_one_text_at_a_time(classifier: Path) -> None:
+    source = {"classifier": "classifier", "label": "POSITIVE"}
+    samples = [sample("a"), sample("a longer text")]
+    padded = load(source).score(samples).total
+    path = classifier / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+    assert load(source).score(samples).total == pytest.approx(padded, abs=1e-6)
+
+
+def test_a_text_is_cut_to_the_positions_that_there_are(folder: Path) -> None:
+    config = RobertaConfig(
+        num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=300,
+        max_position_embeddings=34, pad_token_id=256, id2label={0: "BAD", 1: "GOOD"}, label2id={"BAD": 0, "GOOD": 1},
+    )  # fmt: skip
+    config.max_position_embeddings += config.pad_token_id - 1  # 32 positions, counted from behind the padding's
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "roberta")
+    byte_tokenizer().save_pretrained(folder / "roberta")
+    rewards = load({"classifier": "roberta", "label": "GOOD"})
+    (score,) = rewards.score([sample("x" * 60)]).total
+    assert score is not None
+    assert 0 < score < 1
 
 
 def test_a_function_may_not_be_asynchronous() -> None:

@@ -272,6 +272,11 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(job):
     assert largest_difference("on", "off") < 2e-6
 
 
+def test_a_prompt_that_is_asked_again_in_an_update_draws_anew(job):
+    run(job("data.limit=2", "ppo.num_prompts=8", "ppo.num_generations=2", "sampling.max_new_tokens=16"))
+    assert min(metrics("out", "rollout/unique_fraction")) > 0.5
+
+
 def test_other_architectures_adapters_and_truncated_sampling_go_together(job):
     llama = [
         "model=tiny_llama",

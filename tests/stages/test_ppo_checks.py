@@ -48,6 +48,7 @@ def test_the_basis_is_right() -> None:
         (["sampling.top_p=0.5"], "sampling.top_p=0.5: the sampler would be another distribution than the policy"),
         (["sampling.repetition_penalty=2"], "sampling.repetition_penalty=2: the sampler would be another"),
         (["sampling.do_sample=false", "sampling.temperature=null"], "sampling.do_sample=false: PPO learns from draws"),
+        (["sampling.do_sample=null", "sampling.temperature=null"], "sampling.temperature=null: PPO learns from draws"),
         (["sampling.stop=[x]"], "sampling.stop has no effect on PPO, which learns when to end"),
         (["lora=default"], "lora.lora_dropout=0.1: with dropout the policy that samples is not the policy"),
         (

@@ -10,6 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from alignkit.errors import TrainingError
 from alignkit.training.checkpoints import checkpoints, damage, step_of
@@ -114,6 +117,38 @@ def test_resuming_a_training_that_had_ended_takes_no_step(train: Callable[..., A
     assert resumed.weights == ended.weights
     assert names(tmp_path) == ["checkpoint-5", "checkpoint-7"]
     assert metrics(tmp_path) == before
+
+
+def test_a_mixture_of_experts_goes_on_with_its_experts(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights have other names in a published folder than in memory."""
+
+    def mixture(dropout: float) -> MixtralForCausalLM:
+        torch.manual_seed(1)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        experts = {"num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+        return MixtralForCausalLM(MixtralConfig(vocab_size=tiny.VOCABULARY, **sizes, **experts))
+
+    monkeypatch.setattr(tiny, "tiny_model", mixture)
+    whole, resumed = (tiny.tiny_trainer(tmp_path / name, max_steps=10) for name in ("whole", "resumed"))
+    start = tiny.weights_hash(whole.model)
+    whole.train()
+    resumed.train(str(whole.output_dir / "checkpoint-5"))
+    assert tiny.weights_hash(resumed.model) == tiny.weights_hash(whole.model) != start
+
+
+def test_a_checkpoint_of_other_weights_is_not_gone_on_with(tiny: ModuleType, tmp_path: Path) -> None:
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=5)
+    trainer.train()
+    path = trainer.output_dir / "checkpoint-5" / "model.safetensors"
+    weights = load_file(path)
+    weights["transformer.h.9.ln_1.bias"] = weights.pop("transformer.h.0.ln_1.bias")
+    save_file(weights, path)
+    with pytest.raises(TrainingError) as caught:
+        tiny.tiny_trainer(tmp_path / "again").train(str(path.parent))
+    lost = "transformer.h.0.ln_1.bias, transformer.h.9.ln_1.bias"
+    assert str(caught.value) == f"the checkpoint's weights are not those of this model: {lost}"
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(tiny: ModuleType, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Health:
     first: dict[str, float] = field(default_factory=dict)
     evals: list[tuple[float, float]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
-    _last_score: float = 0.0
+    _last_score: float | None = None  # of training: none before the first update
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
         """New signs in the metrics of an update, one line each."""
@@ -57,6 +57,8 @@ class Health:
 
     def look_at_evaluation(self, held_out_score: float) -> list[str]:
         """New signs in a held-out score."""
+        if self._last_score is None:
+            return []
         self.evals = [*self.evals, (self._last_score, held_out_score)][-_EVALS:]
         trained, held_out = zip(*self.evals, strict=True)
         parting = len(self.evals) == _EVALS and all(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
@@ -60,9 +61,10 @@ class Policy(nn.Module):
     def train(self, mode: bool = True) -> Policy:
         """Evaluation mode, whatever is asked, except for what recomputes activations: that asks for training mode."""
         super().train(False)
-        for module in self.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = mode
+        recompute = [module for module in self.modules() if getattr(module, "gradient_checkpointing", False)]
+        layers = [module for module in recompute if isinstance(module, GradientCheckpointingLayer)]
+        for module in layers or recompute:
+            module.training = mode
         return self
 
     def gradient_checkpointing_enable(self, **how: Any) -> None:
@@ -73,6 +75,9 @@ class Policy(nn.Module):
         how["gradient_checkpointing_kwargs"] = chosen
         self.model.gradient_checkpointing_enable(**how)
         self.value.gradient_checkpointing_enable(**how)
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module._gradient_checkpointing_func = _in_evaluation(module)  # type: ignore[assignment]
         if self.adapters is not None:  # the frozen embeddings would cut the graph that is recomputed
             self.model.enable_input_require_grads()
 
@@ -118,3 +123,20 @@ class Policy(nn.Module):
         if self.adapters is not None:
             self.adapters.drop_others()
         return self.model
+
+
+def _in_evaluation(layer: Any) -> Callable[..., Any]:
+    """The way a layer recomputes, with its training mode off while it computes: some apply dropout by it themselves."""
+    recomputing = layer._gradient_checkpointing_func
+
+    def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def evaluated(*given: Any, **named: Any) -> Any:
+            was, layer.training = layer.training, False
+            try:
+                return function(*given, **named)
+            finally:
+                layer.training = was
+
+        return recomputing(evaluated, *args, **kwargs)
+
+    return run

@@ -97,9 +97,6 @@ class PolicyTrainer(DurableTrainer):
         self._load_weights(Path(resume_from_checkpoint))
         self.restore(json.loads((Path(resume_from_checkpoint) / STATE).read_text()))
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        pass  # a sealed checkpoint lacks nothing but the second name of weights that are tied
-
     def _load_weights(self, folder: Path) -> None:
         if self.policy.adapters is None:
             super()._load_from_checkpoint(str(folder), self.policy.model)

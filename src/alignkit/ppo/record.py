@@ -52,8 +52,8 @@ class RolloutFile(TrainerCallback):
         if state.is_world_process_zero:
             cut_after(self.path, state.global_step)
 
-    def __call__(self, update: int, rollouts: Sequence[Rollout], kl_B: Sequence[float]) -> None:
-        """Take notice of the rollouts of an update, counted from 1, and of the KL of each in nats."""
+    def __call__(self, update: int, rollouts: Sequence[Rollout], kl_B: Sequence[float | None]) -> None:
+        """Take notice of the rollouts of an update, counted from 1, and of the KL of each that has a score, in nats."""
         with self.path.open("a", encoding="utf-8") as file:
             for place in _spread(rollouts, self.keep):
                 rollout, kl = rollouts[place], kl_B[place]

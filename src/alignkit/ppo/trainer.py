@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +44,8 @@ class PpoTrainer(Learner):
         held_out: to evaluate on; empty where none are.
         rewards: scores answers.
         shuffle: prompts are asked in a fresh order each time round.
-        on_rollout: told (update counted from 1, rollouts, KL of each) after each update, on the main process.
+        on_rollout: told (update counted from 1, rollouts, KL of each that has a score) after each update, on the main
+            process.
         **rest: as `Learner`.
     """
 
@@ -55,7 +56,7 @@ class PpoTrainer(Learner):
         held_out: Sequence[Prompt],
         rewards: Rewards,
         shuffle: bool,
-        on_rollout: Callable[[int, Sequence[Rollout], Sequence[float]], None],
+        on_rollout: Callable[[int, Sequence[Rollout], Sequence[float | None]], None],
         **rest: Any,
     ) -> None:
         super().__init__(
@@ -111,7 +112,7 @@ class PpoTrainer(Learner):
         for name, seconds, num_tokens in (
             ("rollout", rollout_time[0], num_drawn),
             ("scoring", scoring_time[0], num_fed),
-            ("update", update_time[0], num_fed * self.ppo.num_ppo_epochs),
+            ("update", update_time[0], num_fed * losses["optimizer_steps"] / self.ppo.num_mini_batches),
         ):
             measured |= {f"seconds/{name}": seconds, f"tokens_per_second/{name}": num_tokens / max(seconds, 1e-9)}
         measured["tokens_per_second"] = num_drawn / (rollout_time[0] + scoring_time[0] + update_time[0])
@@ -137,7 +138,12 @@ class PpoTrainer(Learner):
             seed=self.args.seed,
             shuffle=self.shuffle,
         )
-        asked = [(place, k) for place in dealt for k in range(self.ppo.num_generations)]
+        asked: list[tuple[int, int]] = []
+        dealt_before: Counter[int] = Counter()  # a prompt that is dealt twice draws anew
+        for place in dealt:
+            first = dealt_before[place] * self.ppo.num_generations
+            asked += [(place, first + k) for k in range(self.ppo.num_generations)]
+            dealt_before[place] += 1
         return self._answers(self.prompts, asked, of=f"update {update.number}", sampling=update.sampling)
 
     def answer(self, prompts: Sequence[Prompt], asked: Sequence[tuple[int, int]]) -> list[Rollout]:
@@ -219,7 +225,8 @@ class PpoTrainer(Learner):
             self._metrics["train"].setdefault(name, []).append(value)
         if self.is_world_process_zero():
             kl_B = ((looked.logprobs_BT - looked.ref_logprobs_BT) * looked.mask_BT).sum(-1).tolist()
-            self.on_rollout(update.number + 1, rollouts, kl_B)
+            known_B = [None if one.score is None else kl for one, kl in zip(rollouts, kl_B, strict=True)]
+            self.on_rollout(update.number + 1, rollouts, known_B)
         self._heed(self.health.look(measured), f"update {update.number + 1}")
 
     def _heed(self, signs: Sequence[str], when: str) -> None:

@@ -95,13 +95,17 @@ class AdapterValue(ValueFunction):
         super().__init__(hidden_size)
         adapters.copy(VALUE, trains=True)
         self.adapters = adapters
+        read = set(map(id, backbone_of(adapters.model).parameters()))
+        for weight in adapters.parameters(VALUE):
+            weight.requires_grad_(id(weight) in read)  # the LM head's are not on the way to a value
+        self._weights = [weight for weight in adapters.parameters(VALUE) if id(weight) in read]
 
     def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
         with self.adapters.computing(VALUE):
             return super().forward(rows, _states(backbone_of(self.adapters.model), rows))
 
     def weights(self) -> list[nn.Parameter]:
-        return [*self.head.parameters(), *self.adapters.parameters(VALUE)]
+        return [*self.head.parameters(), *self._weights]
 
     def save(self, folder: Path) -> None:
         super().save(folder)
@@ -135,7 +139,8 @@ class OwnValue(ValueFunction):
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        self.backbone.save_pretrained(folder / BESIDE, max_shard_size="1TB")  # one file, as `load` reads it
+        # one file, and by the names in memory, as `load` reads it
+        self.backbone.save_pretrained(folder / BESIDE, max_shard_size="1TB", save_original_format=False)
         (folder / BESIDE / _WEIGHTS).chmod(0o644)
 
     def load(self, folder: Path) -> None:

@@ -50,8 +50,17 @@ class Classifier:
         self.label, self.batch_size = int(config.label2id[source.label]), source.batch_size
         self.as_logit = source.output == "logit"
         self.is_exclusive = config.num_labels > 1 and config.problem_type != "multi_label_classification"
-        positions = getattr(config, "max_position_embeddings", _LONGEST)
+        positions = getattr(config, "max_position_embeddings", _LONGEST) - self._first_position()
         self.max_length, self.num_cut = min(self.tokenizer.model_max_length, positions), 0
+        self.can_pad = self.tokenizer.pad_token is not None and config.pad_token_id is not None
+        if not self.can_pad:
+            self.batch_size = 1
+
+    def _first_position(self) -> int:
+        """RoBERTa and its kin count positions from behind that of the padding token, and have so many fewer."""
+        tables = (table for name, table in self.model.named_modules() if name.endswith("position_embeddings"))
+        paddings = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+        return max(paddings, default=-1) + 1
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         """The label's probability (or logit) for each sample.
@@ -67,7 +76,7 @@ class Classifier:
     def _together(self, texts: list[str]) -> list[float]:
         self.num_cut += sum(len(ids) > self.max_length for ids in self.tokenizer(texts, verbose=False)["input_ids"])
         batch = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            texts, padding=self.can_pad, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)
         logits_BC = self.model(**batch).logits.float()
         if not self.as_logit:

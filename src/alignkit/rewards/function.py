@@ -113,12 +113,11 @@ class PythonFunction:
             for name in names
             if name in there and name not in ("prompts", "completions")
         }
-        returned = self._in_time(lambda: self.function(prompts, completions, **columns))
+        scores: list[Any] | None
+        kind, scores = self._in_time(lambda: _read(self.function(prompts, completions, **columns)))
         who = f"{self.source.place}: {self.source.name}"
-        try:
-            scores = [value.item() if hasattr(value, "item") else value for value in returned]
-        except TypeError as error:
-            raise RewardError(f"{who} returned {type(returned).__name__}: {_CALLED}") from error
+        if scores is None:
+            raise RewardError(f"{who} returned {kind}: {_CALLED}")
         if len(scores) != len(samples):
             raise RewardError(f"{who} returned {len(scores)} scores for {len(samples)} completions: {_CALLED}")
         return scores
@@ -143,3 +142,21 @@ class PythonFunction:
         if error is not None:
             raise RewardError(f"{who} raised {type(error).__name__}: {error}") from error
         return returned
+
+
+def _read(returned: Any) -> tuple[str, list[Any] | None]:
+    """The type of what a function returned, and its values, or None where it has none; a generator runs here."""
+    kind = type(returned).__name__
+    try:
+        values = iter(returned)
+    except TypeError:
+        return kind, None
+    return kind, [_plain(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """An array or a tensor of one number as that number."""
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (RuntimeError, TypeError, ValueError):  # it holds several
+        return value

@@ -80,7 +80,7 @@ def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sampl
     """Only finite numbers, or None where `on_error` is skip."""
     scores: list[float | None] = []
     for score, sample in zip(given, samples, strict=True):
-        is_number = isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
+        is_number = _is_finite(score)
         if not is_number and source.on_error is OnError.stop:
             way_out = "" if source.is_option else "; on_error: skip leaves such completions out"
             raise RewardError(
@@ -88,6 +88,13 @@ def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sampl
             )
         scores.append(float(score) if is_number else None)
     return scores
+
+
+def _is_finite(score: Any) -> bool:
+    try:
+        return isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
+    except OverflowError:  # an int that no float can be
+        return False
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

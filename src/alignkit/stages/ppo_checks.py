@@ -14,6 +14,7 @@ from alignkit.models.source import is_adapter, local_folder
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import draws
 from alignkit.stages.sections import adapter_on_adapter, check_sections
 from alignkit.training.sharding import sharding_launched
 
@@ -70,8 +71,9 @@ def _batch_problems(job: PpoJob, num_processes: int) -> list[str]:
 
 def _sampling_problems(job: PpoJob) -> list[str]:
     sampling, problems = job.sampling, []
-    if sampling.do_sample is False:
-        problems.append("sampling.do_sample=false: PPO learns from draws; leave it out")
+    if not draws(sampling):
+        greedy = "sampling.do_sample=false" if sampling.do_sample is False else "sampling.temperature=null"
+        problems.append(f"{greedy}: PPO learns from draws; leave it out")
     if sampling.stop:
         problems.append("sampling.stop has no effect on PPO, which learns when to end: leave it out")
     for name in _TRUNCATING:

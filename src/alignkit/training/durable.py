@@ -10,12 +10,13 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -112,7 +113,8 @@ class DurableTrainer(WatchedTrainer):
         (folder / _WINDOW).write_text(json.dumps(window))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with own_names(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             pickled = Path(output_dir or self.output_dir) / TRAINING_ARGS_NAME
             pickled.unlink()  # nobody should have to trust it; what it says is said as JSON
@@ -169,6 +171,19 @@ class DurableTrainer(WatchedTrainer):
             raise TrainingError(f"the best checkpoint, {best}, cannot be trusted: {problem}")
         super()._load_best_model()
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Upstream warns of weights that a checkpoint has not got, and goes on with those of the start.
+
+        Raises:
+            TrainingError: one of them is not another name of a weight that was loaded.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        missing, held = set(load_result.missing_keys), model.state_dict()
+        loaded = {tensor.data_ptr() for name, tensor in held.items() if name not in missing}
+        lost = [name for name in missing if name in held and held[name].data_ptr() not in loaded]
+        if problems := sorted([*lost, *load_result.unexpected_keys]):
+            raise TrainingError(f"the checkpoint's weights are not those of this model: {', '.join(problems[:5])}")
+
     def _window(self) -> dict[str, Any]:
         """What was summed up since the last log, over all processes (all must call this)."""
         counts = self.meter.counts.to(self.accelerator.device)
@@ -216,3 +231,20 @@ class _Resume(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.restore_window()  # the first moment after upstream has set its sums to zero
+
+
+@contextmanager
+def own_names(model: Any) -> Iterator[None]:
+    """Save the weights by the names that they have in memory.
+
+    Upstream saves those of some architectures (a mixture's experts, for one) as they were published, and resumes
+    without turning them back.
+    """
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.save_pretrained
