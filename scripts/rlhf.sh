@@ -4,7 +4,8 @@
 #   bash scripts/rlhf.sh                                       # seconds: a tiny random model on rows that ship
 #   bash scripts/rlhf.sh NAME MODEL ROWS PAIRS [key=value]...  # yours: a hub id or folder, rows, chosen/rejected pairs
 #
-# Words after PAIRS (such as template=chatml, or train.max_steps=50) go to every stage.
+# Words after PAIRS go to every stage, or, after its name and a colon, to one: seed=1 sft:template=chatml
+# sft:train.max_steps=50 ppo:ppo.num_updates=20. The template of later stages is that of the SFT run.
 set -euo pipefail
 name=${1:-rlhf}
 if [ $# -eq 0 ]; then
@@ -12,12 +13,19 @@ if [ $# -eq 0 ]; then
     reward=(config=configs/smoke/reward.yaml "name=$name")
     ppo=(config=configs/smoke/ppo.yaml "name=$name")
 elif [ $# -ge 4 ]; then
-    more=("${@:5}")
-    sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05 "${more[@]}")
-    reward=("name=$name" "data.path=$4" data.eval_fraction=0.05 "${more[@]}")
-    ppo=("name=$name" "data.path=$3" data.eval_fraction=0.05 "${more[@]}")
+    sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05)
+    reward=("name=$name" "data.path=$4" data.eval_fraction=0.05)
+    ppo=("name=$name" "data.path=$3" data.eval_fraction=0.05)
+    for word in "${@:5}"; do
+        case $word in
+            sft:*) sft+=("${word#*:}") ;;
+            reward:*) reward+=("${word#*:}") ;;
+            ppo:*) ppo+=("${word#*:}") ;;
+            *) sft+=("$word") reward+=("$word") ppo+=("$word") ;;
+        esac
+    done
 else
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 

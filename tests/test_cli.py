@@ -83,6 +83,13 @@ def test_every_command_has_help_with_an_example_or_its_words(main: Main, command
         (["sft", *TINY, "data.path=[1"], "alignkit: data.path=[1: no viable alternative at input '[1'"),
         (["sft", *TINY, "name=${oc.env:NOT_SET_ANYWHERE}"], "'NOT_SET_ANYWHERE' not found"),
         (["sft", "--config-dir", "gone", *TINY], "alignkit: --config-dir: 'gone' is no folder"),
+        (["inspect", "sft", *TINY, "--html", "."], "alignkit: --html . is a folder: name a file in it"),
+        (
+            ["compare", "m", "--html", "rows.jsonl/a"],
+            "alignkit: --html rows.jsonl/a cannot be written: part of its path",
+        ),
+        (["next", "m", "--prompt", "a", "--png", "."], "alignkit: --png . is a folder: name a file in it"),
+        (["evaluate", "gone"], "alignkit: data.path is missing: gone is no run of alignkit sft, which knows the rows"),
     ],
 )
 def test_a_mistake_exits_2_with_its_line_on_stderr(main: Main, tmp_path: Path, words: list[str], line: str) -> None:

@@ -42,8 +42,12 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("data=alpaca", None),
         ("model.name", "'model.name' is not key=value"),
         ("a.yaml", "'a.yaml' is not key=value: a configuration file is given as config=a.yaml"),
-        ("~name", "'~name': a setting cannot be deleted; give name=null or another value"),
+        ("~name", "'~name': a setting cannot be deleted; give it another value"),
         ("data.path._target_=os.system", None),
+        (
+            "name=../x",
+            "name=../x: it is the run's folder below runs/, so no path from elsewhere; give hydra.run.dir=FOLDER",
+        ),
         ("config=gone.yaml", "config=gone.yaml: there is no such file"),
         ("config=.", "config=.: it is a folder"),
     ],

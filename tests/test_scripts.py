@@ -35,3 +35,21 @@ def test_a_chain_that_is_given_too_little_says_how_it_is_used(script: str) -> No
     )
     assert done.returncode == 2
     assert f"bash scripts/{script}.sh NAME MODEL ROWS PAIRS" in done.stdout
+
+
+def test_words_reach_the_stages_they_are_meant_for(tmp_path: Path) -> None:
+    said = tmp_path / "alignkit"
+    said.write_text('#!/bin/bash\necho "$@"\n')  # tells what each stage would be given
+    said.chmod(0o755)
+    words = ["mine", "base", "rows.jsonl", "pairs.jsonl", "seed=1", "sft:template=chatml", "ppo:ppo.num_updates=9"]
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "rlhf.sh", *words],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sft, reward, ppo = done.stdout.splitlines()
+    assert all(" seed=1" in line for line in (sft, reward, ppo))
+    assert [" template=chatml" in line for line in (sft, reward, ppo)] == [True, False, False]
+    assert [" ppo.num_updates=9" in line for line in (sft, reward, ppo)] == [False, False, True]

@@ -113,7 +113,7 @@ def reward(
 ) -> None:
     """A reward model from chosen/rejected pairs, with a report card on held-out ones.
 
-    alignkit reward config=configs/smoke/reward.yaml model.name=runs/sft/smoke
+    alignkit reward config=configs/smoke/reward.yaml model=run model.name=runs/sft/smoke template=native
 
     Settings are name, seed, resume, overwrite, early_stopping, use_margin and the sections model, data, template, lora
     and train; --cfg job shows them all with their values. The run is written to runs/reward/<name>.
@@ -131,7 +131,7 @@ def dpo(
 ) -> None:
     """Direct preference optimisation: a better policy from chosen/rejected pairs, without a reward model.
 
-    alignkit dpo config=configs/smoke/dpo.yaml model.name=runs/sft/smoke train.beta=0.1
+    alignkit dpo config=configs/smoke/dpo.yaml model=run model.name=runs/sft/smoke template=native train.beta=0.1
 
     Settings are name, seed, resume, overwrite, samples, early_stopping and the sections model, reference, data,
     template, lora, sampling and train; --cfg job shows them all with their values. The run is written to
@@ -187,13 +187,14 @@ def inspect(
     """See exactly what the loss sees, or what PPO's policy is asked, without loading a model."""
     from importlib import import_module
 
-    from alignkit.errors import ConfigError, did_you_mean
+    from alignkit.errors import ConfigError, check_writable, did_you_mean
     from alignkit.launch import compose_job
 
     if stage not in STAGES:
         raise ConfigError(
             f"inspect: there is no stage '{stage}', only {', '.join(STAGES)}{did_you_mean(stage, STAGES)}"
         )
+    check_writable("--html", html)
     job = compose_job(stage, words or [], config_dir=config_dir)
     from alignkit.data.inspect import inspect as show
 
@@ -232,8 +233,10 @@ def next(
 
     alignkit next runs/sft/tiny --prompt "Repeat the word moon." sampling=nucleus temperatures=[0.5,1,2]
     """
+    from alignkit.errors import check_writable
     from alignkit.launch import compose_job
 
+    check_writable("--png", png)
     runs, settings = _runs_and_words(words)
     job = compose_job("next", settings, model={"name": runs[0] if runs else ""})
     from alignkit.evaluate.next_token import run as show
@@ -279,8 +282,10 @@ def compare(
 
     alignkit compare runs/sft/base runs/sft/tuned --prompts prompts.txt --html compare.html logprobs=true
     """
+    from alignkit.errors import check_writable
     from alignkit.launch import compose_job
 
+    check_writable("--html", html)
     runs, settings = _runs_and_words(words)
     job = compose_job("compare", settings, model={"name": runs[0] if runs else ""})
     from alignkit.evaluate.compare import run as compared
@@ -305,6 +310,8 @@ def evaluate(
 
     alignkit evaluate runs/sft/base runs/sft/tuned --tasks arc_easy,my_task.yaml limit=100
     """
+    from alignkit.config import ModelConfig
+    from alignkit.errors import ConfigError
     from alignkit.launch import compose_job
     from alignkit.runs.directory import read_manifest
 
@@ -315,10 +322,15 @@ def evaluate(
         return
     given: dict[str, Any] = {"model": {"name": first}}
     manifest = read_manifest(Path(first)) or {}
-    if manifest.get("stage") == "sft" and not any(word.startswith(("data=", "data.path=")) for word in settings):
+    from alignkit.evaluate.evaluate import check_runs
+    from alignkit.evaluate.evaluate import run as measured
+
+    if not any(word.startswith(("data=", "data.path=", "config=")) for word in settings):
+        if manifest.get("stage") != "sft":
+            missing = f"data.path is missing: {first} is no run of alignkit sft, which knows the rows it held out"
+            raise ConfigError(*check_runs(runs, ModelConfig(first), out), f"{missing}; give it as data.path=…")
         given["data"] = manifest["job"]["data"]
     job = compose_job("evaluate", settings, **given)
-    from alignkit.evaluate.evaluate import run as measured
 
     measured(job, runs=runs, reward=reward, reference=reference, pairs=pairs, out=out)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 SHOWN_PROBLEMS = 10
 
@@ -80,3 +81,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The suggestion to append to a refusal: `; did you mean 'x'?`, or nothing where no choice is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Refuse a file that could not be written, before the work whose result it is for.
+
+    Raises:
+        ConfigError: it is a folder, or its path leads through a file.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder: name a file in it")
+    if not next(parent for parent in path.absolute().parents if parent.exists()).is_dir():
+        raise ConfigError(f"{option} {path} cannot be written: part of its path is a file")

@@ -102,9 +102,16 @@ def typed(stage: str, cfg: DictConfig) -> Any:
         if missing:
             raise ConfigError(*(f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing))
         job = OmegaConf.to_object(node)
-    if problems := out_of_bounds(job):
+    if problems := [*_name_problems(job), *out_of_bounds(job)]:
         raise ConfigError(*problems)
     return job
+
+
+def _name_problems(job: Any) -> list[str]:
+    name = getattr(job, "name", None)
+    if name is None or (name and not name.startswith("/") and ".." not in Path(name).parts):
+        return []
+    return [f"name={name}: it is the run's folder below runs/, so no path from elsewhere; give hydra.run.dir=FOLDER"]
 
 
 def _is_missing(node: DictConfig, key: str) -> bool:

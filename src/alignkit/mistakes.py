@@ -61,7 +61,7 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
             continue
         key, value = match["key"], match["value"]
         if match["sign"] == "~":
-            lines.append(f"'{word}': a setting cannot be deleted; give {key}=null or another value")
+            lines.append(f"'{word}': a setting cannot be deleted; give it another value")
             continue
         if value is None:
             lines.append(_not_an_override(word))

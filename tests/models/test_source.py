@@ -77,6 +77,15 @@ def test_a_cut_file_and_a_file_that_is_something_else_are_damaged(folder: Path) 
     assert problems(folder)[0].startswith(f"model.name: {weights} is damaged, or no safetensors file: ")
 
 
+@pytest.mark.parametrize("file", ["config.json", "run.json"])
+def test_damaged_json_is_named(folder: Path, file: str) -> None:
+    (folder / file).write_text("{")
+    (line,) = problems(folder)
+    assert line.startswith(f"model.name: {folder / file} is damaged, it is no JSON: Expecting property name")
+    (folder / file).write_text("[]")
+    assert problems(folder) == [f"model.name: {folder / file} is damaged: it holds no JSON object"]
+
+
 def test_every_missing_shard_is_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}

@@ -251,6 +251,14 @@ def test_a_reward_that_fails_names_the_function_and_the_sample(job):
         run(job("reward=[{function: 'bad.py:bad'}]", "ppo.num_prompts=32"))
 
 
+def test_an_update_without_any_score_is_an_error_that_shows_the_first_failure(job, capsys):
+    Path("broken.py").write_text("def broken(prompts, completions):\n    raise OSError('no judge')\n")
+    with pytest.raises(RewardError, match="update 1: the reward failed on all 8 completions; the first failure is abo"):
+        run(job("reward=[{function: 'broken.py:broken', on_error: skip}]"))
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "no judge" in line]
+    assert "raised OSError: no judge; the sample is rows.jsonl:1, prompt" in told
+
+
 def test_a_reward_that_fails_can_be_skipped_and_is_counted(job):
     Path("bad.py").write_text(
         "def bad(prompts, completions, **_):\n    return [1 / ('two' not in p) for p in prompts]\n"

@@ -72,8 +72,10 @@ def _from_user(text: str) -> Conversation:
 
 def _check_text(path: Path) -> None:
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--prompts {path}: it cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"--prompts {path}: it is not UTF-8: {error.reason} at byte {error.start}") from error
     if not text.strip():
-        raise DataError(f"--prompts {path}: there is no such file, or it is empty")
+        raise DataError(f"--prompts {path}: it holds no prompts")

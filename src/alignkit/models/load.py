@@ -207,6 +207,9 @@ def load_weights(
     return loaded
 
 
+_FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # the packages they need
+
+
 def _quantization_problems(model: ModelConfig) -> list[str]:
     if model.quantization is Quantization.none:
         return []
@@ -224,6 +227,8 @@ def _attention_problems(model: ModelConfig) -> list[str]:
     # kernels from the hub ("org/name") are refused like any other unknown word: they are binaries from a stranger
     known = ["eager", *sorted(name for name in AttentionInterface().valid_keys() if "|" not in name)]
     chosen = model.attn_implementation
+    if chosen in _FLASH and importlib.util.find_spec(_FLASH[chosen]) is None:
+        return [f"model.attn_implementation={chosen}: {_FLASH[chosen]} is not installed; take sdpa, or leave it out"]
     if chosen is None or chosen in known:
         return []
     hint = did_you_mean(chosen, known) or f"; it can be {', '.join(known)}"

@@ -96,6 +96,8 @@ def source_problems(model: ModelConfig, *, wants_reward: bool = False) -> list[s
     folder = local_folder(model.name)
     if folder is None:
         return _hub_problems(model)
+    if problems := _damaged(folder):
+        return problems
     problems = _adapter_problems(folder, model) if is_adapter(folder) else _full_model_problems(folder)
     if not problems and is_reward(folder) != wants_reward:
         what, wanted = (
@@ -104,6 +106,18 @@ def source_problems(model: ModelConfig, *, wants_reward: bool = False) -> list[s
         problems.append(f"model.name: {folder} is {what} where {wanted} belongs")
     if model.revision is not None:
         problems.append(f"model.revision: {model.name} is a folder, only a hub model has revisions; leave it out")
+    return problems
+
+
+def _damaged(folder: Path) -> list[str]:
+    problems = []
+    for name in (ADAPTER_CONFIG, "config.json", "model.safetensors.index.json", "run.json"):
+        path = folder / name
+        try:
+            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                problems.append(f"model.name: {path} is damaged: it holds no JSON object")
+        except ValueError as error:
+            problems.append(f"model.name: {path} is damaged, it is no JSON: {error}")
     return problems
 
 

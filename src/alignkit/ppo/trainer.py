@@ -144,7 +144,8 @@ class PpoTrainer(Learner):
             first = dealt_before[place] * self.ppo.num_generations
             asked += [(place, first + k) for k in range(self.ppo.num_generations)]
             dealt_before[place] += 1
-        return self._answers(self.prompts, asked, of=f"update {update.number}", sampling=update.sampling)
+        rollouts = self._answers(self.prompts, asked, of=f"update {update.number}", sampling=update.sampling)
+        return _with_a_score(rollouts, f"update {update.number + 1}")
 
     def answer(self, prompts: Sequence[Prompt], asked: Sequence[tuple[int, int]]) -> list[Rollout]:
         """Complete and score prompts for a look at them; every process must call this.
@@ -254,6 +255,7 @@ class PpoTrainer(Learner):
         sampling = at(self.sampler.sampling, 0.0)  # the same throughout, or scores could not be compared
         asked = [(place, 0) for place in range(len(self.held_out))]
         rollouts = self._answers(self.held_out, asked, of="evaluation", sampling=sampling)
+        _with_a_score(rollouts, "the held-out prompts")
         scored = [rollout.score for rollout in rollouts if rollout.score is not None]
         metrics = {
             "score": _mean(scored),
@@ -282,6 +284,13 @@ class PpoTrainer(Learner):
                 ref_BT = self.policy.reference_logprobs(rows, temperature=temperature)
             total += ((logprobs_BT - ref_BT) * rows.mask_BT).sum()
         return float(self.sum_of_all(total)) / max(len(rollouts), 1)
+
+
+def _with_a_score(rollouts: list[Rollout], what: str) -> list[Rollout]:
+    """The rollouts, of which one at least must have a score: a mean of none would be made up."""
+    if all(rollout.score is None for rollout in rollouts):
+        raise RewardError(f"{what}: the reward failed on all {len(rollouts)} completions; the first failure is above")
+    return rollouts
 
 
 def _mean(values: Sequence[float]) -> float:

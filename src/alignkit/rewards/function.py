@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from alignkit.data.formats import load_function
 from alignkit.errors import AlignkitError, RewardError, did_you_mean
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
+
+logger = logging.getLogger(__name__)
 
 _CALLED = "it is called (prompts, completions, **columns) and returns a list of numbers"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -70,6 +73,7 @@ class PythonFunction:
         parameters = inspect.signature(self.function).parameters.values()
         self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         self.wanted = [p.name for p in _further(self.function)]
+        self.has_told = False
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         """What the function gave, numpy's and torch's numbers as Python's.
@@ -97,11 +101,20 @@ class PythonFunction:
             except RewardError as alone:
                 if not may_skip:
                     raise RewardError(f"{alone}; the sample is {sample}") from alone
+                self._tell(f"{alone}; the sample is {sample}")
                 scores.append(None)
         if not may_skip:  # it fails on no single sample, or there was only one
             (first, *_) = samples
             raise RewardError(f"{error}; the first of its {len(samples)} samples is {first.source}") from error
+        if not scores:
+            self._tell(f"{error}; the sample is {samples[0]}")
         return scores or [None] * len(samples)
+
+    def _tell(self, failure: str) -> None:
+        """The first of the failures that are skipped; the others are counted."""
+        if not self.has_told:
+            logger.warning("%s: such completions are left out (on_error: skip)", failure)
+        self.has_told = True
 
     def _call(self, samples: Sequence[Sample]) -> list[Any]:
         prompts, completions = [sample.prompt for sample in samples], [sample.completion for sample in samples]
