@@ -280,7 +280,7 @@ def test_mistakes_are_told_together_before_the_model_is_loaded(
                 "p.jsonl:5: ",
             ],
         ),
-        ("p.jsonl", b'{"question": "b"}\n', ["data.format: no format fits the columns question (text)"]),
+        ("p.jsonl", b'{"question": "b"}\n', ["format: no format fits the columns question (text)"]),
         ("p.txt", b"\n \n", ["--prompts p.txt: it holds no prompts"]),
         ("p.txt", b"caf\xe9\n", ["--prompts p.txt: "]),
         ("p.json", b"", ["--prompts: p.json: "]),

@@ -39,7 +39,13 @@ def asked(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapp
         DataError: rows that cannot be read, together; or there are none.
     """
     given = [(f"--prompt {i}", _from_user(text)) for i, text in enumerate(texts, start=1)]
-    return given if path is None else given + _of_file(path, format, columns)
+    if path is None:
+        return given
+    try:
+        return given + _of_file(path, format, columns)
+    except DataError as error:  # these commands have no section data: its settings stand alone
+        plain = [line.replace("data.columns", "columns").replace("data.format", "format") for line in error.problems]
+        raise DataError(*plain) from error
 
 
 def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Asked:
