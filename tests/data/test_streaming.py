@@ -67,7 +67,7 @@ def seen(stream: Stream, num: int) -> list[dict[str, Any]]:
 
 
 def fates(path: str) -> list[tuple[str, str, str, str]]:
-    return [tuple(json.loads(line).values()) for line in Path(path).read_text().splitlines()]  # type: ignore[misc]
+    return [tuple(json.loads(line).values()) for line in Path(path).read_text().splitlines()]  # type: ignore[misc]  # JSON has no types
 
 
 def test_rows_and_ledger_are_those_of_data_read_at_once(

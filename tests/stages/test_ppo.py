@@ -1,6 +1,7 @@
 """`alignkit ppo` from a job to its run directory, on tiny models and Python rewards."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from alignkit.config import PpoJob
 from alignkit.errors import AlignkitError, ConfigError, RewardError, TrainingError
 from alignkit.launch import compose_job
+from alignkit.models.tiny import byte_tokenizer
 from alignkit.runs.plot import plot_panels
 from alignkit.stages import ppo, sft
 
@@ -298,6 +300,28 @@ def test_other_architectures_adapters_and_truncated_sampling_go_together(job):
     assert metrics("out", "objective/kl")[0] == 0.0
     assert len(metrics("out", "loss/total")) == 3
     assert min(json.loads(line)["length"] for line in Path("out/rollouts.jsonl").read_text().splitlines()) >= 3
+
+
+@pytest.mark.parametrize("value", ["shared", "own"])
+def test_a_mixture_of_experts_is_resumed_with_its_experts(job, value):
+    """Their weights have other names in a published folder than in memory."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    tokenizer = byte_tokenizer()
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(tokenizer), **sizes, **experts)).save_pretrained("moe")
+    tokenizer.save_pretrained("moe")
+    words = ["model.name=moe", "template=instruction", "model.dtype=float32", f"value.model={value}"]
+    words += ["ppo.num_updates=4", "train.save_steps=2", "train.learning_rate=1e-2"]
+    run(job(*words), "whole")
+    shutil.copytree("whole", "parts")
+    shutil.rmtree("parts/checkpoints/checkpoint-4")
+    record = json.loads(Path("parts/run.json").read_text())
+    Path("parts/run.json").write_text(json.dumps(record | {"status": "failed"}))  # after update 2
+    run(job(*words, "resume=true"), "parts")
+    assert largest_difference("whole", "parts") == 0
+    assert largest_difference("moe", "parts") > 1e-3
+    assert metrics("parts", "objective/entropy") == metrics("whole", "objective/entropy")
 
 
 def test_early_stopping_keeps_the_best(job):

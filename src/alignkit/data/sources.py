@@ -179,8 +179,7 @@ def _files(path: str) -> list[str]:
         return [path]
     folder = path.rstrip("/")
     found = [f"{folder}/{entry.name}" for entry in Path(path).iterdir()] if Path(path).is_dir() else []
-    # Path.glob would drop a leading "./" and refuse patterns that start at the root.
-    found = found or glob.glob(path, recursive=True)  # noqa: PTH207  # why not: the line above
+    found = found or glob.glob(path, recursive=True)  # noqa: PTH207  # Path.glob drops "./" and refuses a pattern from "/"
     return sorted(file for file in found if _holds_rows(Path(file)))
 
 

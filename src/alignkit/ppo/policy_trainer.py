@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from alignkit.errors import TrainingError
 from alignkit.ppo.policy import Policy
 from alignkit.training import checkpoints
-from alignkit.training.durable import DurableTrainer
+from alignkit.training.durable import DurableTrainer, own_names
 
 STATE = "ppo_state.json"
 
@@ -89,13 +89,17 @@ class PolicyTrainer(DurableTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.policy.save(folder, is_main_process=True)
+        with own_names(self.policy.model):
+            self.policy.save(folder, is_main_process=True)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
         (folder / STATE).write_text(json.dumps(self.state_of_run()) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._load_weights(Path(resume_from_checkpoint))
         self.restore(json.loads((Path(resume_from_checkpoint) / STATE).read_text()))
+
+    def _loaded(self) -> Any:
+        return self.policy.model
 
     def _load_weights(self, folder: Path) -> None:
         if self.policy.adapters is None:

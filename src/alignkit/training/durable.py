@@ -113,7 +113,7 @@ class DurableTrainer(WatchedTrainer):
         (folder / _WINDOW).write_text(json.dumps(window))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with own_names(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+        with own_names(self._loaded()):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             pickled = Path(output_dir or self.output_dir) / TRAINING_ARGS_NAME
@@ -171,13 +171,17 @@ class DurableTrainer(WatchedTrainer):
             raise TrainingError(f"the best checkpoint, {best}, cannot be trusted: {problem}")
         super()._load_best_model()
 
+    def _loaded(self) -> Any:
+        """The model that a checkpoint's weights go into."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Upstream warns of weights that a checkpoint has not got, and goes on with those of the start.
 
         Raises:
             TrainingError: one of them is not another name of a weight that was loaded.
         """
-        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._loaded()
         missing, held = set(load_result.missing_keys), model.state_dict()
         loaded = {tensor.data_ptr() for name, tensor in held.items() if name not in missing}
         lost = [name for name in missing if name in held and held[name].data_ptr() not in loaded]
@@ -243,7 +247,7 @@ def own_names(model: Any) -> Iterator[None]:
     if not isinstance(model, PreTrainedModel):
         yield
         return
-    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]  # `_save` of upstream takes no options for it
     try:
         yield
     finally:
