@@ -46,7 +46,7 @@ def test_the_merged_folder_says_what_the_adapter_says(adapter_dir: Path, tmp_pat
     assert (logprobs[0] - logprobs[2]).abs().max() > 0.1
     manifest = read_manifest(out)
     assert manifest is not None
-    assert manifest["result"]["largest_difference"] < 1e-5
+    assert manifest["result"]["largest_difference"] < 1e-6  # 4e-6 if it were computed in float32
     assert manifest["parents"][0]["path"] == str(adapter_dir)
     assert (
         AutoTokenizer.from_pretrained(out).get_chat_template()

@@ -261,6 +261,13 @@ def test_an_update_without_any_score_is_an_error_that_shows_the_first_failure(jo
     assert "raised OSError: no judge; the sample is rows.jsonl:1, prompt" in told
 
 
+def test_held_out_prompts_without_any_score_are_an_error(job):
+    Path("broken.py").write_text("def broken(prompts, completions):\n    raise OSError('no judge')\n")
+    words = ["data.eval_fraction=0.25", "samples=0", "reward=[{function: 'broken.py:broken', on_error: skip}]"]
+    with pytest.raises(RewardError, match="the held-out prompts: the reward failed on all 8 completions; the first"):
+        run(job(*words))
+
+
 def test_a_reward_that_fails_can_be_skipped_and_is_counted(job):
     Path("bad.py").write_text(
         "def bad(prompts, completions, **_):\n    return [1 / ('two' not in p) for p in prompts]\n"
