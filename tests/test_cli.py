@@ -145,7 +145,7 @@ def bug(*args: object, **kwargs: object) -> None:
 
 
 def test_a_bug_exits_1_in_a_line_with_its_traceback_in_a_file(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit.stages.sft.prepare", bug)
+    monkeypatch.setattr("alignkit.stages.sft.run.prepare", bug)
     status, _, err = main("sft", *TINY)
     assert status == 1
     found = re.fullmatch(r"alignkit: internal error: LookupError: a bug; the traceback is in (/\S+)\n", err)
@@ -159,7 +159,7 @@ def test_a_bug_exits_1_in_a_line_with_its_traceback_in_a_file(main: Main, monkey
 def test_a_bug_in_the_middle_of_a_run_has_its_traceback_in_the_runs_log(
     main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignkit.stages.sft.conclude", bug)
+    monkeypatch.setattr("alignkit.stages.sft.run.conclude", bug)
     status, _, err = main("sft", *TINY, *QUICK)
     assert status == 1
     assert err.splitlines()[-1] == (
@@ -172,7 +172,7 @@ def test_a_bug_in_the_middle_of_a_run_has_its_traceback_in_the_runs_log(
 
 
 def test_a_bug_is_raised_where_one_asks_to_debug(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit.stages.sft.prepare", bug)
+    monkeypatch.setattr("alignkit.stages.sft.run.prepare", bug)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
     with pytest.raises(LookupError, match="a bug"):
         main("sft", *TINY)
@@ -264,7 +264,7 @@ def test_json_is_all_that_inspect_prints_and_its_own_golden_file(main: Main) -> 
 
 
 def test_inspect_loads_no_model_and_makes_no_run(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit.stages.sft.load_model", bug)
+    monkeypatch.setattr("alignkit.stages.sft.run.load_model", bug)
     status, out, _ = main("inspect", "sft", *TINY, "--rows", "1", "--html", "page/rows.html")
     assert status == 0
     assert "rows.jsonl:1: " in out

@@ -16,7 +16,7 @@ from typing import Any
 from made_pairs import prepare, rows
 from side_by_side import Work, take_turns
 
-from alignkit.data.pair_batching import CHOSEN
+from alignkit.data.batches.pair_batching import CHOSEN
 
 VARIANTS = {
     "trl": "TRL: its defaults (bf16 where native)",

@@ -45,8 +45,9 @@ def made_rows() -> Iterator[dict[str, str]]:
 def read_rows(path: str, tokenizer: Any) -> Iterator[dict[str, str]]:
     """The rows of a data file in which one question has one answer, as the text that is trained on."""
     from alignkit.config import TemplateConfig
-    from alignkit.data import formats, sources
-    from alignkit.data.templates import load_template
+    from alignkit.data.encode.templates import load_template
+    from alignkit.data.files import sources
+    from alignkit.data.rows import formats
 
     template = load_template(TemplateConfig(), tokenizer)
     (source,) = sources.parse_sources(path, setting="--rows", format="auto", columns={}, split=None)

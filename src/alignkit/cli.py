@@ -196,9 +196,9 @@ def inspect(
         )
     check_writable("--html", html)
     job = compose_job(stage, words or [], config_dir=config_dir)
-    from alignkit.data.inspect import inspect as show
+    from alignkit.commands.inspect import inspect as show
 
-    view = import_module(f"alignkit.stages.{stage}").view(job)
+    view = import_module(f"alignkit.stages.{stage}.run").view(job)
     show(view, num_rows=rows, html=html, as_json=json, golden=assert_)
 
 
@@ -217,7 +217,7 @@ def generate(
     from alignkit.launch import compose_job
 
     job = compose_job("generate", words or [], model={"name": run})
-    from alignkit.evaluate.generate import run as answer
+    from alignkit.commands.generate import run as answer
 
     answer(job, prompts=prompt or [], prompts_path=prompts, out=out)
 
@@ -239,7 +239,7 @@ def next(
     check_writable("--png", png)
     runs, settings = _runs_and_words(words)
     job = compose_job("next", settings, model={"name": runs[0] if runs else ""})
-    from alignkit.evaluate.next_token import run as show
+    from alignkit.commands.next import run as show
 
     show(job, runs=runs, prompt=prompt, response=response, png=png)
 
@@ -254,7 +254,7 @@ def chat(words: RunsAndWords) -> None:
 
     runs, settings = _runs_and_words(words)
     job = compose_job("chat", settings, model={"name": runs[0] if runs else ""})
-    from alignkit.evaluate.chat import run as talk
+    from alignkit.commands.chat import run as talk
 
     talk(job, runs=runs, lines=_typed_lines())
 
@@ -288,7 +288,7 @@ def compare(
     check_writable("--html", html)
     runs, settings = _runs_and_words(words)
     job = compose_job("compare", settings, model={"name": runs[0] if runs else ""})
-    from alignkit.evaluate.compare import run as compared
+    from alignkit.commands.compare import run as compared
 
     compared(job, runs=runs, prompts=prompt or [], prompts_path=prompts, reward=reward, html=html, out=out)
 
@@ -322,8 +322,8 @@ def evaluate(
         return
     given: dict[str, Any] = {"model": {"name": first}}
     manifest = read_manifest(Path(first)) or {}
-    from alignkit.evaluate.evaluate import check_runs
-    from alignkit.evaluate.evaluate import run as measured
+    from alignkit.commands.evaluate import check_runs
+    from alignkit.commands.evaluate import run as measured
 
     if not any(word.startswith(("data=", "data.path=", "config=")) for word in settings):
         if manifest.get("stage") != "sft":
@@ -346,7 +346,7 @@ def _evaluate_tasks(
             *(f"{flag} is about held-out rows, and --tasks brings its own: give one of them" for flag in given)
         )
     job = compose_job("tasks", settings, model={"name": runs[0] if runs else ""})
-    from alignkit.evaluate.tasks import run as measured
+    from alignkit.commands.tasks import run as measured
 
     measured(job, runs=runs, tasks=[name.strip() for name in tasks.split(",") if name.strip()], out=out)
 
@@ -364,7 +364,7 @@ def merge(
     from alignkit.launch import compose_job
 
     job = compose_job("merge", words or [], model={"name": run})
-    from alignkit.evaluate.merge import run as merged
+    from alignkit.commands.merge import run as merged
 
     merged(job, out=out)
 
@@ -378,7 +378,7 @@ def verify(
     from alignkit.launch import compose_job
 
     job = compose_job("verify", words or [], model={"name": run})
-    from alignkit.evaluate.verify import run as verified
+    from alignkit.commands.verify import run as verified
 
     verified(job)
 
@@ -406,7 +406,7 @@ def score(
     from alignkit.launch import compose_job
 
     job = compose_job("score", words or [], model={"name": run}, data={"path": pairs or rows})
-    from alignkit.evaluate.score import run as score_all
+    from alignkit.commands.score import run as score_all
 
     score_all(job, pairs=pairs is not None, out=out)
 

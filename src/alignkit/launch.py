@@ -59,7 +59,7 @@ def launch(
         try:
             job = typed(stage, cfg)
             record = OmegaConf.to_container(cfg, resolve=False)  # unresolved: ${oc.env:TOKEN} must not be written out
-            import_module(f"alignkit.stages.{stage}").run(job, run_dir, record=record)
+            import_module(f"alignkit.stages.{stage}.run").run(job, run_dir, record=record)
         except Exception as error:
             # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.
             if "BasicLauncher" not in str(HydraConfig.get().launcher):

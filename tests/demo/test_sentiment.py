@@ -40,7 +40,7 @@ def test_reviews_become_prompts_answers_scores_and_better_answers(
     monkeypatch.chdir(tmp_path)
     for stage, words in FEWER.items():
         job = compose_job(stage, [f"config={RECIPES / stage}.yaml", "train.report_to=none", *words])
-        import_module(f"alignkit.stages.{stage}").run(job, Path("runs") / stage / job.name)
+        import_module(f"alignkit.stages.{stage}.run").run(job, Path("runs") / stage / job.name)
     lines = [json.loads(line) for line in Path("runs/ppo/reviews-ppo/metrics.jsonl").read_text().splitlines()]
     before, *_, after = [line for line in lines if "eval_score" in line]
     assert after["eval_score"] > before["eval_score"] + 3 * before["eval_score_se"]

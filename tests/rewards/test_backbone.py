@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
-from alignkit.data.conversation import Conversation, Message
+from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.launch import compose_job
 from alignkit.models.adapters import Adapters
 from alignkit.models.load import load_model, load_tokenizer
@@ -22,7 +22,9 @@ from alignkit.rewards.backbone import Backbone, obstacle
 from alignkit.rewards.load import load_rewards
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import parse_rewards
-from alignkit.stages import ppo, reward, sft
+from alignkit.stages.ppo.run import run as ppo
+from alignkit.stages.reward.run import run as reward
+from alignkit.stages.sft.run import run as sft
 
 CPU = torch.device("cpu")
 WORDS = ["one", "two", "three", "four", "five", "six"]

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from alignkit.config import ModelConfig, TrainOn
-from alignkit.data.conversation import Conversation, Message
-from alignkit.data.masking import encode
-from alignkit.data.templates import load_template
+from alignkit.data.encode.masking import encode
+from alignkit.data.encode.templates import load_template
+from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.launch import compose_job
 from alignkit.models.load import load_tokenizer
 from alignkit.models.reward import load_reward, reward_tokenizer, score_statistics, scores_of
 from alignkit.rewards.load import check_rewards, load_rewards
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import parse_rewards
-from alignkit.stages import ppo, reward
+from alignkit.stages.ppo.run import run as ppo
+from alignkit.stages.reward.run import run as reward
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
 PAIRS = [

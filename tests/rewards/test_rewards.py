@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, RobertaConfig
 
 from alignkit.config import ModelConfig
-from alignkit.data.conversation import Conversation, Message
+from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import RewardError
 from alignkit.models.tiny import byte_tokenizer
 from alignkit.rewards.load import check_reward_columns, check_rewards, load_rewards

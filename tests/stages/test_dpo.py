@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from alignkit.config import DpoJob, ModelConfig
-from alignkit.data.pairs import load_pairs
-from alignkit.data.templates import load_template
+from alignkit.data.encode.templates import load_template
+from alignkit.data.sets.pairs import load_pairs
 from alignkit.errors import ConfigError
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
-from alignkit.stages import dpo, sft
+from alignkit.stages.dpo.run import run as dpo
+from alignkit.stages.sft.run import run as sft
 from alignkit.training.dpo import LOSSES, DpoTrainer, check_losses
 
 Job = Callable[..., DpoJob]

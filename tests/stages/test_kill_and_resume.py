@@ -40,7 +40,7 @@ KINDS = {  # LoRA with dropout: draws count too
 # Forks a process for each command line, so that the seconds of imports are paid once.
 SERVER = """
 import json, os, sys
-import alignkit.launch, alignkit.stages.dpo, alignkit.stages.reward, alignkit.stages.sft
+import alignkit.launch, alignkit.stages.dpo.run, alignkit.stages.reward.run, alignkit.stages.sft.run
 import matplotlib.figure, matplotlib.backends.backend_agg
 from alignkit import cli
 for line in sys.stdin:

@@ -38,7 +38,7 @@ TIMED = ("seconds/", "tokens_per_second")
 # Forks a process for each command line, so that the seconds of imports are paid once.
 SERVER = """
 import json, os, sys
-import alignkit.launch, alignkit.stages.ppo, matplotlib.figure, matplotlib.backends.backend_agg
+import alignkit.launch, alignkit.stages.ppo.run, matplotlib.figure, matplotlib.backends.backend_agg
 from alignkit import cli
 for line in sys.stdin:
     if pid := os.fork():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.config import SftJob
 from alignkit.errors import AlignkitError, ConfigError, DataError, RunError, TrainingError
-from alignkit.stages.sft import run, view
+from alignkit.stages.sft.run import run, view
 
 
 def weights(run_dir: str, file: str = "model.safetensors") -> dict[str, torch.Tensor]:
@@ -208,7 +208,7 @@ def test_a_mistake_is_told_before_the_model_is_loaded(job, words, line, monkeypa
         raise AssertionError("the model was loaded")
 
     if not words[0].startswith("train.lr_scheduler"):
-        monkeypatch.setattr("alignkit.stages.sft.load_model", unreachable)
+        monkeypatch.setattr("alignkit.stages.sft.run.load_model", unreachable)
     with pytest.raises(AlignkitError, match=line):
         run(job(*words), Path("out"))
     assert not Path("out").exists()

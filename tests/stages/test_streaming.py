@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit.config import SftJob
-from alignkit.data import streaming
+from alignkit.data.sets import streaming
 from alignkit.errors import AlignkitError, ConfigError, DataError, TrainingError
-from alignkit.stages.sft import run, view
+from alignkit.stages.sft.run import run, view
 from alignkit.training.sft import SftTrainer
 
 NUM_ROWS = 36  # what the fixture `job` writes
@@ -105,7 +105,7 @@ def test_inspect_shows_the_first_rows_and_says_so(job: Callable[..., SftJob], wo
 def test_rows_that_do_not_fit_together_are_padded(
     job: Callable[..., SftJob], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignkit.stages.sft._CAN_PACK", ())  # as with an attention that sees across rows
+    monkeypatch.setattr("alignkit.stages.sft.run._CAN_PACK", ())  # as with an attention that sees across rows
     shown = view(job(*words))
     assert any("batches of 8 rows, padded" in fact for fact in shown.facts)
 
@@ -121,9 +121,9 @@ def test_a_row_that_breaks_the_rules_later_ends_the_run(
     job: Callable[..., SftJob], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size in (
-        "alignkit.data.dataset.NUM_FIRST",
-        "alignkit.data.streaming.NUM_FIRST",
-        "alignkit.data.streaming.CHUNK",
+        "alignkit.data.sets.dataset.NUM_FIRST",
+        "alignkit.data.sets.streaming.NUM_FIRST",
+        "alignkit.data.sets.streaming.CHUNK",
     ):
         monkeypatch.setattr(size, 12)
     ready = job(*words, "data.shuffle=false")
@@ -152,7 +152,7 @@ def test_a_mistake_is_told_before_the_model_is_loaded(
     def unreachable(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("alignkit.stages.sft.load_model", unreachable)
+    monkeypatch.setattr("alignkit.stages.sft.run.load_model", unreachable)
     with pytest.raises(AlignkitError, match=line):
         run(job(*words, *more), Path("out"))
     assert not Path("out").exists()

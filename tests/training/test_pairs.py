@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from alignkit.data.pair_batching import PairCollator, by_side
+from alignkit.data.batches.pair_batching import PairCollator, by_side
 from alignkit.training.loss import lm_head
 from alignkit.training.pairs import may_share_prompts, model_inputs, shares_prompts_exactly
 

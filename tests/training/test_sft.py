@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from trl import SFTConfig
 from trl import SFTTrainer as UpstreamTrainer
 
-from alignkit.data.batching import Collator
+from alignkit.data.batches.batching import Collator
 from alignkit.models.tiny import byte_tokenizer
 from alignkit.training.sft import SftTrainer
 

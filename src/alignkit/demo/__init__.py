@@ -61,8 +61,10 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
     console = Console(soft_wrap=True)
     recipe = f"config={_shipped('sft.yaml')}"
     _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
-    view = import_module("alignkit.stages.sft").view(compose_job("sft", [recipe]))
-    import_module("alignkit.data.inspect").inspect(view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None)
+    view = import_module("alignkit.stages.sft.run").view(compose_job("sft", [recipe]))
+    import_module("alignkit.commands.inspect").inspect(
+        view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None
+    )
     reward, start = folder / "reward", [f"model.name={folder / 'sft'}"]
     _train(console, "2  A random model learns small tasks on words", "sft", folder, seed)
     _train(console, "3  A reward model learns which answer is better", "reward", folder, seed, start)
@@ -88,7 +90,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
 def _train(console: Console, title: str, stage: str, folder: Path, seed: int, words: Sequence[str] = ()) -> None:
     words = [f"config={_shipped(f'{stage}.yaml')}", *words]
     _title(console, title, f"alignkit {stage} {shlex.join(words)}")
-    import_module(f"alignkit.stages.{stage}").run(compose_job(stage, [*words, f"seed={seed}"]), folder / stage)
+    import_module(f"alignkit.stages.{stage}.run").run(compose_job(stage, [*words, f"seed={seed}"]), folder / stage)
 
 
 def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) -> Answered:

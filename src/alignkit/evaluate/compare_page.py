@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alignkit.evaluate.compare import Answer, Column, Comparison
+    from alignkit.commands.compare import Answer, Column, Comparison
 
 _STRONGEST = 3.0  # nats: a change by so much, or more, has the full colour
 
 
 def write_page(path: Path, comparison: Comparison) -> None:
     """Write the page: no script, no font, no image from elsewhere."""
-    from alignkit.evaluate.compare import summary
+    from alignkit.commands.compare import summary
 
     columns = comparison.columns
     figures = summary(comparison)

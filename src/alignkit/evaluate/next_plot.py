@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignkit.evaluate.next_token import View
+    from alignkit.commands.next import View
 
 _BEFORE, _AFTER = "#9ecae1", "#0072B2"
 

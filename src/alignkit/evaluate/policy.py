@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import ControlTokens, ModelConfig, Quantization, SamplingConfig, TemplateConfig
-from alignkit.data.masking import encode_prompts
-from alignkit.data.templates import Template, load_template
+from alignkit.data.encode.masking import encode_prompts
+from alignkit.data.encode.templates import Template, load_template
 from alignkit.errors import DataError
 from alignkit.evaluate.prompts import Asked
 from alignkit.models.load import load_model, load_tokenizer, num_positions

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.conversation import Conversation, Message
-from alignkit.data.formats import RowError, detect_format, to_prompt
-from alignkit.data.sources import check_sources, parse_sources, read_rows
+from alignkit.data.files.sources import check_sources, parse_sources, read_rows
+from alignkit.data.rows.conversation import Conversation, Message
+from alignkit.data.rows.formats import RowError, detect_format, to_prompt
 from alignkit.errors import AlignkitError, DataError
 
 Asked = list[tuple[str, Conversation]]  # each with its place: file:row, or the number of its --prompt

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alignkit.config import ModelConfig, TemplateConfig
-from alignkit.data.conversation import Conversation, Message
+from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.policy import Policy
 from alignkit.runs.directory import read_manifest

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
-from alignkit.data.prompts import Prompt
+from alignkit.data.sets.prompts import Prompt
 from alignkit.ppo.experience import Experience, Looked, empty
 from alignkit.ppo.loss import entropy_bonus, policy_loss, value_loss
 from alignkit.ppo.policy_trainer import PolicyTrainer

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import SamplingConfig
-from alignkit.data.prompts import Prompt
+from alignkit.data.sets.prompts import Prompt
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.weighted import Rewards
 from alignkit.sampling.generate import generate

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alignkit.config import Health as OnSign
 from alignkit.config import SamplingConfig
-from alignkit.data.prompts import Prompt
+from alignkit.data.sets.prompts import Prompt
 from alignkit.errors import RewardError, TrainingError
 from alignkit.ppo.experience import Experience, Looked, experience, explained_variance, kl_and_entropy
 from alignkit.ppo.health import Health
@@ -29,7 +29,7 @@ from alignkit.ppo.kl import KLController
 from alignkit.ppo.learner import Learner, Update, temperature_of
 from alignkit.ppo.rollout import Rollout, score
 from alignkit.ppo.schedule import linear, prompts_of_update
-from alignkit.ppo.shaping import Shaping
+from alignkit.ppo.score_shaping import Shaping
 from alignkit.rewards.weighted import Rewards
 from alignkit.sampling.settings import at
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignkit.config import OnError
-from alignkit.data.formats import load_function
+from alignkit.data.rows.formats import load_function
 from alignkit.errors import AlignkitError, RewardError, did_you_mean
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource

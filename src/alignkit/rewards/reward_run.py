@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from alignkit.config import ControlTokens, ModelConfig, OnError, TemplateConfig, TrainOn
-from alignkit.data.conversation import Conversation, Message
-from alignkit.data.masking import Encoding, encode_rows
-from alignkit.data.templates import load_template
+from alignkit.data.encode.masking import Encoding, encode_rows
+from alignkit.data.encode.templates import load_template
+from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, RewardError
 from alignkit.models.load import check_model, load_tokenizer, num_positions
 from alignkit.models.reward import HEADS, SCORES, load_reward, reward_tokenizer, score_statistics, scores_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from alignkit.data.conversation import Conversation
+from alignkit.data.rows.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True)

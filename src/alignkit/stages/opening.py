@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.ledger import Ledger
+from alignkit.data.sets.ledger import Ledger
 from alignkit.runs.directory import Run, lineage, open_run
 from alignkit.runs.log import run_log
 

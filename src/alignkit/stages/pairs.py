@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import Batching
-from alignkit.data.batching import EpochOrder
-from alignkit.data.pair_batching import PairCollator
-from alignkit.data.pairs import PairData, PairSet, check_pair_data, load_pairs, shared
-from alignkit.data.templates import Template, load_template
-from alignkit.data.views import PairView
+from alignkit.data.batches.batching import EpochOrder
+from alignkit.data.batches.pair_batching import PairCollator
+from alignkit.data.encode.templates import Template, load_template
+from alignkit.data.sets.pairs import PairData, PairSet, check_pair_data, load_pairs, shared
+from alignkit.data.views.supervised import PairView
 from alignkit.errors import ConfigError
 from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import build_lora

@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import ControlTokens, SamplingConfig
-from alignkit.data.conversation import Conversation
-from alignkit.data.masking import encode_prompt
-from alignkit.data.templates import Template
+from alignkit.data.encode.masking import encode_prompt
+from alignkit.data.encode.templates import Template
+from alignkit.data.rows.conversation import Conversation
 from alignkit.sampling.generate import cut_at_stop, generate
 from alignkit.sampling.settings import check, stop_ids
 from alignkit.training.sharding import is_sharded

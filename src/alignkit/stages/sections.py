@@ -10,7 +10,7 @@ import torch
 
 from alignkit import upstream
 from alignkit.config import Dtype, ModelConfig, Quantization
-from alignkit.data.templates import Template
+from alignkit.data.encode.templates import Template
 from alignkit.errors import AlignkitError
 from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import is_adapter, local_folder

@@ -12,8 +12,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from trl import DPOTrainer as UpstreamTrainer
 
-from alignkit.data.batching import IGNORED
-from alignkit.data.pair_batching import NOTHING, by_side
+from alignkit.data.batches.batching import IGNORED
+from alignkit.data.batches.pair_batching import NOTHING, by_side
 from alignkit.errors import did_you_mean
 from alignkit.training.log_probs import token_scores
 from alignkit.training.loss import hidden_states, is_plain_head, lm_head

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignkit.data.pair_batching import NOTHING, PairCollator, visible
+from alignkit.data.batches.pair_batching import NOTHING, PairCollator, visible
 from alignkit.training.ordered import OrderedTrainer
 
 _TAKE_A_MASK = ("eager", "sdpa")  # flash kernels know causal attention only

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardTrainer as UpstreamTrainer
 
-from alignkit.data.pair_batching import CHOSEN, NOTHING, REJECTED
+from alignkit.data.batches.pair_batching import CHOSEN, NOTHING, REJECTED
 from alignkit.models.reward import every_score
 from alignkit.training.pairs import PairTrainer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.data.templates import Template
+from alignkit.data.encode.templates import Template
 from alignkit.errors import Interrupted, TrainingError
 from alignkit.models.save import save_model
 from alignkit.training.checkpoints import is_disk_full, newest_sound

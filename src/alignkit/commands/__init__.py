@@ -1,0 +1,1 @@
+"""What can be typed besides the stages; each module has one `run`."""

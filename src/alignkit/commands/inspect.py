@@ -1,0 +1,196 @@
+"""What a stage learns from, token by token: in the terminal, as a page, as JSON, or held to a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from alignkit.data.views.prompts import PromptRowView, PromptView
+from alignkit.data.views.supervised import PairRowView, PairView, RowView, Span, View
+from alignkit.errors import DataError
+from alignkit.terminal import printable
+
+AnyView = View | PairView | PromptView
+AnyRow = RowView | PairRowView | PromptRowView
+
+_BUCKETS = 8
+_BAR_WIDTH = 40
+
+
+def inspect(view: AnyView, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
+    """Show a view in the terminal, and write or compare what else was asked for.
+
+    Args:
+        view: of a stage.
+        num_rows: to show.
+        html: also write a page here.
+        as_json: print every kept row as an object a line to standard output, and nothing else.
+        golden: compare with rows saved by `as_json`.
+
+    Raises:
+        DataError: rows differ from the golden ones.
+    """
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_page(html, view, list(view.rows(num_rows=num_rows)))
+    if as_json or golden is not None:
+        every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
+    if as_json:
+        sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in every)
+        return
+    console = Console(soft_wrap=True)
+    if golden is not None:
+        num_same = check_golden(golden, {row["source"]: row for row in every}, view.compared)
+        console.print(f"{num_same} rows are as they were in {golden}", markup=False, highlight=False)
+        return
+    show(view, list(view.rows(num_rows=num_rows)), console)
+    if html is not None:
+        console.print(f"page: {html}", markup=False, highlight=False)
+
+
+def show(view: AnyView, rows: Sequence[AnyRow], console: Console) -> None:
+    """Print rows, supervised text coloured, and what became of all of them."""
+    console.print(Text(view.title, style="bold"))
+    console.print(_coloured(view.legend))
+    for row in rows:
+        console.print(Text(f"\n{row.source}: {row.size}", style="bold"))
+        for name, spans in row.parts(view.tokenizer):
+            if name:
+                console.print(Text(f"{name}:", style="bold"))
+            console.print(_coloured(spans))
+    console.print()
+    for line in (view.ledger.table(), *view.figures()):
+        console.print(line, markup=False, highlight=False)
+    several = view.lengths()
+    for name, lengths in several.items():
+        if len(several) > 1:
+            console.print(f"tokens in {name}", markup=False, highlight=False)
+        buckets = histogram(lengths)
+        for label, count in buckets:
+            bar = "█" * round(_BAR_WIDTH * count / max(count for _, count in buckets))
+            console.print(f"{label:>11} tokens {count:>7} {bar}", markup=False, highlight=False)
+
+
+def _coloured(spans: Sequence[Span]) -> Text:
+    text = Text()
+    for span in spans:
+        style = "bold black on green" if span.supervised else "magenta" if span.special else ""
+        text.append(printable(f"⟨{span.text}⟩" if span.special else span.text), style=style)
+    return text
+
+
+def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
+    """Up to eight equal buckets: (`low-high`, how many)."""
+    if not lengths:
+        return []
+    width = max(1, -(-(max(lengths) + 1) // _BUCKETS))
+    counts = [0] * (max(lengths) // width + 1)
+    for length in lengths:
+        counts[length // width] += 1
+    return [(f"{b * width}-{(b + 1) * width - 1}", count) for b, count in enumerate(counts)]
+
+
+def write_page(path: Path, view: AnyView, rows: Sequence[AnyRow]) -> None:
+    """Write one self-contained HTML page: no script, no font, no image from elsewhere."""
+    sections = "".join(
+        f"<section><h2>{escape(row.source)} <small>{row.size}</small></h2>"
+        + "".join(
+            (f"<h3>{name}</h3>" if name else "") + f"<pre>{''.join(map(_marked, spans))}</pre>"
+            for name, spans in row.parts(view.tokenizer)
+        )
+        + "</section>"
+        for row in rows
+    )
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in view.figures())
+    bars = "".join(_bars(f"Tokens in {name}", lengths) for name, lengths in view.lengths().items())
+    legend = "".join(map(_marked, view.legend))
+    table = escape(view.ledger.table())
+    page = _PAGE.format(title=escape(view.title), legend=legend, rows=sections, table=table, facts=facts, bars=bars)
+    path.write_text(page, encoding="utf-8")
+
+
+def _bars(title: str, lengths: Sequence[int]) -> str:
+    buckets = histogram(lengths)
+    most = max((count for _, count in buckets), default=1)
+    bars = "".join(
+        f"<tr><td>{label}</td><td>{count}</td><td><i style='width:{100 * count / most:.1f}%'></i></td></tr>"
+        for label, count in buckets
+    )
+    return f"<section><h2>{title}</h2><table>{bars}</table></section>\n"
+
+
+def _marked(span: Span) -> str:
+    text = escape(f"⟨{span.text}⟩" if span.special else span.text)
+    text = f"<span class='special'>{text}</span>" if span.special else text
+    return f"<mark>{text}</mark>" if span.supervised else text
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --seen: #b7ebc0; --ink: #10331a; --edge: #8884; --special: #a3319f; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1rem; margin: 0 0 .4rem; }}
+h3 {{ font-size: .9rem; margin: .6rem 0 .2rem; }} small {{ font-weight: normal; opacity: .75; }}
+section {{ border: 1px solid var(--edge); border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0; }}
+pre {{ white-space: pre-wrap; font: 14px/1.5 ui-monospace, monospace; margin: 0; }}
+mark {{ background: var(--seen); color: var(--ink); border-radius: 2px; }}
+.special {{ color: var(--special); font-weight: bold; }}
+table {{ border-collapse: collapse; width: 100%; }} td {{ padding: .1rem .6rem .1rem 0; white-space: nowrap; }}
+td:last-child {{ width: 100%; }} i {{ display: block; height: .8rem; background: #4a8f5c; border-radius: 2px; }}
+</style>
+<h1>{title}</h1>
+<p>{legend}</p>
+{rows}
+<section><h2>Every row of the data</h2><pre>{table}</pre><ul>{facts}</ul></section>
+{bars}</html>
+"""
+
+
+def check_golden(path: Path, found: dict[str, dict[str, Any]], compared: Sequence[tuple[str, str, str]]) -> int:
+    """Compare rows with those saved earlier by `--json`; the number compared.
+
+    Args:
+        path: JSON lines, each with `source` and the keys that are compared; it may hold fewer rows than the data.
+        found: today's rows by source.
+        compared: a key, the key of its text, and what it is; the first that differs is told.
+
+    Raises:
+        DataError: the file cannot be read, or rows are gone or differ; one line each.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        golden = {row["source"]: row | {key: row[key] for key, _, _ in compared} for row in rows}  # a key may be gone
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"a row has no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"--assert {path}: it is no file of rows saved by --json: {why}") from error
+    if not golden:
+        raise DataError(f"--assert {path}: it holds no rows; make it with alignkit inspect … --json > {path}")
+    problems = []
+    for source, row in golden.items():
+        now = found.get(source)
+        if now is None:
+            problems.append(f"{source}: it was kept, and is not any more")
+            continue
+        changed = next((item for item in compared if now[item[0]] != row[item[0]]), None)
+        if changed is not None:
+            _, text, what = changed
+            problems.append(f"{source}: its {what} changed: {_parting(row.get(text, ''), now[text])}")
+    if problems:
+        raise DataError(*problems)
+    return len(golden)
+
+
+def _parting(was: str, now: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
+    start = max(0, at - 12)
+    return f"was {was[start : at + 20]!r}, is {now[start : at + 20]!r}"

@@ -1,0 +1,131 @@
+"""Score responses with a reward model that `alignkit reward` trained, in the template it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from alignkit.config import ScoreJob, TrainOn
+from alignkit.data.batches.batching import IGNORED
+from alignkit.data.files.sources import read_rows
+from alignkit.data.sets.dataset import check_data, load_sft, sources_of
+from alignkit.data.sets.ledger import Ledger
+from alignkit.data.sets.pairs import check_pair_data, load_pairs
+from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit.evaluate.card import report_card
+from alignkit.models.load import check_model, computing_device, longest_row
+from alignkit.models.skeleton import skeleton
+from alignkit.rewards.reward_run import RewardRun
+from alignkit.runs.log import run_log
+
+
+def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
+    """Score every row of `data.path`, to standard output or to a file of JSON lines.
+
+    Args:
+        job: `model.name` is the reward run.
+        pairs: the rows are chosen/rejected pairs: each line has `source`, `chosen_score`, `rejected_score`, `margin`.
+            Else they hold a prompt and a response, and each line is the row with its `score` (null, with a `reason`,
+            where it could not be scored).
+        out: a new file; None prints.
+
+    Raises:
+        AlignkitError: the user's mistake; nothing was written.
+    """
+    with run_log():
+        _check(job, pairs, out)
+        lines, ledger, summary = (_pairs if pairs else _rows)(job, RewardRun(job.model, job.template))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    console = Console(stderr=True)
+    where = [f"{len(lines):,} scored rows in {out}"] if out else []
+    for line in [*([ledger.table()] if len(ledger.rows) > _num_kept(ledger) else []), *summary, *where]:
+        console.print(line, markup=False, highlight=False)
+
+
+def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:
+    problems = (check_pair_data if pairs else check_data)(job.data)
+    if job.data.eval_path is not None or job.data.eval_fraction:
+        problems.append("data.eval_path and data.eval_fraction have no effect: every row is scored")
+    if out is not None and out.exists():
+        problems.append(f"--out {out} exists already: name another file or remove it")
+    try:
+        check_model(job.model, wants_reward=True)
+    except AlignkitError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _pairs(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
+    longest = longest_row(job.data.max_length, skeleton(job.model).config)
+    data = load_pairs(job.data, reward.template, reward.tokenizer, max_length=longest, seed=job.seed, use_margin=False)
+    rows = data.train.dataset
+    sides = [
+        [prompt + response for prompt, response in zip(rows["prompt_ids"], rows[side], strict=True)]
+        for side in ("chosen_ids", "rejected_ids")
+    ]
+    scores = _scores(job, reward, sides[0] + sides[1])
+    chosen, rejected = scores[: len(rows)], scores[len(rows) :]
+    _, num_chosen, num_rejected = data.train.side_lengths()
+    card = report_card(chosen, rejected, num_chosen, num_rejected)
+    lines = [
+        {"source": source, "chosen_score": better, "rejected_score": worse, "margin": better - worse}
+        for source, better, worse in zip(data.train.sources, chosen, rejected, strict=True)
+    ]
+    shares = {name: card[name] for name in ("accuracy", "longer_wins")}
+    summary = [
+        f"{n.replace('_', ' '):12} {s['value']:.1%} ({s['low']:.1%} to {s['high']:.1%})" for n, s in shares.items()
+    ]
+    summary.append(f"{'margin':12} {card['margin']['mean']:.4f} ± {card['margin']['std']:.4f}")
+    return lines, data.ledger, [f"{card['pairs']:,} pairs", *summary]
+
+
+def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
+    longest = longest_row(job.data.max_length, skeleton(job.model).config)
+    section = dataclasses.replace(job.data, train_on=TrainOn.last_turn)
+    data = load_sft(section, reward.template, reward.tokenizer, max_length=longest, seed=job.seed)
+    found = list(_up_to_the_end(data.train.dataset))
+    scores = dict(zip(data.train.sources, _scores(job, reward, found), strict=True))
+    reasons = {row.source: row.reason for row in data.ledger.rows}
+    lines = []
+    for source in sources_of(job.data, "train", job.data.path):
+        for read in read_rows(source, limit=job.data.limit):
+            row = read.row if isinstance(read.row, dict) else {"row": read.row}
+            if "score" in row:
+                raise DataError(f"{read.source}: the row has a 'score' already: name it otherwise")
+            scored = {"score": scores.get(read.source)}
+            lines.append(row | scored | ({} if read.source in scores else {"reason": reasons[read.source]}))
+    mean = sum(scores.values()) / len(scores)
+    return lines, data.ledger, [f"{len(scores):,} rows, mean score {mean:.4f}"]
+
+
+def _up_to_the_end(rows: Any) -> Iterator[list[int]]:
+    """Each row up to the last token of its response: that is where a score is read."""
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        yield ids[: max(i for i, label in enumerate(labels, start=1) if label != IGNORED)]
+
+
+def _scores(job: ScoreJob, reward: RewardRun, rows: Sequence[Sequence[int]]) -> list[float]:
+    reward.load(computing_device())
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(rows))
+        return reward.scores(
+            rows, batch_size=job.batch_size, on_progress=lambda done: progress.update(bar, completed=done)
+        )
+
+
+def _num_kept(ledger: Ledger) -> int:
+    return sum(row.fate == "kept" for row in ledger.rows)

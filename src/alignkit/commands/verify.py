@@ -1,0 +1,178 @@
+"""Whether a folder serves what was trained: the same tokens in, the same end, the same weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from alignkit.commands.merge import ARITHMETIC, BOUNDS, compare_merged, merged_dtype
+from alignkit.config import ControlTokens, Dtype, ModelConfig, TemplateConfig, VerifyJob
+from alignkit.data.encode.masking import encode_prompt
+from alignkit.data.encode.rendering import RowRefused, joined, parting
+from alignkit.data.encode.templates import Template, load_template
+from alignkit.data.rows.conversation import Conversation, Message
+from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
+from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.trained import spoken, spoken_rows, training_sections
+from alignkit.models.load import check_model, load_tokenizer
+from alignkit.models.skeleton import skeleton
+from alignkit.models.source import is_adapter, local_folder
+from alignkit.runs.log import run_log
+
+logger = logging.getLogger(__name__)
+
+_NUM_PROMPTS = 16  # of the run's own, beside those below
+_SERVED = TemplateConfig(name="native")  # what a server reads: the template in the folder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: in a word or two.
+        verdict: `ok`, `FAIL`, or `-` where there was nothing to look at.
+        detail: what was found.
+    """
+
+    what: str
+    verdict: str
+    detail: str
+
+
+def run(job: VerifyJob) -> None:
+    """Look at everything, print what was found, and fail if anything differs.
+
+    Raises:
+        ConfigError: the folder is no model.
+        ModelError: it would serve something else than was trained; one line for each finding.
+    """
+    folder = local_folder(job.model.name)
+    try:
+        check_model(job.model)
+    except AlignkitError as error:
+        raise ConfigError(*error.problems) from error
+    if folder is None:
+        raise ConfigError(f"model.name: {job.model.name} is no folder here: verify looks at what a run wrote")
+    with run_log():
+        findings = list(examine(folder, job.model))
+    console = Console(soft_wrap=True)
+    styles = {"ok": "green", "FAIL": "bold red", "-": "dim"}
+    for found in findings:
+        console.print(Text.assemble((f"{found.verdict:<5}", styles[found.verdict]), f"{found.what:<10} {found.detail}"))
+    failed = [f"{found.what}: {found.detail}" for found in findings if found.verdict == "FAIL"]
+    if failed:
+        raise ModelError(*failed)
+
+
+def examine(folder: Path, model: ModelConfig) -> Iterator[Finding]:
+    """Every finding about a model folder, in the order in which one would look."""
+    tokenizer = load_tokenizer(model)
+    yield _vocabulary(tokenizer, model)
+    try:
+        served = load_template(_SERVED, tokenizer)
+    except TemplateError as error:
+        yield Finding("template", "FAIL", str(error).removeprefix("template.name=native: "))
+        return
+    trained, template, where = _as_trained(folder, tokenizer, served)
+    yield Finding("template", "ok" if where else "-", where or "no record of the training: held against itself")
+    yield from _prompts(folder, trained, template, tokenizer)
+    yield _stop(folder, template)
+    yield _adapter(folder, model)
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Finding:
+    embeddings: Any = skeleton(model).get_input_embeddings()
+    num_rows = len(embeddings.weight)
+    highest = max(tokenizer.get_vocab().values())
+    detail = f"{len(tokenizer):,} tokens, {num_rows:,} embeddings"
+    return Finding("vocabulary", "ok" if highest < num_rows else "FAIL", detail)
+
+
+def _as_trained(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, served: Template
+) -> tuple[PreTrainedTokenizerBase, Template, str]:
+    """Tokenizer and template of the training, made anew from its record; the folder's own where it has none."""
+    sections = training_sections(folder)
+    if sections is None:
+        return tokenizer, served, ""
+    model, template = sections
+    try:
+        policy = Policy.of(model, template)
+    except AlignkitError as error:
+        logger.warning("the template of the training cannot be made anew: %s", error)
+        return tokenizer, served, ""
+    return policy.tokenizer, policy.template, f"trained with {policy.template.name} on {model.name}"
+
+
+def _prompts(
+    folder: Path, trained: PreTrainedTokenizerBase, template: Template, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Finding]:
+    """The tokens that training had before an answer against those of the folder's `apply_chat_template`."""
+    num_same, histories, problem = 0, 0, ""
+    for messages in _conversations(folder):
+        try:
+            ids = encode_prompt(Conversation(messages), template, trained, ControlTokens.neutralise)
+        except RowRefused:
+            continue  # the template has no place for it: nobody was trained on such a thing
+        text = joined(template.render(messages, add_generation_prompt=True))
+        dicts = [template.as_dict(message) for message in messages]
+        try:
+            said = str(tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=True))
+            fed = tokenizer.apply_chat_template(dicts, tokenize=True, add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # whatever the folder's Jinja does
+            problem = problem or f"the folder's template refuses what was trained on: {error}"
+            continue
+        if said != text:
+            problem = problem or parting(said, text)
+        elif fed == ids:
+            num_same += 1
+        elif len(messages) > 2:
+            histories += 1
+        else:
+            problem = problem or f"{text!r} is {ids} in training and {fed} when it is served"
+    if problem:
+        yield Finding("prompts", "FAIL", problem)
+    else:
+        yield Finding("prompts", "ok", f"{num_same} rendered to the tokens of the training")
+    if histories:
+        yield Finding("history", "-", f"{histories} earlier answers are tokenised otherwise inside the whole text")
+
+
+def _conversations(folder: Path) -> Iterator[tuple[Message, ...]]:
+    user, answer = Message("user", "What is it?"), Message("assistant", "A test.")
+    yield (user,)
+    yield (Message("user", "  two\n\nlines, ünïcödé 🦉 "),)
+    yield (Message("user", "Translate.", input="Guten Tag"),)
+    yield (Message("system", "Be brief."), user)
+    yield (user, answer, Message("user", "And that?"))
+    for prompt, _ in list(spoken(folder))[:_NUM_PROMPTS]:
+        yield (Message("user", prompt),)
+
+
+def _stop(folder: Path, template: Template) -> Finding:
+    try:
+        known = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:
+        known = None
+    ids = known if isinstance(known, list) else [] if known is None else [known]
+    detail = f"a turn ends in {template.end_token} ({template.end_id}), generation stops at {ids or 'nothing'}"
+    return Finding("stop", "ok" if template.end_id in ids else "FAIL", detail)
+
+
+def _adapter(folder: Path, model: ModelConfig) -> Finding:
+    if not is_adapter(folder):
+        return Finding("adapter", "-", "there is none")
+    policy = Policy.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)
+    bound = BOUNDS[torch.float32]
+    difference = compare_merged(policy, spoken_rows(policy), ARITHMETIC[merged_dtype(model)])
+    detail = f"merged into its base it differs by {difference:.2e} nats at most (bound {bound:g})"
+    return Finding("adapter", "ok" if difference <= bound else "FAIL", detail)

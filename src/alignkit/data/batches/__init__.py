@@ -1,0 +1,1 @@
+"""Encoded rows to the tensors of a batch."""

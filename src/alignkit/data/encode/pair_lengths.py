@@ -1,0 +1,64 @@
+"""A pair that is longer than the model may see: dropped, or both sides cut alike so that the comparison stays fair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from alignkit.config import Overlength
+from alignkit.data.rows.preferences import IDENTICAL
+
+EQUAL_WHEN_CUT = "equal_when_cut"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A pair as the trainer gets it: `prompt_ids` + either side is what SFT would train on.
+
+    Attributes:
+        prompt_ids: what inference feeds.
+        chosen_ids: the preferred response, end token included.
+        rejected_ids: the other response.
+        margin: by how much the chosen one is better; None where the row does not say.
+        notes: what happened to the row that does not change its fate.
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    margin: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def apply_pair_length(
+    pair: EncodedPair, *, head_length: int, cue_length: int, max_length: int, policy: Overlength
+) -> tuple[EncodedPair | None, str]:
+    """Holds the prompt with its longer side to `max_length` tokens.
+
+    Args:
+        pair: the whole pair.
+        head_length: tokens that begin the prompt before the first user's content.
+        cue_length: tokens that every prompt ends with, such as the response's heading.
+        max_length: most tokens in a prompt and one side.
+        policy: `drop`; `keep_end`, which cuts the one prompt after its head and before its cue by what the longer side
+            needs; or `keep_start`, which cuts the end off both sides.
+
+    Returns:
+        The pair, or None where it is dropped; and why: empty (it fits), `too_long`, `identical` or `equal_when_cut`
+        (dropped), `cut_start`, or `cut_end` (a response lost its end token).
+    """
+    if pair.chosen_ids == pair.rejected_ids:  # texts that differ, and not to this tokenizer
+        return None, IDENTICAL
+    num_prompt = len(pair.prompt_ids)
+    excess = num_prompt + max(len(pair.chosen_ids), len(pair.rejected_ids)) - max_length
+    if excess <= 0:
+        return pair, ""
+    if policy is Overlength.keep_end and excess <= num_prompt - head_length - cue_length:
+        prompt = pair.prompt_ids[:head_length] + pair.prompt_ids[head_length + excess :]
+        return replace(pair, prompt_ids=prompt), "cut_start"
+    room = max_length - num_prompt
+    if policy is not Overlength.keep_start or room <= 0:
+        return None, "too_long"
+    chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
+    if chosen == rejected:
+        return None, EQUAL_WHEN_CUT
+    return replace(pair, chosen_ids=chosen, rejected_ids=rejected), "cut_end"

@@ -1,0 +1,1 @@
+"""A row to a `Conversation` or a `Preference`: formats, columns, turns."""

@@ -1,0 +1,89 @@
+"""A row's fields: each a column, or a place in nested data, under its own name or another that the user gave."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from alignkit.data.rows.turns import RowError, checked_text, kind
+from alignkit.errors import DataError, did_you_mean
+
+_MISSING = object()
+
+
+def check_columns(found: Collection[str], columns: Mapping[str, str]) -> None:
+    """Refuse a column mapping that points at columns the first rows do not have.
+
+    Args:
+        found: the columns of the first rows.
+        columns: field to column, or to a path such as `instances.0.input`.
+
+    Raises:
+        DataError: one line for each column that is not there.
+    """
+    missing = [(f, c) for f, c in columns.items() if c not in found and c.partition(".")[0] not in found]
+    if missing:
+        raise DataError(
+            *(
+                f"data.columns.{field}: there is no column '{column}'"
+                + (did_you_mean(column.partition(".")[0], found) or f"; the columns are {', '.join(sorted(found))}")
+                for field, column in missing
+            )
+        )
+
+
+def fields_of(found: Collection[str], columns: Mapping[str, str]) -> set[str]:
+    """The fields there are: a mapped one counts as present, its column as used up.
+
+    Raises:
+        DataError: a mapping points at a column that is not there.
+    """
+    check_columns(found, columns)
+    used = {name for column in columns.values() for name in (column, column.partition(".")[0])}
+    return (set(found) - used) | set(columns)
+
+
+def described(found: Collection[str], first_row: Any) -> str:
+    """The columns, and what each holds in the first row."""
+    row = first_row if isinstance(first_row, dict) else {}
+    return ", ".join(f"{name} ({kind(row[name])})" if name in row else name for name in sorted(found)) or "none"
+
+
+def field_value(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> tuple[Any, str]:
+    """A field's value and the column it came from.
+
+    Raises:
+        RowError: the row has no such field.
+    """
+    column = columns.get(field, field)
+    value = _look(row, column)
+    if value is _MISSING:
+        top = column.partition(".")[0]
+        raise RowError(f"no field '{column}'{'' if top in row else did_you_mean(top, map(str, row))}")
+    return value, column
+
+
+def has_field(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> bool:
+    """Whether the row has the field at all, be it null."""
+    return _look(row, columns.get(field, field)) is not _MISSING
+
+
+def optional_text(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> str:
+    """A field's text, empty where it is absent or null: columnar files fill gaps with null."""
+    column = columns.get(field, field)
+    value = _look(row, column)
+    return "" if value is None or value is _MISSING else checked_text(value, column)
+
+
+def _look(row: dict[str, Any], column: str) -> Any:
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, dict):
+            value = value.get(part, _MISSING)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return _MISSING
+    return value

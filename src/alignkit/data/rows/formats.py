@@ -1,0 +1,228 @@
+"""What the columns of a row mean: from a row as it was read to a conversation."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from alignkit.data.rows.columns import check_columns, described, field_value, fields_of, has_field, optional_text
+from alignkit.data.rows.conversation import Conversation, Message
+from alignkit.data.rows.turns import RowError, check_order, full_text, kind, read_turns, spoken
+from alignkit.errors import ConfigError, DataError, did_you_mean
+
+__all__ = [
+    "FIELDS",
+    "PAIR_FIELDS",
+    "Fields",
+    "RowError",
+    "check_columns",
+    "check_format",
+    "detect_format",
+    "load_function",
+    "to_conversation",
+    "to_prompt",
+]
+
+# Per format, the fields a row must have and those it may have. `prompt` takes either of its two shapes.
+Fields: TypeAlias = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+FIELDS: Fields = {
+    "instruction": (("instruction", "output"), ("input",)),
+    "prompt_completion": (("prompt", "completion"), ()),
+    "messages": (("messages",), ()),
+    "sharegpt": (("conversations",), ("system",)),
+    "text": (("text",), ()),
+    "prompt": (("prompt",), ("instruction", "input")),
+}
+
+# The same for pairs, which `preferences` reads.
+PAIR_FIELDS: Fields = {
+    "pairs": (("chosen", "rejected"), ("prompt", "system", "margin")),
+    "sharegpt_pairs": (("conversations", "chosen", "rejected"), ("system", "margin")),
+    "hh": (("chosen", "rejected"), ("prompt", "margin")),
+}
+
+
+def check_format(format: str, columns: Mapping[str, Any], *, setting: str, fields: Fields | None = None) -> list[str]:
+    """One line for each mistake in a format's name and its column mapping; empty where all is well.
+
+    Args:
+        format: `auto`, a name from `fields`, or `module:function`.
+        columns: field to column.
+        setting: where the two were set, such as `data` or `data.path[1]`.
+        fields: of the formats there are; None takes `FIELDS`.
+    """
+    fields = fields or FIELDS
+    if ":" in format:
+        return [f"{setting}.columns: {format} sees whole rows, so columns have no effect"] if columns else []
+    if format != "auto" and format not in fields:
+        known = ["auto", *fields]
+        if format in {**FIELDS, **PAIR_FIELDS}:
+            are = "pairs, not single responses" if format in PAIR_FIELDS else "single responses, not pairs"
+            return [f"{setting}.format={format} is for {are}; one of {', '.join(known)}"]
+        guess = did_you_mean(format, known)
+        return [f"{setting}.format: unknown format '{format}'{guess or '; one of ' + ', '.join(known)}"]
+    chosen = fields if format == "auto" else [format]
+    names = {field for name in chosen for group in fields[name] for field in group}
+    problems = []
+    for field, column in columns.items():
+        if field not in names:
+            guess = did_you_mean(str(field), names) or f"; one of {', '.join(sorted(names))}"
+            problems.append(f"{setting}.columns: no format has a field '{field}'{guess}")
+        elif not isinstance(column, str) or not column:
+            problems.append(f"{setting}.columns.{field} is {kind(column)}: it must be the name of a column")
+    return problems
+
+
+def detect_format(
+    found: Collection[str], first_row: Any, *, columns: Mapping[str, str] | None = None, responses: bool = True
+) -> str:
+    """The one format that fits the columns.
+
+    Args:
+        found: the columns of the first rows.
+        first_row: shows in the refusal what each column holds.
+        columns: field to column; a mapped field counts as present, its column as used up.
+        responses: rows must hold a response; else prompts alone will do (format `prompt`).
+
+    Returns:
+        A name from `FIELDS`.
+
+    Raises:
+        DataError: no format or more than one fits, or the rows are preference pairs.
+    """
+    present = fields_of(found, columns or {})
+    if responses and {"chosen", "rejected"} <= present:
+        raise DataError("data.path: these are preference pairs (chosen, rejected): use alignkit reward or alignkit dpo")
+    with_response = [name for name in FIELDS if name != "prompt"]
+    fitting = [name for name in with_response if present.issuperset(FIELDS[name][0])]
+    if not fitting and not responses and present & {"prompt", "instruction"}:
+        return "prompt"
+    if len(fitting) == 1:
+        return fitting[0]
+    seen = described(found, first_row)
+    needs = "; ".join(f"{name} needs {' and '.join(FIELDS[name][0])}" for name in fitting or with_response)
+    verdict = f"{' and '.join(fitting)} fit" if fitting else "no format fits"
+    way_out = "choose one with data.format" if fitting else "name yours with data.columns={field: column}"
+    raise DataError(f"data.format: {verdict} the columns {seen}; {needs}; {way_out}")
+
+
+def to_conversation(row: Any, format: str, columns: Mapping[str, str]) -> Conversation:
+    """A row to train on.
+
+    Args:
+        row: as it was read.
+        format: a name from `FIELDS`, or `module:function`; not `auto`.
+        columns: field to column, or to a path such as `instances.0.input`.
+
+    Returns:
+        A conversation with at least one assistant message (for `text`: the text, marked plain).
+
+    Raises:
+        RowError: the reason, without the row's place.
+        ConfigError: a function of the user's that cannot be loaded.
+    """
+    messages = _messages(row, format, columns, response=True)
+    if not any(message.role == "assistant" for message in messages):
+        raise RowError("no assistant message")
+    return Conversation(tuple(messages), plain=format == "text")
+
+
+def to_prompt(row: Any, format: str, columns: Mapping[str, str]) -> Conversation:
+    """A row to answer: as `to_conversation`, but it needs no response, and a last one is left off unread.
+
+    Returns:
+        A conversation that ends with the user (or with what a tool returned).
+
+    Raises:
+        RowError: the reason, without the row's place.
+        ConfigError: a function of the user's that cannot be loaded.
+    """
+    if format == "text":
+        raise RowError("plain text holds no prompt")
+    return Conversation(tuple(_messages(row, format, columns, response=False)))
+
+
+@lru_cache
+def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]:
+    """A function of the user's own, such as a format.
+
+    Args:
+        spec: `module:function` or `file.py:function`; a module may be a file in the current folder.
+        setting: where it was named, for the messages.
+
+    Raises:
+        ConfigError: there is no such module, file or function, or importing it fails.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place.strip(".") or not name.isidentifier():
+        raise ConfigError(f"{setting}: '{spec}' must be module:function or file.py:function")
+    path = Path(place) if place.endswith(".py") else Path(*place.split(".")).with_suffix(".py")
+    if place.endswith(".py") and not path.is_file():
+        raise ConfigError(f"{setting}: {spec}: there is no file {place}")
+    try:
+        module = _load_file(path) if path.is_file() else importlib.import_module(place)
+    except Exception as error:  # the user's code may fail in any way, and it is theirs to mend
+        raise ConfigError(f"{setting}: {spec} cannot be imported: {type(error).__name__}: {error}") from error
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(function):
+        guess = did_you_mean(name, [key for key, value in vars(module).items() if callable(value)])
+        raise ConfigError(f"{setting}: {place} has no function '{name}'{guess}")
+    return function
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"alignkit_format_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks up the module it was written in
+    spec.loader.exec_module(module)
+    return module
+
+
+def _messages(row: Any, format: str, columns: Mapping[str, str], *, response: bool) -> list[Message]:
+    """The messages of a row, in an order that a template can render; without `response` the last answer is left off."""
+    if not isinstance(row, dict):
+        raise RowError("not an object")
+    if ":" in format:
+        return _from_function(row, format, response=response)
+    if format == "text":
+        return [Message("assistant", full_text(*field_value(row, "text", columns)))]
+    if format == "sharegpt":
+        messages = read_turns(*field_value(row, "conversations", columns), response=response)
+        messages.insert(0, Message("system", optional_text(row, "system", columns)))
+    elif format == "messages":
+        messages = read_turns(*field_value(row, "messages", columns), response=response)
+    elif format == "prompt_completion":
+        messages = spoken("user", *field_value(row, "prompt", columns), response=response)
+        messages += spoken("assistant", *field_value(row, "completion", columns)) if response else []
+    elif format == "prompt" and (has_field(row, "prompt", columns) or not has_field(row, "instruction", columns)):
+        messages = spoken("user", *field_value(row, "prompt", columns), response=response)
+    else:
+        instruction = full_text(*field_value(row, "instruction", columns))
+        messages = [Message("user", instruction, input=optional_text(row, "input", columns))]
+        if response and format == "instruction":
+            messages.append(Message("assistant", full_text(*field_value(row, "output", columns))))
+    messages = [m for m in messages if m.role != "system" or m.content.strip()]
+    check_order(messages)
+    return messages
+
+
+def _from_function(row: dict[str, Any], spec: str, *, response: bool) -> list[Message]:
+    function = load_function(spec)
+    try:
+        result = function(row)
+    except Exception as error:  # as above: any failure of the user's function is a mistake in their row or code
+        raise RowError(f"{spec} raised {type(error).__name__}: {error}") from error
+    if not isinstance(result, dict) or not {"messages", "prompt"} & result.keys():
+        raise RowError(f"{spec} returned {kind(result)}: it must return {{'messages'}} or {{'prompt', 'completion'}}")
+    try:
+        return _messages(result, "messages" if "messages" in result else "prompt_completion", {}, response=response)
+    except RowError as error:
+        raise RowError(f"{spec} returned a row that is wrong: {error}") from error

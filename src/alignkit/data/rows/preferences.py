@@ -1,0 +1,291 @@
+"""Preference pairs: from a row as it was read to one prompt with a chosen and a rejected response."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignkit.data.rows.columns import described, field_value, fields_of, has_field, optional_text
+from alignkit.data.rows.conversation import Conversation, Message
+from alignkit.data.rows.formats import FIELDS, PAIR_FIELDS, load_function
+from alignkit.data.rows.row_kind import Reading
+from alignkit.data.rows.turns import RowError, RowUnusable, check_order, full_text, kind, read_turns, spoken
+from alignkit.errors import DataError
+
+__all__ = ["PAIRS", "PAIR_FIELDS", "Preference", "detect_pairs", "to_preference"]
+
+IDENTICAL = "identical"
+PROMPTS_DIFFER = "prompts_differ"
+
+_SIDES = ("chosen", "rejected")
+_RESPONSES = ("completion", "response", "output", "answer")
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+_TRANSCRIPT = "'\\n\\nHuman: … \\n\\nAssistant: …'"
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two responses to one prompt, one of them preferred.
+
+    Attributes:
+        prompt: ends with the user, or with what a tool returned.
+        chosen: the preferred assistant message.
+        rejected: the other assistant message, which is not the same.
+        margin: by how much the chosen one is better, in the data's own unit; None where the row does not say.
+    """
+
+    prompt: Conversation
+    chosen: Message
+    rejected: Message
+    margin: float | None = None
+
+    def sides(self) -> tuple[Conversation, Conversation]:
+        """The prompt with the chosen response, and with the rejected one."""
+        messages = self.prompt.messages
+        return Conversation((*messages, self.chosen)), Conversation((*messages, self.rejected))
+
+    def prompt_key(self) -> str:
+        """What two rows must share to count as the same prompt (for the evaluation split)."""
+        return self.sides()[0].prompt_key()
+
+
+def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str, str] | None = None) -> str:
+    """The one pair format that fits the columns and the first row.
+
+    Args:
+        found: the columns of the first rows.
+        first_row: tells whole transcripts from responses.
+        columns: field to column; a mapped field counts as present, its column as used up.
+
+    Returns:
+        A name from `PAIR_FIELDS`.
+
+    Raises:
+        DataError: the rows are no pairs, or of no format.
+    """
+    columns = columns or {}
+    present = fields_of(found, columns)
+    row = first_row if isinstance(first_row, dict) else {}
+    if not present.issuperset(_SIDES):
+        raise DataError(_no_pairs(present, found, row))
+    if present >= {"prompt", "conversations"}:
+        raise DataError(
+            "data.format: pairs and sharegpt_pairs fit the columns "
+            f"{described(found, row)}; pairs takes its prompt from prompt, sharegpt_pairs from conversations; "
+            "choose one with data.format"
+        )
+    if "conversations" in present:
+        return "sharegpt_pairs"
+    texts = [field_value(row, side, columns)[0] for side in _SIDES if has_field(row, side, columns)]
+    if any(_is_transcript(text) for text in (*texts, _told(row, columns))):
+        return "hh"
+    if "prompt" not in present and texts and all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"data.format: the columns {described(found, row)} hold no prompt, and chosen and rejected are no "
+            f"transcripts {_TRANSCRIPT} that begin with one; name its column with data.columns.prompt=COLUMN"
+        )
+    return "pairs"
+
+
+def _no_pairs(present: set[str], found: Collection[str], row: Mapping[str, Any]) -> str:
+    seen = described(found, row)
+    if "label" in present and present & {"prompt", "messages", *_RESPONSES}:
+        return (
+            f"data.path: the columns {seen} are single responses labelled good or bad; such unpaired preferences are "
+            "not supported: pair a good and a bad response to each prompt as prompt, chosen, rejected"
+        )
+    single = [name for name in FIELDS if present.issuperset(FIELDS[name][0])]
+    if single and not present & set(_SIDES):
+        what = "prompts alone" if single == ["prompt"] else f"single responses ({single[0]}), as for alignkit sft"
+        return (
+            f"data.path: the columns {seen} are {what}; pairs need chosen and rejected: name them with "
+            "data.columns={chosen: column, rejected: column}"
+        )
+    missing = " and no ".join(f"'{side}'" for side in _SIDES if side not in present)
+    return (
+        f"data.format: there is no {missing} among the columns {seen}; name yours with "
+        "data.columns={chosen: column, rejected: column}"
+    )
+
+
+def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preference:
+    """A row to compare.
+
+    Args:
+        row: as it was read.
+        format: a name from `PAIR_FIELDS`, or `module:function`; not `auto`.
+        columns: field to column, or to a path such as `answers.0.text`.
+
+    Raises:
+        RowUnusable: the prompt differs between the sides, or the sides do not.
+        RowError: what is wrong, without the row's place.
+        ConfigError: a function of the user's that cannot be loaded.
+    """
+    if not isinstance(row, dict):
+        raise RowError("not an object")
+    if ":" in format:
+        return _from_function(row, format)
+    chosen, rejected = (_Side.read(row, side, columns) for side in _SIDES)
+    if chosen.kind != rejected.kind:
+        raise RowError(
+            f"'{chosen.column}' is {chosen.kind} and '{rejected.column}' is {rejected.kind}: "
+            "both sides must be of one type"
+        )
+    if format == "hh":
+        prompts = [_transcript(side, _told(row, columns)) for side in (chosen, rejected)]
+    else:
+        asked = _asked(row, "conversations" if format == "sharegpt_pairs" else "prompt", columns)
+        prompts = [_prompt(side, asked) for side in (chosen, rejected)]
+        system = optional_text(row, "system", columns)
+        if system.strip():
+            prompts = [([Message("system", system), *prompt], response) for prompt, response in prompts]
+    (prompt, better), (other_prompt, worse) = prompts
+    for messages, response in prompts:
+        check_order([*messages, response])
+    if prompt != other_prompt:
+        raise RowUnusable(PROMPTS_DIFFER)
+    if better == worse:
+        raise RowUnusable(IDENTICAL)
+    return Preference(Conversation(tuple(prompt)), better, worse, _margin(row, columns))
+
+
+PAIRS = Reading(PAIR_FIELDS, detect_pairs, to_preference, otherwise="pairs")
+
+
+def _from_function(row: dict[str, Any], spec: str) -> Preference:
+    function = load_function(spec)
+    try:
+        result = function(row)
+    except Exception as error:  # any failure of the user's function is a mistake in their row or code
+        raise RowError(f"{spec} raised {type(error).__name__}: {error}") from error
+    if not isinstance(result, dict) or not result.keys() >= set(_SIDES):
+        raise RowError(f"{spec} returned {kind(result)}: it must return {{'prompt', 'chosen', 'rejected'}}")
+    try:
+        is_hh = "prompt" not in result and all(_is_transcript(result[side]) for side in _SIDES)
+        return to_preference(result, "hh" if is_hh else "pairs", {})
+    except RowUnusable:
+        raise
+    except RowError as error:
+        raise RowError(f"{spec} returned a row that is wrong: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side as it stands in the row.
+
+    Attributes:
+        column: it came from.
+        value: a text that is not empty, or else untouched.
+        kind: what it is, in words.
+        messages: of a turn or a list of them, `train` flags left out; of a text the one response, spoken.
+    """
+
+    column: str
+    value: Any
+    kind: str
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def read(cls, row: dict[str, Any], name: str, columns: Mapping[str, str]) -> _Side:
+        value, column = field_value(row, name, columns)
+        if not isinstance(value, (list, dict)):
+            return cls(column, value, "text", (Message("assistant", full_text(value, column)),))
+        try:
+            messages = read_turns([value] if isinstance(value, dict) else value, column)
+        except RowError as error:
+            raise RowError(str(error) if f"'{column}'" in str(error) else f"'{column}': {error}") from None
+        if messages[-1].role != "assistant":
+            raise RowError(f"'{column}' does not end with the assistant")
+        return cls(column, value, kind(value), tuple(_unflagged(messages)))
+
+
+def _unflagged(messages: list[Message]) -> list[Message]:
+    """Messages without their `train` flags: of a pair the loss sees the responses, always."""
+    return [replace(message, train=None) for message in messages if message.role != "system" or message.content.strip()]
+
+
+def _asked(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> list[Message]:
+    """The prompt's own column as messages; none where there is no such column."""
+    if field == "prompt" and not has_field(row, field, columns):
+        return []
+    value, column = field_value(row, field, columns)
+    if value is None and field == "prompt":  # columnar files fill gaps with null
+        return []
+    messages = _unflagged(read_turns(value, column) if field == "conversations" else spoken("user", value, column))
+    if messages and messages[-1].role == "assistant":
+        raise RowError(f"'{column}' ends with the assistant, and a prompt with the user")
+    return messages
+
+
+def _prompt(side: _Side, asked: list[Message]) -> tuple[list[Message], Message]:
+    """What a response answers, and the response.
+
+    A side that begins with the user, or with a system message, is a whole conversation and says the prompt again.
+
+    Raises:
+        RowUnusable: it says another one than the prompt's own column.
+    """
+    *before, response = side.messages
+    is_whole = bool(before) and before[0].role in ("system", "user")
+    if not is_whole:
+        if not asked:
+            raise RowError(f"there is no prompt: no column holds one, and '{side.column}' does not begin with one")
+        return [*asked, *before], response
+    says_same = len(asked) <= len(before) and all(
+        _same(message, other) for message, other in zip(asked[::-1], before[::-1], strict=False)
+    )
+    if not says_same:
+        raise RowUnusable(PROMPTS_DIFFER)
+    return before, response
+
+
+def _same(message: Message, other: Message) -> bool:
+    return message.role == other.role and message.content.strip() == other.content.strip()
+
+
+def _is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.match(r"\s*(Human|Assistant):", value)) and bool(_SPEAKER.search(value))
+
+
+def _told(row: dict[str, Any], columns: Mapping[str, str]) -> str:
+    """A prompt that is a transcript up to the response; empty where it is none."""
+    value = field_value(row, "prompt", columns)[0] if has_field(row, "prompt", columns) else None
+    return str(value) if _is_transcript(value) else ""
+
+
+def _transcript(side: _Side, told: str) -> tuple[list[Message], Message]:
+    """The turns of a whole transcript, or of one that was told so far and a response; less the space after a colon."""
+    if side.kind != "text":
+        raise RowError(f"'{side.column}' is {side.kind} where a transcript {_TRANSCRIPT} belongs")
+    text = side.value if _is_transcript(side.value) else told + side.value
+    text = text if text.startswith("\n\n") else "\n\n" + text.lstrip()
+    start, *parts = _SPEAKER.split(text)
+    if start.strip() or not parts:
+        raise RowError(f"'{side.column}' is no transcript {_TRANSCRIPT}")
+    messages = [
+        Message(_ROLES[speaker], said.removeprefix(" ")) for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if messages[-1].role != "assistant":
+        raise RowError(f"'{side.column}' does not end with the assistant")
+    if any(not message.content.strip() for message in messages):
+        raise RowError(f"'{side.column}' has an empty turn")
+    return messages[:-1], messages[-1]
+
+
+def _margin(row: dict[str, Any], columns: Mapping[str, str]) -> float | None:
+    if not has_field(row, "margin", columns):
+        return None
+    value, column = field_value(row, "margin", columns)
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"'{column}' is {kind(value)} where a finite number belongs")
+    return number

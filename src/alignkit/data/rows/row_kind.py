@@ -1,0 +1,31 @@
+"""What a stage reads rows as: the formats it knows, how they are told apart, and what a row then says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from alignkit.data.rows.formats import FIELDS, Fields, detect_format, to_conversation
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Reading(Generic[Item]):
+    """What a stage reads rows as.
+
+    Attributes:
+        fields: of its formats.
+        detect: the one format that fits (columns of the first rows, the first row, `columns`), as `detect_format`.
+        convert: (row, format, columns) to what it says, as `to_conversation`.
+        otherwise: the format where no row shows one.
+    """
+
+    fields: Fields
+    detect: Callable[..., str]
+    convert: Callable[[Any, str, Mapping[str, str]], Item]
+    otherwise: str
+
+
+CONVERSATIONS = Reading(FIELDS, detect_format, to_conversation, otherwise="text")

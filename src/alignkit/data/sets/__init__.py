@@ -1,0 +1,1 @@
+"""Encoded sets of rows, every source row accounted for in the ledger."""

@@ -1,0 +1,147 @@
+"""What is odd about pairs: those that teach nothing, repeat or contradict another, or that length alone would tell."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from alignkit.data.encode.pair_lengths import EQUAL_WHEN_CUT
+from alignkit.data.rows.conversation import Message
+from alignkit.data.rows.preferences import IDENTICAL, PROMPTS_DIFFER, Preference
+from alignkit.data.sets.encode_sets import Named
+from alignkit.data.sets.ledger import NUM_EXAMPLES, Ledger
+
+LONGEST_SHARE = 0.65  # of pairs in which the longer side wins (or loses), above which length is worth a warning
+
+EMPTY = "empty"
+_EMPTY_REASONS = ("is empty", "is null", "has an empty turn")  # how the reasons of malformed rows end
+
+_WORDS = {
+    EMPTY: "have an empty or missing text",
+    IDENTICAL: "have identical sides",
+    PROMPTS_DIFFER: "have another prompt on each side",
+    EQUAL_WHEN_CUT: "are made equal by truncation",
+}
+_REPEATED = "say what an earlier one says"
+_CONTRADICTED = "say the contrary of an earlier one"
+
+
+@dataclass(frozen=True)
+class Lint:
+    """What was found in the pairs of all sets.
+
+    Attributes:
+        dropped: places of the pairs that were left out, by reason: `identical`, `prompts_differ`, `equal_when_cut`, or
+            `empty` for a text that is.
+        duplicates: places of pairs that say what an earlier one says, each with that one's place.
+        contradictions: places of pairs that say the contrary of an earlier one, each with that one's place.
+        num_pairs: pairs that are trained on or held out.
+        longer_chosen: share of these in which the chosen side has more tokens, a tie counted half.
+        length_auc: chance that the difference in length (chosen − rejected) tells a pair from its mirror image, drawn
+            from all pairs: above 0.5 the longer side tends to win by more tokens than it loses by.
+    """
+
+    dropped: Mapping[str, list[str]] = field(default_factory=dict)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    contradictions: list[tuple[str, str]] = field(default_factory=list)
+    num_pairs: int = 0
+    longer_chosen: float = 0.5
+    length_auc: float = 0.5
+
+    @property
+    def length_accuracy(self) -> float:
+        """Accuracy of the better one of the rules "longer wins" and "shorter wins"."""
+        return max(self.longer_chosen, 1 - self.longer_chosen)
+
+    def lines(self) -> list[str]:
+        """What `alignkit inspect` shows, one line each."""
+        told = [_counted(self.dropped.get(reason, []), words) for reason, words in _WORDS.items()]
+        told.append(_counted(self._repeats(), _REPEATED))
+        told.append(_counted(self._contraries(), _CONTRADICTED))
+        if self.num_pairs:
+            told.append(
+                f"length: the longer side is chosen in {self.longer_chosen:.1%} of {self.num_pairs:,} pairs, so length "
+                f"alone predicts {self.length_accuracy:.1%} of the labels (AUC of the difference {self.length_auc:.3f})"
+            )
+        return told
+
+    def warning(self) -> str | None:
+        """One line for before training; None where nothing is wrong."""
+        told = []
+        if self.contradictions:
+            told.append(_counted(self._contraries(), _CONTRADICTED))
+        if self.duplicates:
+            told.append(_counted(self._repeats(), _REPEATED))
+        if self.length_accuracy > LONGEST_SHARE:
+            side = "longer" if self.longer_chosen > 0.5 else "shorter"
+            told.append(f"the {side} side is chosen in {self.length_accuracy:.1%}: length alone predicts the label")
+        return f"pairs: {'; '.join(told)}" if told else None
+
+    def _repeats(self) -> list[str]:
+        return [f"{place} as {first}" for place, first in self.duplicates]
+
+    def _contraries(self) -> list[str]:
+        return [f"{place} against {first}" for place, first in self.contradictions]
+
+
+def lint(
+    rows: Mapping[str, Sequence[Named[Preference]]],
+    ledger: Ledger,
+    lengths: Sequence[tuple[Sequence[int], Sequence[int]]],
+) -> Lint:
+    """Look for what is odd about pairs.
+
+    Args:
+        rows: of each set, as they were read; copies by weight are not looked at.
+        ledger: with the fate of each.
+        lengths: tokens of the chosen and of the rejected sides that were kept, for each set.
+    """
+    dropped: dict[str, list[str]] = defaultdict(list)
+    for row in ledger.rows:
+        reason = EMPTY if row.reason.endswith(_EMPTY_REASONS) else row.reason
+        if reason in _WORDS:
+            dropped[reason].append(row.source)
+    duplicates, contradictions = _said_before([row for named in rows.values() for row in named if not row.is_copy])
+    longer_by = [a - b for chosen, rejected in lengths for a, b in zip(chosen, rejected, strict=True)]
+    return Lint(
+        dict(dropped), duplicates, contradictions, len(longer_by), _share_above_zero(longer_by), _auc(longer_by)
+    )
+
+
+def _said_before(rows: Sequence[Named[Preference]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Duplicates and contradictions: places of a row and of the first one that it repeats or gainsays."""
+    duplicates, contradictions = [], []
+    first: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        pair = row.item
+        asked, chosen, rejected = pair.prompt_key(), _key(pair.chosen), _key(pair.rejected)
+        if (contrary := first.get((asked, rejected, chosen))) is not None:
+            contradictions.append((row.source, contrary))
+        place = first.setdefault((asked, chosen, rejected), row.source)
+        if place != row.source:
+            duplicates.append((row.source, place))
+    return duplicates, contradictions
+
+
+def _key(message: Message) -> str:
+    return f"{message.content}\x1f{message.tool_calls}" if message.tool_calls else message.content
+
+
+def _share_above_zero(values: Sequence[int]) -> float:
+    return sum((value > 0) + (value == 0) / 2 for value in values) / len(values) if values else 0.5
+
+
+def _auc(values: Sequence[int]) -> float:
+    """P(x > −y) + P(x = −y) / 2 for x and y drawn from the values: the area under the curve of x against −x."""
+    if not values:
+        return 0.5
+    ordered = sorted(values)
+    above = sum(2 * len(ordered) - bisect_left(ordered, -value) - bisect_right(ordered, -value) for value in ordered)
+    return above / (2 * len(ordered) ** 2)
+
+
+def _counted(places: Sequence[str], words: str) -> str:
+    shown = [*places[:NUM_EXAMPLES], *(["…"] if len(places) > NUM_EXAMPLES else [])]
+    return f"{len(places):,} {words}" + (f" ({', '.join(shown)})" if shown else "")

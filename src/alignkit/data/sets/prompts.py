@@ -1,0 +1,199 @@
+"""From the `data` section to prompts: what a policy is asked, and what a reward may look at beside the answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.config import DataConfig, Overlength, PromptDataConfig, PromptLength
+from alignkit.data.encode.masking import encode_prompts
+from alignkit.data.encode.templates import Template, adds_bos
+from alignkit.data.rows.conversation import Conversation
+from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation, to_prompt
+from alignkit.data.rows.row_kind import Reading
+from alignkit.data.rows.turns import RowError
+from alignkit.data.sets.dataset import check_data, read_sets
+from alignkit.data.sets.encode_sets import Named
+from alignkit.data.sets.ledger import Ledger
+
+# Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
+_NO_EFFECT = {
+    "train_on": "prompts carry no loss",
+    "batching": "prompts are grouped by length as they are answered",
+    "num_proc": "prompts are encoded in one process",
+    "streaming": "prompts are read into memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        source: `file:N`.
+        ids: what the model is fed; at least one.
+        text: what was asked: the words of the last user turn, or the beginning of a plain text.
+        conversation: the messages; of plain text, the text as it was cut.
+        columns: the row as it was read, for rewards that are functions.
+    """
+
+    source: str
+    ids: list[int]
+    text: str
+    conversation: Conversation
+    columns: Mapping[str, Any]
+
+
+@dataclass
+class PromptData:
+    """Everything that was read.
+
+    Attributes:
+        train: prompts to learn on.
+        held_out: prompts to evaluate on; empty where none are.
+        ledger: the fate of every source row.
+        formats: format of each source, as detected or named.
+    """
+
+    train: list[Prompt]
+    held_out: list[Prompt]
+    ledger: Ledger
+    formats: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a row asks, and the row."""
+
+    conversation: Conversation
+    columns: Mapping[str, Any]
+
+    def prompt_key(self) -> str:
+        return self.conversation.prompt_key()
+
+
+def check_prompts(data: PromptDataConfig) -> list[str]:
+    """What is wrong with the section before a row is read, one line each; empty where all is well."""
+    problems = check_data(data, _reading(data.prompt_length))
+    if isinstance(data.eval_path, dict):
+        problems.append("data.eval_path: one set of held-out prompts is scored; give a path or a list of paths")
+    defaults = {item.name: item.default for item in dataclasses.fields(DataConfig)}
+    for name, why in _NO_EFFECT.items():
+        if (value := getattr(data, name)) != defaults[name]:
+            problems.append(f"data.{name}={value} has no effect here: {why}; leave it out")
+    if data.overlength is Overlength.keep_start:
+        problems.append("data.overlength=keep_start would cut off what every prompt ends with: take keep_end or drop")
+    low, high = data.prompt_length.min, data.prompt_length.max
+    if (low is None) != (high is None):
+        problems.append("data.prompt_length needs both min and max")
+    elif low is not None and high is not None and low > high:
+        problems.append(f"data.prompt_length.min={low} is more than data.prompt_length.max={high}")
+    return problems
+
+
+def load_prompts(
+    data: PromptDataConfig, template: Template, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int
+) -> PromptData:
+    """Read, format, split, encode and cut every row the section names.
+
+    A response in a row is left off. Plain text becomes a prompt of its first tokens, as many as are drawn from
+    `data.prompt_length` by the seed and the row's place.
+
+    Args:
+        data: the section, which `check_prompts` has passed.
+        template: bound to `tokenizer`.
+        tokenizer: of the policy.
+        max_length: most tokens in a prompt.
+        seed: of the split, of fractional source weights and of the lengths.
+
+    Raises:
+        DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to ask.
+    """
+    ledger = Ledger()
+    sets, formats = read_sets(data, _reading(data.prompt_length), ledger, seed=seed)
+    encode = partial(_encoded, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
+    prompts = {name: encode(rows, name, ledger=ledger) for name, rows in sets.items()}
+    ledger.check_budget(data.max_dropped)
+    return PromptData(prompts["train"], prompts.get("eval", []), ledger, formats)
+
+
+def _reading(length: PromptLength) -> Reading[_Asked]:
+    detect = partial(detect_format, responses=False)
+    return Reading(FIELDS, detect, partial(_asked, length=length), otherwise="prompt")
+
+
+def _asked(row: Any, format_: str, columns: Mapping[str, str], *, length: PromptLength) -> _Asked:
+    if format_ != "text":
+        if length.max is not None:
+            raise RowError("data.prompt_length cuts plain text (a column 'text'), and this row is a conversation")
+        return _Asked(to_prompt(row, format_, columns), row)
+    if length.max is None:
+        raise RowError("plain text holds no prompt: data.prompt_length={min: 2, max: 8} asks for its first tokens")
+    return _Asked(to_conversation(row, format_, columns), row)
+
+
+def _encoded(
+    rows: list[Named[_Asked]],
+    name: str,
+    *,
+    data: PromptDataConfig,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    ledger: Ledger,
+    max_length: int,
+    seed: int,
+) -> list[Prompt]:
+    """The prompts of a set; the fate of each row goes into the ledger."""
+    found = encode_prompts(
+        [row.item.conversation for row in rows], template, tokenizer, control_tokens=data.control_tokens
+    )
+    num_bos = int(adds_bos(tokenizer))
+    prompts = []
+    for row, whole in zip(rows, found, strict=True):
+        ids, reason = (
+            ([], whole) if isinstance(whole, str) else _cut(whole, row, data, num_bos, max_length=max_length, seed=seed)
+        )
+        if ids:
+            prompts.append(_prompt(row, ids, num_bos, tokenizer))
+        if row.is_copy:
+            continue
+        if ids and reason:
+            ledger.truncate(row.source, reason, name)
+        elif reason:
+            ledger.drop(row.source, reason, name)
+        else:
+            ledger.keep(row.source, name)
+    return prompts
+
+
+def _cut(
+    ids: list[int], row: Named[_Asked], data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
+) -> tuple[list[int], str]:
+    """The ids to feed (none where the row is dropped) and why they are not what the row had."""
+    length = data.prompt_length
+    if row.item.conversation.plain:
+        assert length.min is not None
+        assert length.max is not None
+        wanted = random.Random(f"{seed} {row.source}").randint(length.min, length.max)
+        if len(ids) - num_bos < length.min:
+            return [], "too_short"
+        ids = ids[: num_bos + wanted]
+    if len(ids) <= max_length:
+        return ids, ""
+    if data.overlength is Overlength.drop:
+        return [], "too_long"
+    return ids[:num_bos] + ids[len(ids) - max_length + num_bos :], "cut_start"
+
+
+def _prompt(row: Named[_Asked], ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    conversation = row.item.conversation
+    if conversation.plain:
+        message = dataclasses.replace(conversation.messages[0], content=str(tokenizer.decode(ids[num_bos:])))
+        conversation = dataclasses.replace(conversation, messages=(message,))
+    return Prompt(row.source, ids, conversation.question(), conversation, row.item.columns)

@@ -1,0 +1,1 @@
+"""Back from batches to text: what `alignkit inspect` shows."""

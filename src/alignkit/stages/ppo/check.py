@@ -1,0 +1,155 @@
+"""What is wrong with a PPO job before anything is read through or loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+
+from alignkit.config import PpoJob, Quantization, ValueConfig, ValueModel
+from alignkit.data.sets.prompts import check_prompts
+from alignkit.errors import AlignkitError, ConfigError
+from alignkit.models.source import is_adapter, local_folder
+from alignkit.rewards.load import check_rewards
+from alignkit.rewards.source import parse_rewards
+from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import draws
+from alignkit.stages.sections import adapter_on_adapter, check_sections
+from alignkit.training.sharding import sharding_launched
+
+_RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+_STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
+_TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def check(job: PpoJob) -> None:
+    """Find everything that can be known before a file is read through or a model is loaded.
+
+    Raises:
+        ConfigError: every problem found, together.
+    """
+    problems = check_prompts(job.data) + check_sampling(job.sampling, over_time=True) + _reward_problems(job)
+    problems += check_sections(job, "ppo") + adapter_on_adapter(job)
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
+    problems += _lora_problems(job) + _schedule_problems(job) + _value_problems(job)
+    if name := sharding_launched():
+        problems.append(
+            f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "
+            "saves memory"
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _reward_problems(job: PpoJob) -> list[str]:
+    try:
+        return check_rewards(parse_rewards(job.reward))
+    except AlignkitError as error:
+        return list(error.problems)
+
+
+def _batch_problems(job: PpoJob, num_processes: int) -> list[str]:
+    """A minibatch is whole forward passes on every process, or accumulation would weigh its parts unevenly."""
+    ppo, size = job.ppo, job.train.get("per_device_train_batch_size", 8)
+    if not isinstance(size, int) or size < 1:
+        return []  # told by the check of the section
+    num, unit = ppo.num_prompts * ppo.num_generations, ppo.num_mini_batches * size * num_processes
+    if num % unit == 0:
+        return []
+    step = unit // math.gcd(unit, ppo.num_generations)
+    below = ppo.num_prompts // step * step
+    nearest = f"{below} or {below + step}" if below else str(step)
+    across = f" on {num_processes} processes" if num_processes > 1 else ""
+    return [
+        f"ppo.num_prompts={ppo.num_prompts} × ppo.num_generations={ppo.num_generations} = {num} completions do not "
+        f"divide into ppo.num_mini_batches={ppo.num_mini_batches} minibatches of whole passes of "
+        f"train.per_device_train_batch_size={size}{across}: take ppo.num_prompts={nearest}, or another of the sizes"
+    ]
+
+
+def _sampling_problems(job: PpoJob) -> list[str]:
+    sampling, problems = job.sampling, []
+    if not draws(sampling):
+        greedy = "sampling.do_sample=false" if sampling.do_sample is False else "sampling.temperature=null"
+        problems.append(f"{greedy}: PPO learns from draws; leave it out")
+    if sampling.stop:
+        problems.append("sampling.stop has no effect on PPO, which learns when to end: leave it out")
+    for name in _TRUNCATING:
+        value = getattr(sampling, name)
+        if value is not None and not job.ppo.allow_truncated_sampling:
+            problems.append(
+                f"sampling.{name}={value}: the sampler would be another distribution than the policy that is trained; "
+                "leave it out, or say ppo.allow_truncated_sampling=true"
+            )
+    return problems
+
+
+def _dropout_problems(job: PpoJob) -> list[str]:
+    why = "with dropout the policy that samples is not the policy that is trained"
+    problems = []
+    if dropout := job.lora.get("lora_dropout"):
+        problems.append(f"lora.lora_dropout={dropout}: {why}; set it to 0, or take lora=ppo")
+    problems += [
+        f"model.config.{name}={value}: {why}; set it to 0"
+        for name, value in job.model.config.items()
+        if ("dropout" in name or name.endswith("pdrop")) and value
+    ]
+    return problems
+
+
+def _lora_problems(job: PpoJob) -> list[str]:
+    """The base without a fresh adapter is the reference: it must stay what it is, and the adapter start as nothing."""
+    why = "the base without its adapter is the reference, and must be what the policy started as; leave it out"
+    init, bias = job.lora.get("init_lora_weights", True), job.lora.get("bias", "none")
+    problems = []
+    if init is False or str(init).split("_niter")[0] in _STARTS_ELSEWHERE:
+        problems.append(f"lora.init_lora_weights={init}: {why}")
+    if bias != "none":
+        problems.append(f"lora.bias={bias}: {why}")
+    return problems
+
+
+def _schedule_problems(job: PpoJob) -> list[str]:
+    ppo, problems = job.ppo, []
+    if ppo.kl_target is not None and ppo.kl_coef_end is not None:
+        problems.append("ppo.kl_target steers ppo.kl_coef and ppo.kl_coef_end draws it in a line: give one of them")
+    if ppo.kl_target is not None and ppo.kl_coef == 0:
+        problems.append("ppo.kl_target has no effect with ppo.kl_coef=0: steering multiplies it; start above 0")
+    if job.value.warmup_updates >= ppo.num_updates:
+        problems.append(
+            f"value.warmup_updates={job.value.warmup_updates} leaves none of ppo.num_updates={ppo.num_updates} to "
+            "train the policy"
+        )
+    return problems
+
+
+def _value_problems(job: PpoJob) -> list[str]:
+    value, problems = job.value, []
+    folder = local_folder(job.model.name)
+    if value.model is not ValueModel.shared and value.detach:
+        problems.append(
+            f"value.detach has no effect with value.model={value.model}: its loss never trains the policy's own layers"
+        )
+    if value.model is ValueModel.adapter and not job.lora and (folder is None or not is_adapter(folder)):
+        problems.append(
+            "value.model=adapter needs a policy that is one too: lora=ppo puts LoRA on it, value.model=own trains a "
+            "backbone for the values"
+        )
+    if value.model is ValueModel.own and value.start is None and job.model.quantization is not Quantization.none:
+        problems.append(
+            f"value.model=own trains a copy of the model, which model.quantization={job.model.quantization} rules out: "
+            "take value.model=adapter"
+        )
+    recomputing = [how for key in _RECOMPUTING if isinstance(how := job.train.get(key), Mapping)]
+    if value.model is ValueModel.adapter and any(how.get("use_reentrant") for how in recomputing):
+        problems.append("use_reentrant=true cannot tell adapters apart, and value.model=adapter has two: leave it out")
+    if job.ppo.vf_coef == 0:
+        defaults = ValueConfig(start=value.start)
+        problems += [
+            f"value.{item.name}={getattr(value, item.name)} has no effect with ppo.vf_coef=0, which trains no values"
+            for item in fields(ValueConfig)
+            if getattr(value, item.name) != getattr(defaults, item.name)
+        ]
+    return problems

@@ -1,0 +1,99 @@
+"""What PPO's policy is asked: prompts, rendered and encoded before any weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.config import PpoJob
+from alignkit.data.encode.templates import Template, load_template
+from alignkit.data.sets.prompts import PromptData, load_prompts
+from alignkit.data.views.prompts import PromptView
+from alignkit.errors import ConfigError
+from alignkit.models.load import load_tokenizer, num_positions
+from alignkit.models.lora import build_lora
+from alignkit.models.skeleton import skeleton
+from alignkit.ppo.value_init import check_value_start
+from alignkit.rewards.load import check_reward_columns
+from alignkit.rewards.source import parse_rewards
+from alignkit.runs.log import run_log
+from alignkit.stages.ppo.check import check
+
+_LONGEST_BY_DEFAULT = 2048  # tokens of a prompt, where the model sets no limit
+
+
+@dataclass
+class Prepared:
+    """What training starts from.
+
+    Attributes:
+        tokenizer: of the policy.
+        template: bound to it.
+        data: the prompts, and what became of the other rows.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    data: PromptData
+
+
+def prepare(job: PpoJob) -> Prepared:
+    """Read, render and encode the prompts, without loading weights.
+
+    Raises:
+        AlignkitError: settings that do not fit the model or the rows, or rows that cannot be asked.
+    """
+    tokenizer = load_tokenizer(job.model)
+    template = load_template(job.template, tokenizer)
+    bare = skeleton(job.model)
+    if job.lora:
+        build_lora(job.lora, bare)
+    if job.value.start is not None and (problems := check_value_start(job.value, job.model, job.lora)):
+        raise ConfigError(*problems)
+    positions = num_positions(bare.config)
+    longest = _LONGEST_BY_DEFAULT if positions is None else positions - job.sampling.max_new_tokens
+    if longest < 1:
+        raise ConfigError(
+            f"sampling.max_new_tokens={job.sampling.max_new_tokens} leaves no room for a prompt: the model has "
+            f"{positions} positions"
+        )
+    if job.data.max_length is not None and positions is not None and job.data.max_length > longest:
+        raise ConfigError(
+            f"data.max_length={job.data.max_length} with sampling.max_new_tokens={job.sampling.max_new_tokens} is more "
+            f"than the model's {positions} positions: shorten the one or the other"
+        )
+    max_length = job.data.max_length or min(longest, _LONGEST_BY_DEFAULT)
+    data = load_prompts(job.data, template, tokenizer, max_length=max_length, seed=job.seed)
+    columns = dict.fromkeys(key for prompt in data.train for key in prompt.columns)
+    check_reward_columns(parse_rewards(job.reward), list(columns))
+    return Prepared(tokenizer, template, data)
+
+
+def view(job: PpoJob) -> PromptView:
+    """What `alignkit inspect ppo` shows."""
+    with run_log():
+        check(job)
+        prepared = prepare(job)
+    data, length, ppo = prepared.data, job.data.prompt_length, job.ppo
+    times = ppo.num_updates * ppo.num_prompts / len(data.train)
+    return PromptView(
+        title=f"ppo {job.name}",
+        sets={"train": data.train, **({"eval": data.held_out} if data.held_out else {})},
+        ledger=data.ledger,
+        tokenizer=prepared.tokenizer,
+        facts=[
+            *read_as(data),
+            f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
+            *([f"texts are cut to their first {length.min} to {length.max} tokens"] if length.max else []),
+            f"{ppo.num_updates:,} updates of {ppo.num_prompts:,} prompts ask each of them {times:,.1f} times",
+        ],
+    )
+
+
+def read_as(data: PromptData) -> list[str]:
+    """What each source was read as."""
+    return [
+        f"{source} read as {format_}" + ("" if format_ in ("prompt", "text") else ", without the responses")
+        for source, format_ in data.formats.items()
+    ]

@@ -1,0 +1,206 @@
+"""Proximal policy optimisation: from prompts, a policy and a reward to a trained run directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+
+from alignkit.config import ModelConfig, PpoJob
+from alignkit.models.adapters import Adapters
+from alignkit.models.load import load_model
+from alignkit.models.lora import build_lora
+from alignkit.models.save import save_model
+from alignkit.models.source import base_of, is_adapter, local_folder
+from alignkit.ppo.policy import Policy
+from alignkit.ppo.record import RolloutFile, conclude, first_look
+from alignkit.ppo.reference import what_is_held
+from alignkit.ppo.rollout import Rollout, Sampler
+from alignkit.ppo.trainer import PpoTrainer
+from alignkit.ppo.value_init import value_function
+from alignkit.rewards.backbone import Backbone
+from alignkit.rewards.load import load_rewards
+from alignkit.rewards.source import parse_rewards
+from alignkit.rewards.weighted import Rewards
+from alignkit.runs.directory import lineage
+from alignkit.sampling.settings import stop_ids
+from alignkit.stages.opening import announce, opened
+from alignkit.stages.ppo.check import check
+from alignkit.stages.ppo.data import Prepared, prepare, read_as
+from alignkit.stages.ppo.data import view as view
+from alignkit.stages.sections import arguments, other_template
+from alignkit.training.metrics import MetricsFile
+from alignkit.training.session import full_disk_in_words, train
+
+logger = logging.getLogger(__name__)
+
+
+def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
+    """Train, and leave a run directory that any later command takes as a model.
+
+    Args:
+        job: the settings.
+        run_dir: of this run; nothing else is written to.
+        record: the settings as they were given, interpolations unresolved, for the run's own record.
+
+    Raises:
+        AlignkitError: the user's mistake, or what stopped the training, in words.
+    """
+    check(job)
+    with opened(job, "ppo", run_dir, record) as entry:
+        if entry.finished:
+            return
+        prepared = prepare(job)
+        args = _arguments(job, run_dir, held_out=bool(prepared.data.held_out))
+        model = _model(job, prepared.tokenizer)
+        adapters = Adapters(model) if isinstance(model, PeftModel) else None
+        backbone = None if adapters is None else Backbone(adapters, _base(job.model))
+        rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)
+        if job.value.start is not None:
+            entry.parents += lineage(job.value.start)
+        entry.begin()
+        of_rewards = rewards.other_templates(prepared.template.jinja, job.model.name)
+        for line in filter(None, [other_template(job.model, prepared.template), *of_rewards]):
+            logger.warning("%s", line)
+        trainer = _trainer(job, run_dir, args, model, adapters, prepared, rewards)
+        if trainer.is_world_process_zero():
+            prepared.data.ledger.write(run_dir / "rows.jsonl")
+        announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
+        before = _samples(job, trainer)
+        first_look(before, trainer.held_out or trainer.prompts)
+        train(trainer, resume=entry.resuming)
+        for line in rewards.cuts():
+            logger.warning("%s", line)
+        if trainer.num_skipped:
+            logger.warning("%s completions had no score and were left out of their updates", f"{trainer.num_skipped:,}")
+        after = _samples(job, trainer)
+        _save(trainer, run_dir, prepared)
+        entry.result = conclude(
+            run_dir,
+            trainer.state.log_history,
+            prompts=trainer.held_out or trainer.prompts,
+            before=before,
+            after=after,
+            kept_step=trainer.state.best_global_step if trainer.args.load_best_model_at_end else None,
+        )
+
+
+def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
+    """Upstream's, counted in updates; where prompts are held out, the result is the best by their score."""
+    every = max(1, job.ppo.num_updates // 10)
+    chosen: dict[str, Any] = {"max_steps": job.ppo.num_updates, "save_strategy": "steps", "save_steps": every}
+    if held_out and job.train.get("eval_strategy") != "no":
+        chosen |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
+        chosen |= {"metric_for_best_model": "score", "greater_is_better": True}
+        chosen |= {"save_steps": job.train["eval_steps"]} if "eval_steps" in job.train else {}
+    return arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
+
+
+def _model(job: PpoJob, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The policy at its start, with its adapter where it has one."""
+    model = load_model(job.model, tokenizer=tokenizer, seed=job.seed, trainable=not job.lora)
+    if not job.lora:
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        return get_peft_model(model, build_lora(job.lora, model))
+
+
+def _base(model: ModelConfig) -> ModelConfig:
+    """The section of the full weights: of an adapter, those that it sits on."""
+    folder = local_folder(model.name)
+    return base_of(folder, model) if folder is not None and is_adapter(folder) else model
+
+
+def _trainer(
+    job: PpoJob, run_dir: Path, args: Any, model: Any, adapters: Adapters | None, prepared: Prepared, rewards: Rewards
+) -> PpoTrainer:
+    eos_ids = stop_ids(model, prepared.template.end_id)
+    value = value_function(
+        job.value,
+        job.model,
+        adapters,
+        hidden_size=model.config.get_text_config().hidden_size,
+        tokenizer=prepared.tokenizer,
+        seed=job.seed,
+    )
+    policy = Policy(
+        model,
+        adapters,
+        value,
+        is_continued=adapters is not None and not job.lora,
+        eos_ids=eos_ids,
+        entropy_trains=job.ppo.entropy_coef > 0,
+        detach_values=job.value.detach,
+    )
+    kept = RolloutFile(
+        run_dir / "rollouts.jsonl", prepared.data.train, keep=job.ppo.keep_rollouts, show_every=job.ppo.show_every
+    )
+    return PpoTrainer(
+        policy=policy,
+        prompts=prepared.data.train,
+        held_out=prepared.data.held_out,
+        sampler=Sampler(
+            prepared.tokenizer,
+            job.sampling,
+            eos_ids,
+            prepared.template.response_lead,
+            job.seed,
+            job.ppo.generation_batch_size,
+        ),
+        rewards=rewards,
+        ppo=job.ppo,
+        value=job.value,
+        shuffle=job.data.shuffle,
+        on_rollout=kept,
+        args=args,
+        processing_class=prepared.tokenizer,
+        callbacks=[
+            MetricsFile(run_dir / "metrics.jsonl"),
+            kept,
+            *([EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []),
+        ],
+    )
+
+
+def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, str]:
+    """What will happen, in a line each."""
+    ppo, data = job.ppo, prepared.data
+    num = ppo.num_prompts * ppo.num_generations
+    return {
+        "rows": "; ".join(read_as(data)),
+        "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
+        "memory": what_is_held(trainer.policy.adapters) + trainer.policy.value.held,
+        "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
+        "reward": str(trainer.rewards),
+        "rollout": f"{num:,} completions ({ppo.num_prompts} prompts × {ppo.num_generations}), at most "
+        f"{job.sampling.max_new_tokens} tokens each",
+        "update": f"a rollout, then {ppo.num_ppo_epochs} passes of {ppo.num_mini_batches} minibatches of "
+        f"{num // ppo.num_mini_batches}, {trainer.args.per_device_train_batch_size} at a time; a step is an update",
+    }
+
+
+def _samples(job: PpoJob, trainer: PpoTrainer) -> list[Rollout]:
+    """What the policy answers now to the first held-out prompts (or, without those, to the first of all), scored."""
+    prompts = trainer.held_out or trainer.prompts
+    return trainer.answer(prompts, [(place, 0) for place in range(min(job.samples, len(prompts)))])
+
+
+def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    with full_disk_in_words(run_dir):
+        trainer.policy.value.save(run_dir)
+        save_model(
+            trainer.policy.finished(),
+            prepared.tokenizer,
+            run_dir,
+            jinja=prepared.template.jinja,
+            end_id=prepared.template.end_id,
+        )

@@ -1,0 +1,331 @@
+"""From files to encoded sets: what is encoded, where it lands, and that no source row is lost or counted twice."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.config import DataConfig, Malformed, Overlength, TemplateConfig
+from alignkit.data.encode.templates import load_template
+from alignkit.data.sets.dataset import EncodedSet, SftData, check_data, load_sft, shared
+from alignkit.errors import DataError
+
+EOS = 258  # of the byte tokenizer; ids below 256 are bytes
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # so that a source is `rows.jsonl:1`
+
+
+@pytest.fixture
+def load(byte: Any) -> Callable[..., SftData]:
+    """Read a `data` section with the instruction template and the byte tokenizer."""
+    template = load_template(TemplateConfig(name="instruction"), byte)
+
+    def load(path: Any = "rows.jsonl", *, max_length: int = 100, seed: int = 0, **rest: Any) -> SftData:
+        run = {key: rest.pop(key) for key in ("num_prompts", "on_rows") if key in rest}
+        return load_sft(DataConfig(path=path, **rest), template, byte, max_length=max_length, seed=seed, **run)
+
+    return load
+
+
+def task(instruction: str, output: Any) -> dict[str, Any]:
+    return {"instruction": instruction, "output": output}
+
+
+def prompt(instruction: str) -> bytes:
+    return b"### Instruction:\n" + instruction.encode() + b"\n\n### Response:\n"
+
+
+def encoded(rows: EncodedSet) -> list[tuple[str, list[int], list[int]]]:
+    return [(row["source"], row["input_ids"], row["labels"]) for row in rows.dataset]
+
+
+def answers(rows: EncodedSet) -> list[str]:
+    """What the loss sees of each row, without the end token."""
+    return [bytes(label for label in row["labels"] if 0 <= label < 256).decode() for row in rows.dataset]
+
+
+def written(data: SftData) -> list[tuple[str, str, str, str]]:
+    data.ledger.write(Path("fates.jsonl"))
+    lines = [json.loads(line) for line in Path("fates.jsonl").read_text().splitlines()]
+    return [(line["source"], line["fate"], line["reason"], line["set"]) for line in lines]
+
+
+def test_a_row_by_value(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
+    write_rows([task("Hi", "Yo"), {"instruction": "Up", "input": "é", "output": "É"}])
+    data = load()
+    first, second = prompt("Hi"), b"### Instruction:\nUp\n\n### Input:\n\xc3\xa9\n\n### Response:\n"
+    assert encoded(data.train) == [
+        ("rows.jsonl:1", [*first, *b"Yo", EOS], [-100] * len(first) + [*b"Yo", EOS]),
+        ("rows.jsonl:2", [*second, 0xC3, 0x89, EOS], [-100] * len(second) + [0xC3, 0x89, EOS]),
+    ]
+    assert data.train.dataset["row_index"][:] == [0, 1]
+    assert data.train.lengths == [len(first) + 3, len(second) + 3]
+    assert data.train.num_supervised == 6
+    assert data.evals == {}
+    assert data.formats == {"rows.jsonl": "instruction"}
+
+
+def test_every_source_row_is_in_the_ledger_once_and_in_the_order_of_the_file(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    rows = [task("a", "b"), task("c", None), task("d" * 90, "e"), "text", task("f", "<|eos|>"), task("g", "h")]
+    write_rows(rows)
+    data = load(malformed=Malformed.drop, max_dropped=0.9)
+    assert written(data) == [
+        ("rows.jsonl:1", "kept", "", "train"),
+        ("rows.jsonl:2", "dropped", "malformed: 'output' is null", "train"),
+        ("rows.jsonl:3", "dropped", "too_long", "train"),
+        ("rows.jsonl:4", "dropped", "malformed: not an object", "train"),
+        ("rows.jsonl:5", "dropped", "control_tokens", "train"),
+        ("rows.jsonl:6", "kept", "", "train"),
+    ]
+    assert data.train.sources == ["rows.jsonl:1", "rows.jsonl:6"]
+    assert answers(data.train) == ["b", "h"]
+    assert data.train.dataset["row_index"][:] == [0, 1]  # numbers of the rows that are left, as the trainer names them
+
+
+def test_the_ledger_lists_files_in_the_order_they_are_named(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b"), task("c", "d")], "z.jsonl")
+    write_rows([task("e", None), task("f", "g")], "y.jsonl")
+    data = load(["z.jsonl", "y.jsonl"], malformed=Malformed.drop, max_dropped=0.5)
+    assert [source for source, *_ in written(data)] == ["z.jsonl:1", "z.jsonl:2", "y.jsonl:1", "y.jsonl:2"]
+
+
+def test_a_weight_repeats_rows_and_the_ledger_still_counts_each_once(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b"), task("c", "d" * 99), task("e", "f")], "twice.jsonl")
+    write_rows([task(f"n{i}", "x") for i in range(10)], "half.jsonl")
+    write_rows([task("last", "y")])
+    weighted = [{"path": "twice.jsonl", "weight": 2}, {"path": "half.jsonl", "weight": 0.5}, "rows.jsonl"]
+    data = load(weighted, max_dropped=0.2)
+    seen = Counter(data.train.sources)
+    assert [seen[f"twice.jsonl:{n}"] for n in (1, 2, 3)] == [2, 0, 2]
+    halved = [f"half.jsonl:{n}" for n in range(1, 11) if seen[f"half.jsonl:{n}"]]
+    assert len(halved) == 5
+    assert seen["rows.jsonl:1"] == 1
+    assert data.ledger.counts() == {"train": {"dropped: weight": 5, "kept": 8, "dropped: too_long": 1}}
+    assert max(Counter(source for source, *_ in written(data)).values()) == 1
+    left_out = {source for source, _, reason, _ in written(data) if reason == "weight"}
+    assert left_out == {f"half.jsonl:{n}" for n in range(1, 11)} - set(halved)
+
+
+def test_rows_left_out_by_weight_are_another_half_with_another_seed(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task(f"n{i}", "x") for i in range(40)])
+    half = [{"path": "rows.jsonl", "weight": 0.5}]
+    assert load(half).train.sources == load(half).train.sources != load(half, seed=1).train.sources
+
+
+def test_a_limit_counts_over_all_sources_of_a_set(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    for name in ("a", "b", "held"):
+        write_rows([task(f"{name}{i}", "x") for i in range(3)], f"{name}.jsonl")
+    data = load(["a.jsonl", "b.jsonl"], eval_path="held.jsonl", limit=4)
+    assert data.train.sources == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
+    assert data.evals["eval"].sources == ["held.jsonl:1", "held.jsonl:2", "held.jsonl:3"]
+    assert len(written(data)) == 7
+
+
+def test_a_held_out_share_takes_whole_prompts(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
+    write_rows([task(f"question {i // 2}", f"answer {i}") for i in range(40)])  # every prompt has two answers
+    data = load(eval_fraction=0.25)
+    train, held_out = (
+        {source.removeprefix("rows.jsonl:") for source in rows.sources} for rows in (data.train, data.evals["eval"])
+    )
+    assert (len(train), len(held_out)) == (30, 10)
+    prompts = {number: (int(number) - 1) // 2 for number in train | held_out}
+    assert not {prompts[number] for number in train} & {prompts[number] for number in held_out}
+    assert {source for source, _, _, name in written(data) if name == "eval"} == {f"rows.jsonl:{n}" for n in held_out}
+    assert data.ledger.counts() == {"train": {"kept": 30}, "eval": {"kept": 10}}
+    assert load(eval_fraction=0.25).evals["eval"].sources == data.evals["eval"].sources
+    assert load(eval_fraction=0.25, seed=1).evals["eval"].sources != data.evals["eval"].sources
+
+
+def test_several_held_out_sets_have_their_own_columns_in_the_ledger(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b")])
+    write_rows([task("c", "d"), task("e", "f" * 99)], "near.jsonl")
+    write_rows([{"prompt": "g", "completion": "h"}], "far.jsonl")
+    data = load(eval_path={"near": "near.jsonl", "far": "far.jsonl"}, max_dropped=0.5)
+    assert {name: answers(rows) for name, rows in data.evals.items()} == {"near": ["d"], "far": ["h"]}
+    assert data.ledger.counts() == {
+        "train": {"kept": 1},
+        "near": {"kept": 1, "dropped: too_long": 1},
+        "far": {"kept": 1},
+    }
+    with pytest.raises(DataError, match=r"^data \(set near\): 1 of 2 rows were dropped \(50 %\)"):
+        load(eval_path={"near": "near.jsonl"})
+
+
+def test_two_processes_encode_what_one_does(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
+    write_rows([task(f"number {i}", f"{i} " * (i % 40)) if i % 7 else task("x", None) for i in range(1, 1100)])
+    steps: list[list[int]] = [[], []]
+    one, two = (
+        load(
+            num_proc=num_proc,
+            malformed=Malformed.drop,
+            overlength=Overlength.keep_start,
+            max_dropped=0.5,
+            on_rows=seen.append,
+        )
+        for num_proc, seen in ((1, steps[0]), (2, steps[1]))
+    )
+    assert two.train.dataset.to_dict() == one.train.dataset.to_dict()
+    assert written(two) == written(one)
+    assert len(written(one)) == 1099
+    # rows reach the encoder in chunks of 512, whoever encodes them
+    assert steps[0] == steps[1] == [512, sum(steps[0]) - 512]
+
+
+@pytest.mark.parametrize(
+    ("policy", "fates", "left"),
+    [
+        (Overlength.drop, ["kept: ", "dropped: too_long", "dropped: too_long"], ["ok"]),
+        (Overlength.keep_end, ["kept: ", "truncated: cut_start", "dropped: too_long"], ["ok", "short"]),
+        (Overlength.keep_start, ["kept: ", "dropped: nothing_to_learn", "truncated: cut_end"], ["ok", "l" * 27]),
+    ],
+)
+def test_a_row_that_is_too_long(
+    load: Callable[..., SftData],
+    write_rows: Callable[..., Path],
+    policy: Overlength,
+    fates: list[str],
+    left: list[str],
+) -> None:
+    write_rows([task("a", "ok"), task("question " * 9, "short"), task("a", "l" * 90)])
+    data = load(overlength=policy, max_length=61, max_dropped=0.9)
+    assert [f"{fate}: {reason}" for _, fate, reason, _ in written(data)] == fates
+    assert answers(data.train) == left
+    assert all(length <= 61 for length in data.train.lengths)
+
+
+def test_too_many_dropped_rows_are_told_with_reasons_and_places(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    rows = [task("a", "b") for _ in range(16)]
+    rows[2:5] = [task("a", "b" * 99)] * 3
+    rows[9] = task("a", 3)
+    write_rows(rows)
+    with pytest.raises(DataError) as caught:
+        load(malformed=Malformed.drop)
+    assert list(caught.value.problems) == [
+        "data: 4 of 16 rows were dropped (25 %), more than data.max_dropped=0.05 allows: "
+        "3 too_long (rows.jsonl:3, rows.jsonl:4, …), "
+        "1 malformed: 'output' is a number where text belongs (rows.jsonl:10); "
+        "raise data.max_length, choose data.overlength=keep_end, mend the malformed rows, or raise data.max_dropped"
+    ]
+    assert len(load(malformed=Malformed.drop, max_dropped=0.25).train.dataset) == 12
+
+
+def test_no_row_left_is_an_error_whatever_the_budget(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b" * 99), task("c", "d" * 99)])
+    with pytest.raises(DataError) as caught:
+        load(max_dropped=1.0)
+    assert list(caught.value.problems) == [
+        "data: no row is left of 2: 2 too_long (rows.jsonl:1, rows.jsonl:2); "
+        "raise data.max_length, choose data.overlength=keep_end"
+    ]
+
+
+def test_malformed_rows_stop_the_run_or_are_dropped_and_counted(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b"), task("", "c"), task("d", "e"), task("f", None)])
+    with pytest.raises(DataError) as caught:
+        load(max_dropped=1.0)
+    assert list(caught.value.problems) == [
+        "2 malformed rows: mend them, or leave them out with data.malformed=drop",
+        "rows.jsonl:2: 'instruction' is empty",
+        "rows.jsonl:4: 'output' is null",
+    ]
+    data = load(max_dropped=0.5, malformed=Malformed.drop)
+    assert answers(data.train) == ["b", "e"]
+    assert data.ledger.counts()["train"] == {
+        "kept": 2,
+        "dropped: malformed: 'instruction' is empty": 1,
+        "dropped: malformed: 'output' is null": 1,
+    }
+
+
+def test_a_line_that_is_only_half_written_is_malformed(load: Callable[..., SftData]) -> None:
+    Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "c", "outp')
+    with pytest.raises(DataError, match=r"^rows\.jsonl:2: "):
+        load()
+    data = load(malformed=Malformed.drop, max_dropped=0.5)
+    assert data.train.sources == ["rows.jsonl:1"]
+    assert len(written(data)) == 2
+
+
+def test_sources_of_several_formats_become_one_set(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b")])
+    turns = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    write_rows([{"messages": turns}], "chats.jsonl")
+    write_rows([{"text": "plain words"}], "plain.jsonl")
+    write_rows([{"q": "e", "a": "f"}], "own.jsonl")
+    own = {"path": "own.jsonl", "format": "prompt_completion", "columns": {"prompt": "q", "completion": "a"}}
+    data = load(["rows.jsonl", "chats.jsonl", "plain.jsonl", own])
+    assert data.formats == {
+        "rows.jsonl": "instruction",
+        "chats.jsonl": "messages",
+        "plain.jsonl": "text",
+        "own.jsonl": "prompt_completion",
+    }
+    # a text row has no prompt: all of it is learnt except its first token, which nothing predicts
+    assert answers(data.train) == ["b", "d", "lain words", "f"]
+    assert [row[:2] for row in written(data)] == [(source, "kept") for source in data.train.sources]
+
+
+def test_samples_are_prompts_that_training_does_not_see(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b"), task("c", "d"), {"instruction": "e", "output": "f"}])
+    write_rows([task("g", "h"), task("i", "j")], "held.jsonl")
+    told = [
+        [row.messages[0].content for row in data.prompts]
+        for data in (load(num_prompts=2), load(num_prompts=3, eval_path="held.jsonl"), load())
+    ]
+    assert told == [["a", "c"], ["g", "i"], []]
+
+
+def test_fillers_make_batches_whole_and_carry_no_loss(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([task("a", "b"), task("c", "d"), task("e", "f")])
+    rows = load().train
+    filled = rows.filled(4)
+    assert len(filled.dataset) == 4
+    assert filled.dataset[3] == {"input_ids": [0, 0], "labels": [-100, -100], "row_index": -1, "source": "filler"}
+    assert filled.num_supervised == rows.num_supervised == 6
+    assert rows.filled(3) is rows
+
+
+def test_what_is_wrong_with_the_section_is_told_together_and_nothing_is_read(write_rows: Callable[..., Path]) -> None:
+    write_rows([task("a", "b")])
+    assert check_data(DataConfig(path="rows.jsonl")) == []
+    assert check_data(DataConfig(path="row.jsonl", eval_path={"far": "nowhere/far.jsonl"}, eval_fraction=0.5)) == [
+        "data.eval_path and data.eval_fraction both name held-out rows: give one of them",
+        "data.path: row.jsonl: there is no such file; did you mean 'rows.jsonl'?",
+        "data.eval_path: nowhere/far.jsonl: there is no folder nowhere",
+    ]
+
+
+def test_one_process_shares_nothing_on_disk(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
+    write_rows([task("a", "b")])
+    assert answers(shared(load, Path("folder")).train) == ["b"]
+    assert not Path("folder").exists()
