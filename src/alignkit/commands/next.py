@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from alignkit.config import ModelConfig, NextJob, SamplingConfig
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.evaluate.next_plot import plot_next, plot_walk
+from alignkit.evaluate.next_view import Token, View
 from alignkit.evaluate.policy import Policy
 from alignkit.evaluate.prompts import asked
 from alignkit.models.load import check_model, num_positions
@@ -26,44 +27,6 @@ from alignkit.sampling.settings import check as check_sampling
 from alignkit.terminal import printable
 
 _BAR_WIDTH = 24
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token at one place.
-
-    Attributes:
-        text: as it is shown.
-        rank: 1 for the likeliest, before truncation; a tie goes to the smaller id.
-        before: its probability under temperature and repetition penalty.
-        after: what is left of it after truncation.
-        entropy: in nats, of the distribution before truncation it was looked up in.
-    """
-
-    text: str
-    rank: int
-    before: float
-    after: float
-    entropy: float
-
-
-@dataclass(frozen=True)
-class View:
-    """What one model says with one setting of the temperature.
-
-    Attributes:
-        label: model and temperature.
-        tokens: the likeliest next tokens; or, of a walk, the tokens of the response.
-        num_kept: tokens that truncation leaves.
-        num_tokens: all of them.
-        entropies: before and after truncation, in nats.
-    """
-
-    label: str
-    tokens: list[Token]
-    num_kept: int
-    num_tokens: int
-    entropies: tuple[float, float]
 
 
 def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None, png: Path | None) -> None:

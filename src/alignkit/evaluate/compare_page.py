@@ -7,18 +7,14 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from alignkit.commands.compare import Answer, Column, Comparison
+from alignkit.evaluate.comparison import Answer, Column, Comparison, summary
 
 _STRONGEST = 3.0  # nats: a change by so much, or more, has the full colour
 
 
 def write_page(path: Path, comparison: Comparison) -> None:
     """Write the page: no script, no font, no image from elsewhere."""
-    from alignkit.commands.compare import summary
-
     columns = comparison.columns
     figures = summary(comparison)
     heads = "".join(f"<th>{escape(name)}</th>" for name in figures[0])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from alignkit.commands.next import View
+from alignkit.evaluate.next_view import View
 
 _BEFORE, _AFTER = "#9ecae1", "#0072B2"
 
