@@ -147,7 +147,7 @@ def words_of(options: argparse.Namespace, *, lora: bool) -> list[str]:
 def prepare(work: Path, options: argparse.Namespace) -> None:
     """What `made_policy` makes, and, for TRL, the prompts as alignkit's template and tokenizer have them."""
     from alignkit.launch import compose_job
-    from alignkit.stages.ppo.run import run as ppo
+    from alignkit.stages.ppo import run as ppo
 
     made_policy.prepare(work, options)
     options.round = 0
@@ -173,7 +173,7 @@ def train_with_alignkit(options: argparse.Namespace, watch: Watch, *, lora: bool
     from alignkit.launch import compose_job
     from alignkit.ppo.learner import Learner
     from alignkit.ppo.policy import Policy
-    from alignkit.stages.ppo.run import run as ppo
+    from alignkit.stages.ppo import run as ppo
 
     def learn(self: Any, model: Any, rollouts: Any, *rest: Any) -> Any:
         watch.answered([rollout.ids for rollout in rollouts])

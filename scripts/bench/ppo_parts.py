@@ -27,7 +27,7 @@ from side_by_side import of_process
 from alignkit.config import PpoJob
 from alignkit.launch import compose_job
 from alignkit.ppo.trainer import PpoTrainer
-from alignkit.stages.ppo.run import run as ppo
+from alignkit.stages.ppo import run as ppo
 
 SIZES = {"cuda": (24, 1280, 3584), "cpu": (4, 256, 512)}  # layers, hidden, inside the MLP
 PARTS = ("rollout", "scoring", "update")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.launch import compose_job
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.sft import run as sft
 
 KNOWN = {
     "Say hello.": "hello there",

@@ -18,7 +18,7 @@ from alignkit.evaluate.statistics import win_rate
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.reward import load_reward, reward_tokenizer, scores_of
-from alignkit.stages.reward.run import run as reward
+from alignkit.stages.reward import run as reward
 
 LENGTHS = "def longer(prompts, completions):\n    return [len(text) for text in completions]\n"
 

@@ -12,7 +12,7 @@ from alignkit.commands.inspect import inspect
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.statistics import win_rate
 from alignkit.launch import compose_job
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.sft import run as sft
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

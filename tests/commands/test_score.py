@@ -10,7 +10,7 @@ import pytest
 from alignkit.commands.score import run
 from alignkit.errors import ConfigError, DataError
 from alignkit.launch import compose_job
-from alignkit.stages.reward.run import run as reward
+from alignkit.stages.reward import run as reward
 
 PAIRS = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "no" * (1 + n % 3)} for n in range(100, 124)]
 

@@ -22,9 +22,9 @@ from alignkit.rewards.backbone import Backbone, obstacle
 from alignkit.rewards.load import load_rewards
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import parse_rewards
-from alignkit.stages.ppo.run import run as ppo
-from alignkit.stages.reward.run import run as reward
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.ppo import run as ppo
+from alignkit.stages.reward import run as reward
+from alignkit.stages.sft import run as sft
 
 CPU = torch.device("cpu")
 WORDS = ["one", "two", "three", "four", "five", "six"]

@@ -16,8 +16,8 @@ from alignkit.models.reward import load_reward, reward_tokenizer, score_statisti
 from alignkit.rewards.load import check_rewards, load_rewards
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import parse_rewards
-from alignkit.stages.ppo.run import run as ppo
-from alignkit.stages.reward.run import run as reward
+from alignkit.stages.ppo import run as ppo
+from alignkit.stages.reward import run as reward
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
 PAIRS = [

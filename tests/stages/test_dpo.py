@@ -15,8 +15,8 @@ from alignkit.data.sets.pairs import load_pairs
 from alignkit.errors import ConfigError
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
-from alignkit.stages.dpo.run import run as dpo
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.dpo import run as dpo
+from alignkit.stages.sft import run as sft
 from alignkit.training.dpo import LOSSES, DpoTrainer, check_losses
 
 Job = Callable[..., DpoJob]

@@ -16,8 +16,8 @@ from alignkit.errors import AlignkitError, ConfigError, RewardError, TrainingErr
 from alignkit.launch import compose_job
 from alignkit.models.tiny import byte_tokenizer
 from alignkit.runs.plot import plot_panels
-from alignkit.stages.ppo.run import run as ppo
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.ppo import run as ppo
+from alignkit.stages.sft import run as sft
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 ROWS = [

@@ -6,8 +6,8 @@ import pytest
 
 from alignkit.errors import ConfigError
 from alignkit.launch import compose_job
+from alignkit.stages.ppo import run as ppo
 from alignkit.stages.ppo.check import check
-from alignkit.stages.ppo.run import run as ppo
 
 BASIS = ["model=tiny_gpt2", "data.path=rows.jsonl", "template=instruction", "reward=[{function: 'mine.py:length'}]"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.launch import compose_job
-from alignkit.stages.ppo.run import run as ppo
+from alignkit.stages.ppo import run as ppo
 
 LENGTH = 8
 WORDS = [

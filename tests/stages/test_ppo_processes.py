@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from alignkit.launch import compose_job, launch
-from alignkit.stages.reward.run import run as reward
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.reward import run as reward
+from alignkit.stages.sft import run as sft
 
 REWARDS = "def length(prompts, completions, **columns):\n    return [len(c) / 10 for c in completions]\n"
 SMALL = ["model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
@@ -36,8 +36,8 @@ KINDS = {
 # In one process group: its seconds of imports are paid once.
 BOTH = f"""
 from alignkit.launch import compose_job, launch
-from alignkit.stages.reward.run import run as reward
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.reward import run as reward
+from alignkit.stages.sft import run as sft
 for kind, words in {KINDS!r}.items():
     launch("ppo", [f"name=two-{{kind}}", *{WORDS!r}, *words, "train.per_device_train_batch_size=4"])
 """

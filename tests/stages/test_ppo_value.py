@@ -15,9 +15,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 from alignkit.config import ModelConfig, PpoJob, ValueConfig, ValueModel
 from alignkit.launch import compose_job
 from alignkit.ppo.value_init import check_value_start
-from alignkit.stages.ppo.run import run as ppo
-from alignkit.stages.reward.run import run as reward
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.ppo import run as ppo
+from alignkit.stages.reward import run as reward
+from alignkit.stages.sft import run as sft
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 ROWS = [

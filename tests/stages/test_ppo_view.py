@@ -9,7 +9,7 @@ import pytest
 from alignkit.errors import AlignkitError
 from alignkit.launch import compose_job
 from alignkit.ppo import rollout
-from alignkit.stages.ppo.run import run as ppo
+from alignkit.stages.ppo import run as ppo
 
 REVIEWS = ["A fine film.", "Dull from the first minute.", "Why?", "We laughed until it hurt.", "Ah"]
 WORDS = [

@@ -18,8 +18,8 @@ from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.reward import as_reward_model, load_reward, reward_tokenizer, scores_of
 from alignkit.models.tiny import byte_tokenizer
-from alignkit.stages.reward.run import run as reward
-from alignkit.stages.sft.run import run as sft
+from alignkit.stages.reward import run as reward
+from alignkit.stages.sft import run as sft
 from alignkit.training.reward import RewardTrainer
 
 Job = Callable[..., RewardJob]
