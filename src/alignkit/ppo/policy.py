@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
-from alignkit.ppo.reference import hold_reference, reference_adapter
+from alignkit.ppo.reference import hold_reference, reference_adapter, what_is_held
 from alignkit.ppo.scoring import Scorer, Sequences
 from alignkit.ppo.value import ValueFunction
 
@@ -46,7 +46,7 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.reference = hold_reference(model, adapters, is_continued=is_continued)
-        self.model, self.adapters, self.value = model, adapters, value
+        self.model, self.adapters, self.value, self.eos_ids = model, adapters, value, list(eos_ids)
         self.detach_values = detach_values
         self.scorer = Scorer(model, eos_ids=eos_ids, entropy_trains=entropy_trains)
         self._reference_scorer = (
@@ -57,6 +57,11 @@ class Policy(nn.Module):
     @property
     def config(self) -> Any:
         return self.model.config
+
+    @property
+    def held(self) -> str:
+        """What is in memory of policy, reference and value function, in words."""
+        return what_is_held(self.adapters) + self.value.held
 
     def train(self, mode: bool = True) -> Policy:
         """Evaluation mode, whatever is asked, except for what recomputes activations: that asks for training mode."""

@@ -8,28 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback
 
-from alignkit.config import ModelConfig, PpoJob
-from alignkit.models.adapters import Adapters
-from alignkit.models.load import load_model
-from alignkit.models.lora import build_lora
+from alignkit.config import PpoJob
 from alignkit.models.save import save_model
-from alignkit.models.source import base_of, is_adapter, local_folder
+from alignkit.ppo.build import backbone_for_rewards, build_policy
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.record import RolloutFile, conclude, first_look
-from alignkit.ppo.reference import what_is_held
 from alignkit.ppo.rollout import Rollout, Sampler
 from alignkit.ppo.trainer import PpoTrainer
-from alignkit.ppo.value_init import value_function
-from alignkit.rewards.backbone import Backbone
 from alignkit.rewards.load import load_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
 from alignkit.runs.directory import lineage
-from alignkit.sampling.settings import stop_ids
 from alignkit.stages.opening import announce, opened
 from alignkit.stages.ppo.check import check
 from alignkit.stages.ppo.data import Prepared, prepare, read_as
@@ -58,9 +49,16 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             return
         prepared = prepare(job)
         args = _arguments(job, run_dir, held_out=bool(prepared.data.held_out))
-        model = _model(job, prepared.tokenizer)
-        adapters = Adapters(model) if isinstance(model, PeftModel) else None
-        backbone = None if adapters is None else Backbone(adapters, _base(job.model))
+        policy = build_policy(
+            job.model,
+            job.lora,
+            job.value,
+            tokenizer=prepared.tokenizer,
+            end_id=prepared.template.end_id,
+            entropy_trains=job.ppo.entropy_coef > 0,
+            seed=job.seed,
+        )
+        backbone = backbone_for_rewards(policy, job.model)
         rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)
         if job.value.start is not None:
             entry.parents += lineage(job.value.start)
@@ -68,7 +66,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         of_rewards = rewards.other_templates(prepared.template.jinja, job.model.name)
         for line in filter(None, [other_template(job.model, prepared.template), *of_rewards]):
             logger.warning("%s", line)
-        trainer = _trainer(job, run_dir, args, model, adapters, prepared, rewards)
+        trainer = _trainer(job, run_dir, args, policy, prepared, rewards)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
         announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
@@ -102,43 +100,7 @@ def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
     return arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
 
 
-def _model(job: PpoJob, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The policy at its start, with its adapter where it has one."""
-    model = load_model(job.model, tokenizer=tokenizer, seed=job.seed, trainable=not job.lora)
-    if not job.lora:
-        return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        return get_peft_model(model, build_lora(job.lora, model))
-
-
-def _base(model: ModelConfig) -> ModelConfig:
-    """The section of the full weights: of an adapter, those that it sits on."""
-    folder = local_folder(model.name)
-    return base_of(folder, model) if folder is not None and is_adapter(folder) else model
-
-
-def _trainer(
-    job: PpoJob, run_dir: Path, args: Any, model: Any, adapters: Adapters | None, prepared: Prepared, rewards: Rewards
-) -> PpoTrainer:
-    eos_ids = stop_ids(model, prepared.template.end_id)
-    value = value_function(
-        job.value,
-        job.model,
-        adapters,
-        hidden_size=model.config.get_text_config().hidden_size,
-        tokenizer=prepared.tokenizer,
-        seed=job.seed,
-    )
-    policy = Policy(
-        model,
-        adapters,
-        value,
-        is_continued=adapters is not None and not job.lora,
-        eos_ids=eos_ids,
-        entropy_trains=job.ppo.entropy_coef > 0,
-        detach_values=job.value.detach,
-    )
+def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Prepared, rewards: Rewards) -> PpoTrainer:
     kept = RolloutFile(
         run_dir / "rollouts.jsonl", prepared.data.train, keep=job.ppo.keep_rollouts, show_every=job.ppo.show_every
     )
@@ -149,7 +111,7 @@ def _trainer(
         sampler=Sampler(
             prepared.tokenizer,
             job.sampling,
-            eos_ids,
+            policy.eos_ids,
             prepared.template.response_lead,
             job.seed,
             job.ppo.generation_batch_size,
@@ -176,7 +138,7 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
     return {
         "rows": "; ".join(read_as(data)),
         "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
-        "memory": what_is_held(trainer.policy.adapters) + trainer.policy.value.held,
+        "memory": trainer.policy.held,
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "reward": str(trainer.rewards),
         "rollout": f"{num:,} completions ({ppo.num_prompts} prompts × {ppo.num_generations}), at most "

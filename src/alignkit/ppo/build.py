@@ -1,0 +1,88 @@
+"""Put a policy together: the model that training starts from, its adapter, its value function and its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.config import ModelConfig, ValueConfig
+from alignkit.models.adapters import Adapters
+from alignkit.models.load import load_model
+from alignkit.models.lora import build_lora
+from alignkit.models.source import base_of, is_adapter, local_folder
+from alignkit.ppo.policy import Policy
+from alignkit.ppo.value_init import value_function
+from alignkit.rewards.backbone import Backbone
+from alignkit.sampling.settings import stop_ids
+
+
+def build_policy(
+    model: ModelConfig,
+    lora: Mapping[str, Any],
+    value: ValueConfig,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    end_id: int,
+    entropy_trains: bool,
+    seed: int,
+) -> Policy:
+    """Load the policy as it is before the first update.
+
+    Args:
+        model: the section of the policy.
+        lora: the section; where it is empty, the adapter that the model has is trained further, or every weight is.
+        value: the section, which `check_value_start` has passed.
+        tokenizer: of the policy.
+        end_id: the token that ends a turn of the template.
+        entropy_trains: the loss has an entropy bonus.
+        seed: of weights that are drawn at random.
+
+    Raises:
+        ModelError: a model cannot be loaded.
+    """
+    loaded = _load(model, lora, tokenizer=tokenizer, seed=seed)
+    adapters = Adapters(loaded) if isinstance(loaded, PeftModel) else None
+    return Policy(
+        loaded,
+        adapters,
+        value_function(
+            value,
+            model,
+            adapters,
+            hidden_size=loaded.config.get_text_config().hidden_size,
+            tokenizer=tokenizer,
+            seed=seed,
+        ),
+        is_continued=adapters is not None and not lora,
+        eos_ids=stop_ids(loaded, end_id),
+        entropy_trains=entropy_trains,
+        detach_values=value.detach,
+    )
+
+
+def backbone_for_rewards(policy: Policy, model: ModelConfig) -> Backbone | None:
+    """Return the frozen weights that reward runs may share with the policy; None where every weight trains.
+
+    Args:
+        policy: that was built.
+        model: the section it was built from.
+    """
+    if policy.adapters is None:
+        return None
+    folder = local_folder(model.name)
+    base = base_of(folder, model) if folder is not None and is_adapter(folder) else model
+    return Backbone(policy.adapters, base)
+
+
+def _load(model: ModelConfig, lora: Mapping[str, Any], *, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
+    """The model, with a fresh adapter where `lora` asks for one."""
+    loaded = load_model(model, tokenizer=tokenizer, seed=seed, trainable=not lora)
+    if not lora:
+        return loaded
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(loaded, build_lora(dict(lora), loaded))
