@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "alignkit"
 FLOORS = {
     "errors": 0,
     "config": 0,
+    "functions": 1,
     "terminal": 1,
     "upstream": 1,
     "data": 2,

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.data.batches.pair_batching import PairCollator, by_side
+from alignkit.training.layouts import may_share_prompts, shares_prompts_exactly
 from alignkit.training.loss import lm_head
-from alignkit.training.pairs import may_share_prompts, model_inputs, shares_prompts_exactly
+from alignkit.training.pairs import model_inputs
 
 SIZES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},

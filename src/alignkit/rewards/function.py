@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignkit.config import OnError
-from alignkit.data.rows.formats import load_function
 from alignkit.errors import AlignkitError, RewardError, did_you_mean
+from alignkit.functions import load_function
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
 

@@ -25,7 +25,7 @@ from alignkit.models.reward import reward_problem, reward_tokenizer
 from alignkit.models.skeleton import skeleton
 from alignkit.stages.opening import announce
 from alignkit.stages.sections import check_sections, other_template
-from alignkit.training.pairs import may_share_prompts, shares_prompts_exactly
+from alignkit.training.layouts import may_share_prompts, shares_prompts_exactly
 
 logger = logging.getLogger(__name__)
 

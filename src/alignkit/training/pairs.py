@@ -8,12 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from alignkit.data.batches.pair_batching import NOTHING, PairCollator, visible
 from alignkit.training.ordered import OrderedTrainer
-
-_TAKE_A_MASK = ("eager", "sdpa")  # flash kernels know causal attention only
 
 
 def model_inputs(batch: Mapping[str, Tensor], *, attention: str, shared_prompt: bool) -> dict[str, Any]:
@@ -38,48 +35,6 @@ def model_inputs(batch: Mapping[str, Tensor], *, attention: str, shared_prompt: 
         "attention_mask": mask,
         "use_cache": False,
     }
-
-
-def may_share_prompts(model: PreTrainedModel) -> bool:
-    """Whether the architecture could: a mask of ours takes the place of a sliding window's, and flash takes none."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return model.config._attn_implementation in _TAKE_A_MASK and not windowed and set(kinds) == {"full_attention"}
-
-
-def shares_prompts_exactly(model: PreTrainedModel, head: nn.Module) -> bool:
-    """Whether two responses behind one prompt score as they do behind one each, tried on the very model that trains.
-
-    The bound is a share of the states' own spread: 0.1 % in float32, a quarter in half precision.
-
-    Args:
-        model: any model with a causal backbone.
-        head: its last module, which is called with the backbone's states.
-    """
-    generator = torch.Generator().manual_seed(0)
-    size = model.config.get_text_config().vocab_size
-    ids = [torch.randint(size, (length,), generator=generator).tolist() for length in (5, 4, 6)]
-    pair = {"prompt_ids": ids[0], "chosen_ids": ids[1], "rejected_ids": ids[2], "row_index": 0}
-    weight = next(model.parameters())
-    states = []
-    was_training = model.training
-    model.eval()
-    try:
-        for shared in (False, True):
-            batch = {k: v.to(weight.device) for k, v in PairCollator(0, shared_prompt=shared)([pair, pair]).items()}
-            inputs = model_inputs(batch, attention=model.config._attn_implementation, shared_prompt=shared)
-            with torch.inference_mode(), inputs_of(head) as caught:
-                model(**inputs)
-            # both layouts in one order: chosen states, then rejected ones
-            order = [caught[0][batch["parts"] == part] for part in (2, 3)]
-            states.append(torch.cat(order).float())
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False  # an architecture that makes more of its mask than attention (ALiBi, state spaces)
-    finally:
-        model.train(was_training)
-    bound = (1e-3 if weight.dtype == torch.float32 else 0.25) * float(states[0].std())
-    return bool((states[0] - states[1]).abs().max() <= bound)
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from alignkit.data.rows.formats import (
     check_columns,
     check_format,
     detect_format,
-    load_function,
     to_conversation,
     to_prompt,
 )
-from alignkit.errors import ConfigError, DataError
+from alignkit.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 
@@ -309,24 +308,6 @@ def test_mistakes_of_a_function_name_it(tmp_path: Path) -> None:
     assert reason({}, f"{own}:nothing") == (
         f"{own}:nothing returned null: it must return {{'messages'}} or {{'prompt', 'completion'}}"
     )
-
-
-def test_mistakes_in_naming_a_function(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "broken.py").write_text("import nowhere_at_all")
-    fails = "cannot be imported: ModuleNotFoundError: No module named 'nowhere_at_all'"
-    specs = {
-        f"{tmp_path}/own.py:pair": f"data.format: {tmp_path}/own.py has no function 'pair'; did you mean 'pairs'?",
-        f"{tmp_path}/other.py:pairs": f"data.format: {tmp_path}/other.py:pairs: there is no file {tmp_path}/other.py",
-        f"{tmp_path}/broken.py:f": f"data.format: {tmp_path}/broken.py:f {fails}",
-        "nowhere_at_all:f": f"data.format: nowhere_at_all:f {fails}",
-        ":f": "data.format: ':f' must be module:function or file.py:function",
-        "own.py:": "data.format: 'own.py:' must be module:function or file.py:function",
-    }
-    for spec, text in specs.items():
-        with pytest.raises(ConfigError) as caught:
-            load_function(spec)
-        assert str(caught.value) == text
 
 
 @given(

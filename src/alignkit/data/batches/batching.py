@@ -149,29 +149,3 @@ def padding_share(lengths: Sequence[int], *, batch_size: int, layout: Batching, 
         bins = pack(batch, max(batch)) if layout is Batching.packed else [[i] for i in range(len(batch))]
         positions += len(bins) * max(sum(batch[i] for i in line) for line in bins)
     return 1 - sum(lengths) / positions if positions else 0.0
-
-
-def packs_exactly(model: torch.nn.Module, *, vocab_size: int) -> bool:
-    """Whether rows packed into one line score as they do alone, tried on the very model that will train.
-
-    Two short rows are scored alone and packed. Rounding moves logits by far less than another row in view does, so the
-    bound is a share of the logits' own spread: 0.1 % in float32, a quarter in half precision.
-    """
-    generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in (9, 5)]
-    encoded = [{"input_ids": ids, "labels": ids, "row_index": i} for i, ids in enumerate(rows)]
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            alone = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in rows]
-            batch = Collator(pad_id=0, packed=True, one_line=True)(encoded)
-            packed = model(
-                input_ids=batch["input_ids"].to(device), position_ids=batch["position_ids"].to(device), use_cache=False
-            ).logits[0]
-    finally:
-        model.train(was_training)
-    expected = torch.cat(alone).float()
-    bound = (1e-3 if alone[0].dtype == torch.float32 else 0.25) * float(expected.std())
-    return bool((packed.float() - expected).abs().max() <= bound)

@@ -10,10 +10,11 @@ from typing import Any
 
 from alignkit.data.rows.columns import described, field_value, fields_of, has_field, optional_text
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.formats import FIELDS, PAIR_FIELDS, load_function
+from alignkit.data.rows.formats import FIELDS, PAIR_FIELDS
 from alignkit.data.rows.row_kind import Reading
 from alignkit.data.rows.turns import RowError, RowUnusable, check_order, full_text, kind, read_turns, spoken
 from alignkit.errors import DataError
+from alignkit.functions import load_function
 
 __all__ = ["PAIRS", "PAIR_FIELDS", "Preference", "detect_pairs", "to_preference"]
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import Batching, SftJob
-from alignkit.data.batches.batching import FILLER, Collator, EpochOrder, packs_exactly, padding_share
+from alignkit.data.batches.batching import FILLER, Collator, EpochOrder, padding_share
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.dataset import NUM_FIRST, EncodedSet, SftData, check_data, load_sft, shared
 from alignkit.data.sets.streaming import Stream, check_streaming
@@ -30,6 +30,7 @@ from alignkit.runs.report import conclude
 from alignkit.stages.opening import announce, opened
 from alignkit.stages.samples import answers, check_samples, samples
 from alignkit.stages.sections import adapter_on_adapter, arguments, check_sections, other_template
+from alignkit.training.layouts import packs_exactly
 from alignkit.training.metrics import MetricsFile
 from alignkit.training.session import save, train
 from alignkit.training.sft import SftTrainer
