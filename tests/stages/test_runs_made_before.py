@@ -1,0 +1,74 @@
+"""Runs and checkpoints that an earlier alignkit wrote go on, and serve, in this one.
+
+`tests/fixtures/runs_made_before` was written by version 0.1 at commit 912f2c8: `killed` and `demo…` are runs whose
+process got SIGKILL right after a checkpoint was sealed, `expected` holds the weights with which that version went on to
+their end. Their `log.txt` and `rows.jsonl` are left out, and the adapter's base is named by a relative path.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from alignkit.commands import generate, score
+from alignkit.launch import compose_job, launch
+
+MADE_BEFORE = Path(__file__).parents[1] / "fixtures" / "runs_made_before"
+# An epsilon above rounding: Adam would make whole steps of the last bits in which two machines differ.
+WORDS = [
+    *("model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=8", "model.config.n_head=2"),
+    *("model.config.n_inner=8", "model.config.n_positions=160", "train.report_to=none", "train.adam_epsilon=1e-3"),
+    *("train.learning_rate=1e-2", "train.logging_steps=1", "train.per_device_train_batch_size=4", "samples=0"),
+]
+STEPS = ["train.max_steps=8", "train.save_steps=4"]
+UNFINISHED = {
+    "sft/killed": [*STEPS, "data.path=rows.jsonl", "lora=default"],
+    "sft/demo": [*STEPS, "data=demo", "data.limit=24"],
+    "dpo/demo_pairs": [*STEPS, "template=instruction", "data=demo_pairs", "data.limit=24"],
+    "ppo/killed": [
+        *("template=instruction", "lora=ppo", "data.path=rows.jsonl", "reward=[{function: 'rewards.py:length'}]"),
+        *("ppo.num_updates=4", "ppo.num_prompts=8", "ppo.num_mini_batches=2", "sampling.max_new_tokens=6"),
+        *("train.save_steps=2", "ppo.kl_target=3", "ppo.kl_horizon=100", "ppo.score_scaling=running"),
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what was made, to stand in."""
+    folder = tmp_path / "made_before"
+    shutil.copytree(MADE_BEFORE, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_an_unfinished_run_goes_on_to_the_weights_it_would_have_had(folder: Path, name: str) -> None:
+    stage, _, run = name.partition("/")
+    launch(stage, [f"name={run}", *WORDS, *UNFINISHED[name], "resume=true"])
+    run_dir = folder / "runs" / name
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
+    assert "going on from runs/" in (run_dir / "log.txt").read_text()  # not begun again
+    expected = sorted((folder / "expected").glob(f"{stage}-{run}-*"))
+    assert expected
+    for path in expected:
+        reached = load_file(run_dir / path.name.removeprefix(f"{stage}-{run}-"))
+        assert_close(reached, load_file(path), atol=1e-5, rtol=0)
+
+
+def test_a_finished_run_generates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sampling=greedy", "sampling.max_new_tokens=8"]
+    job = compose_job("generate", words, model={"name": "runs/sft/finished"})
+    generate.run(job, prompts=["Say one and two."], prompts_path=None, out=None)
+    assert "### Response:\ntttttttt\n" in capsys.readouterr().out
+
+
+def test_a_finished_reward_adapter_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = compose_job("score", [], model={"name": "runs/reward/finished"}, data={"path": "pairs.jsonl"})
+    score.run(job, pairs=True, out=None)
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["chosen_score"] == pytest.approx(0.155224, abs=1e-5)
+    assert first["rejected_score"] == pytest.approx(0.172256, abs=1e-5)
