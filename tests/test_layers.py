@@ -1,78 +1,95 @@
-"""Who may import whom: a floor imports floors below it, and on its own floor only its own folder."""
+"""Who may import whom: a file imports from floors below its own, and from its own folder."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "alignkit"
+from structure import PACKAGE, circles, module_graph, rooms
+
+# From the top down. Entries of one line do not know each other. A folder that is not named here has no floors inside.
 FLOORS = {
-    "errors": 0,
-    "config": 0,
-    "functions": 1,
-    "terminal": 1,
-    "upstream": 1,
-    "data": 2,
-    "models": 2,
-    "sampling": 2,
-    "runs": 2,
-    "training": 3,
-    "rewards": 3,
-    "ppo": 4,
-    "stages": 5,
-    "commands": 5,
-    "evaluate": 4,
-    "mistakes": 6,
-    "completion": 7,
-    "launch": 7,
-    "demo": 8,
-    "cli": 9,
-    "__main__": 10,
+    "": """
+        __main__
+        cli
+        demo
+        launch completion
+        mistakes
+        stages commands
+        ppo evaluate
+        training rewards
+        data models sampling runs
+        upstream terminal functions
+        errors config conf
+    """,
+    "data": """
+        views
+        sets
+        files encode
+        rows batches
+    """,
 }
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "hydra", "omegaconf", "accelerate", "pyarrow", "rich"}
-ALLOWED_AT_TOP = {
-    0: {"omegaconf"},
-    1: set(),
-    **{floor: HEAVY - {"hydra", "omegaconf"} for floor in (2, 3, 4, 5)},
-    **{floor: {"hydra", "omegaconf"} for floor in (6, 7)},
-    8: {"rich"},
-    9: set(),
-    10: set(),
-}
+GRAPH = module_graph(PACKAGE)
+MEASURED = {"stages", "commands", "ppo", "evaluate", "training", "rewards", "data", "models", "sampling", "runs"}
+# What takes long to import, and where it is imported at the top of a file. Elsewhere functions import it.
+HEAVY = dict.fromkeys(["torch", "transformers", "trl", "peft", "datasets", "accelerate", "pyarrow"], MEASURED)
+HEAVY |= {"rich": {*MEASURED, "demo"}}
+# What no file elsewhere imports, not even in a function.
+HYDRA = {"hydra": {"launch"}, "omegaconf": {"launch", "mistakes", "config"}}
 
 
-def unit_of(path: Path) -> str:
-    """The folder or module directly under the package."""
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+def floors(folder: str) -> dict[str, int]:
+    """The floor of each entry of a folder; the lowest is 0."""
+    lines = FLOORS[folder].split("\n")[-2:0:-1]
+    return {entry: floor for floor, line in enumerate(lines) for entry in line.split()}
 
 
-def imports(path: Path, *, top_only: bool) -> list[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_only else list(ast.walk(tree))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return names + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+def drawn(folder: str) -> str:
+    return f"{folder or 'alignkit'}, from the top down:{FLOORS[folder].rstrip()}".replace(" " * 8, "  ")
 
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if unit_of(path) not in ("__init__", "conf"))
+def imports(nodes: list[ast.stmt]) -> set[str]:
+    """The packages that are imported by these statements, but for what functions in them import."""
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_below(path: Path) -> None:
-    unit = unit_of(path)
-    for name in imports(path, top_only=False):
-        parts = name.split(".")
-        if parts[0] != "alignkit" or len(parts) == 1:
-            continue
-        if parts[1] == "conf":
-            continue
-        other = parts[1]
-        if other != unit:
-            # cli reaches everything, always inside a function; see the next test
-            assert FLOORS[other] < FLOORS[unit], f"{unit} imports {name}"
+@pytest.mark.parametrize("folder", FLOORS, ids=lambda folder: folder or "alignkit")
+def test_imports_go_down(folder: str) -> None:
+    floor = floors(folder)
+    graph = rooms(GRAPH, folder)
+    wrong = [
+        f"{entry} imports {other}"
+        for entry, imported in graph.items()
+        for other in sorted(imported)
+        if floor[other] >= floor[entry]
+    ]
+    assert not wrong, drawn(folder)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_heavy_imports_stay_on_their_floor(path: Path) -> None:
-    heavy = {name.split(".")[0] for name in imports(path, top_only=True)} & HEAVY
-    assert heavy <= ALLOWED_AT_TOP[FLOORS[unit_of(path)]]
+@pytest.mark.parametrize("folder", FLOORS, ids=lambda folder: folder or "alignkit")
+def test_every_entry_has_its_floor(folder: str) -> None:
+    assert set(rooms(GRAPH, folder)) - {"__init__"} == set(floors(folder)), drawn(folder)
+
+
+@pytest.mark.parametrize("folder", [PACKAGE], ids=lambda folder: folder.name)
+def test_no_imports_go_round_in_a_circle(folder: Path) -> None:
+    assert circles(module_graph(folder)) == []
+
+
+def test_no_stage_imports_another() -> None:
+    stages = {"sft", "reward", "dpo", "ppo"}
+    graph = rooms(GRAPH, "stages")
+    assert [stage for stage in stages if graph[stage] & stages] == []
+
+
+def test_heavy_imports_stay_in_their_rooms() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        at_top, anywhere = imports(tree.body), imports(list(ast.walk(tree)))
+        wrong += [f"{path}: {name}" for name, allowed in HEAVY.items() if name in at_top and room not in allowed]
+        wrong += [f"{path}: {name}" for name, allowed in HYDRA.items() if name in anywhere and room not in allowed]
+    assert wrong == []
