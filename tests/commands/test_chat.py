@@ -11,7 +11,7 @@ from rich.console import Console
 from alignkit.commands.chat import Chat, Stream, run
 from alignkit.config import ModelConfig, SamplingConfig, TemplateConfig
 from alignkit.errors import AlignkitError
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.launch import compose_job
 from alignkit.sampling.generate import Completion
 

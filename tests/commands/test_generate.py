@@ -144,7 +144,7 @@ def test_an_interrupted_file_goes_on_where_it_stopped(
 def test_ctrl_c_keeps_what_was_answered(
     job: Callable[..., GenerateJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkit.evaluate.policy import Policy
+    from alignkit.evaluate.served_model import Policy
 
     real, calls = Policy.answer, iter([False, True])
 
@@ -249,7 +249,7 @@ def test_mistakes_are_told_together_before_the_model_is_loaded(
     def unreachable(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("alignkit.evaluate.policy.load_model", unreachable)
+    monkeypatch.setattr("alignkit.evaluate.served_model.load_model", unreachable)
     (tmp_path / "taken.jsonl").write_text("mine")
     assert refusal(job()) == ["there is nothing to answer: give --prompt TEXT or --prompts FILE"]
     assert refusal(
@@ -314,6 +314,6 @@ def test_a_place_that_cannot_be_written_is_told_before_the_model_answers(
 ) -> None:
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr("alignkit.evaluate.policy.generate", lambda *args, **rest: pytest.fail("it answered"))
+    monkeypatch.setattr("alignkit.evaluate.served_model.generate", lambda *args, **rest: pytest.fail("it answered"))
     (line,) = refusal(job(), prompts=["Up?"], out=Path(out))
     assert line.startswith(f"--out {out} ")

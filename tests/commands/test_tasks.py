@@ -14,7 +14,7 @@ from alignkit.commands.tasks import check_tasks, run
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError
 from alignkit.evaluate.likelihood import Row, token_logprobs
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.launch import compose_job
 
 KNOWN = {"Say hello.": "hello there", "Up?": "down", "A Greek word": "λόγος"}

@@ -14,7 +14,7 @@ from rich.text import Text
 from alignkit.config import ChatJob, SamplingConfig, out_of_bounds
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop

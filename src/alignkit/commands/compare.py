@@ -17,8 +17,8 @@ from alignkit.evaluate import rewards
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison, summary
 from alignkit.evaluate.likelihood import Row, token_logprobs
-from alignkit.evaluate.policy import Policy, progress_bar
 from alignkit.evaluate.prompts import Asked, asked, check_prompts
+from alignkit.evaluate.served_model import Policy, progress_bar
 from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import aligned
 from alignkit.models.load import check_model

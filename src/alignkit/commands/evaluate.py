@@ -23,8 +23,8 @@ from alignkit.evaluate import rewards
 from alignkit.evaluate.card import report_card
 from alignkit.evaluate.figures import Figures, Responses, difference_lines, distinct, table
 from alignkit.evaluate.likelihood import Row, token_kls, token_logprobs
-from alignkit.evaluate.policy import Policy, keys_of, progress_bar
 from alignkit.evaluate.prompts import Asked
+from alignkit.evaluate.served_model import Policy, keys_of, progress_bar
 from alignkit.evaluate.statistics import bootstrap_mean, expectation, suggestion
 from alignkit.models.load import check_model, longest_row
 from alignkit.models.skeleton import skeleton

@@ -14,8 +14,8 @@ from rich.console import Console
 from alignkit.config import GenerateJob
 from alignkit.errors import AlignkitError, ConfigError, Interrupted
 from alignkit.evaluate.answers import AnswerFile, check_out, fingerprint, weights_mark
-from alignkit.evaluate.policy import Policy, keys_of, progress_bar
 from alignkit.evaluate.prompts import Asked, asked, check_prompts
+from alignkit.evaluate.served_model import Policy, keys_of, progress_bar
 from alignkit.models.load import check_model
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from alignkit.config import Dtype, MergeJob, ModelConfig
 from alignkit.errors import AlignkitError, ConfigError, ModelError
 from alignkit.evaluate.likelihood import Row, token_logprobs
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.evaluate.trained import spoken_rows
 from alignkit.models.load import check_model, load_model
 from alignkit.models.save import save_model

@@ -18,8 +18,8 @@ from alignkit.config import ModelConfig, NextJob, SamplingConfig
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.evaluate.next_plot import plot_next, plot_walk
 from alignkit.evaluate.next_view import Token, View
-from alignkit.evaluate.policy import Policy
 from alignkit.evaluate.prompts import asked
+from alignkit.evaluate.served_model import Policy
 from alignkit.models.load import check_model, num_positions
 from alignkit.runs.log import run_log
 from alignkit.sampling.distribution import distribution, entropy

@@ -16,7 +16,7 @@ from transformers import set_seed
 from alignkit.commands.evaluate import check_runs, write_json
 from alignkit.config import TasksJob
 from alignkit.errors import ConfigError, did_you_mean
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.evaluate.table import aligned
 from alignkit.runs.log import run_log
 

@@ -20,7 +20,7 @@ from alignkit.data.encode.rendering import RowRefused, joined, parting
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.evaluate.trained import spoken, spoken_rows, training_sections
 from alignkit.models.load import check_model, load_tokenizer
 from alignkit.models.skeleton import skeleton

@@ -109,7 +109,7 @@ def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) ->
 
 
 def _answers(job: Any, prompts: Sequence[Any]) -> list[str]:
-    policy = import_module("alignkit.evaluate.policy").Policy.of(job.model, job.template).load(seed=job.seed)
+    policy = import_module("alignkit.evaluate.served_model").Policy.of(job.model, job.template).load(seed=job.seed)
     done = policy.answer(policy.encode(prompts), job.sampling, seed=job.seed, batch_size=_TOGETHER)
     return [policy.text(completion, job.sampling) for completion in done]
 

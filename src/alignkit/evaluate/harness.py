@@ -7,7 +7,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig
 
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.models.load import num_positions
 from alignkit.sampling.settings import stop_ids
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from alignkit.config import ModelConfig, SamplingConfig
 from alignkit.errors import AlignkitError
-from alignkit.evaluate.policy import Policy
 from alignkit.evaluate.prompts import Asked
+from alignkit.evaluate.served_model import Policy
 from alignkit.models.load import computing_device
 from alignkit.rewards.load import check_reward_columns, check_rewards, load_rewards
 from alignkit.rewards.sample import Sample

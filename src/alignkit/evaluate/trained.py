@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from alignkit.config import ModelConfig, TemplateConfig
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.evaluate.likelihood import Row
-from alignkit.evaluate.policy import Policy
+from alignkit.evaluate.served_model import Policy
 from alignkit.runs.directory import read_manifest
 
 Section = TypeVar("Section")
