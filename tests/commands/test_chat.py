@@ -11,7 +11,7 @@ from rich.console import Console
 from alignkit.commands.chat import Chat, Stream, run
 from alignkit.config import ModelConfig, SamplingConfig, TemplateConfig
 from alignkit.errors import AlignkitError
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.launch import compose_job
 from alignkit.sampling.generate import Completion
 
@@ -19,8 +19,8 @@ Talk = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def policy(run_dir: Path) -> Policy:
-    return Policy.of(ModelConfig(str(run_dir)), TemplateConfig("native")).load(seed=0)
+def policy(run_dir: Path) -> ServedModel:
+    return ServedModel.of(ModelConfig(str(run_dir)), TemplateConfig("native")).load(seed=0)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_several_models_answer_side_by_side_each_with_its_own_history(
     assert first["messages"][1] != other["messages"][1]
 
 
-def test_commands_answer_in_a_line(policy: Policy) -> None:
+def test_commands_answer_in_a_line(policy: ServedModel) -> None:
     chat = Chat([policy], SamplingConfig(max_new_tokens=9))
     assert chat.begin("Be brief.") == ""
     said = {
@@ -87,12 +87,12 @@ def test_commands_answer_in_a_line(policy: Policy) -> None:
     assert "/save FILE" in chat.command("/help")
 
 
-def test_a_schedule_means_nothing_in_a_conversation(policy: Policy) -> None:
+def test_a_schedule_means_nothing_in_a_conversation(policy: ServedModel) -> None:
     chat = Chat([policy], SamplingConfig())
     assert "only PPO has a start and an end" in chat.command('/temperature {"start": 1, "end": 2}')
 
 
-def test_a_conversation_that_grows_too_long_is_told(policy: Policy) -> None:
+def test_a_conversation_that_grows_too_long_is_told(policy: ServedModel) -> None:
     chat, heard = Chat([policy], SamplingConfig(max_new_tokens=5)), io.StringIO()
     chat.begin()
     chat.say("x" * 600, Console(file=heard, width=500))
@@ -100,7 +100,7 @@ def test_a_conversation_that_grows_too_long_is_told(policy: Policy) -> None:
     assert chat.histories == [[]]
 
 
-def test_a_character_is_shown_whole_and_a_stop_string_never(policy: Policy) -> None:
+def test_a_character_is_shown_whole_and_a_stop_string_never(policy: ServedModel) -> None:
     heard: list[str] = []
     sampling = SamplingConfig(stop=["END"])
     stream = Stream(policy, sampling, heard.append)

@@ -144,16 +144,16 @@ def test_an_interrupted_file_goes_on_where_it_stopped(
 def test_ctrl_c_keeps_what_was_answered(
     job: Callable[..., GenerateJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkit.evaluate.served_model import Policy
+    from alignkit.evaluate.served_model import ServedModel
 
-    real, calls = Policy.answer, iter([False, True])
+    real, calls = ServedModel.complete, iter([False, True])
 
     def answer(*args: Any, **kwargs: Any) -> Any:
         if next(calls):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(Policy, "answer", answer)
+    monkeypatch.setattr(ServedModel, "complete", answer)
     out = tmp_path / "out.jsonl"
     with pytest.raises(AlignkitError) as caught:
         run(job("batch_size=1"), prompts=["x"] * 20, prompts_path=None, out=out)

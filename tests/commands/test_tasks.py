@@ -14,7 +14,7 @@ from alignkit.commands.tasks import check_tasks, run
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError
 from alignkit.evaluate.likelihood import Row, token_logprobs
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.launch import compose_job
 
 KNOWN = {"Say hello.": "hello there", "Up?": "down", "A Greek word": "λόγος"}
@@ -130,7 +130,7 @@ def test_the_harness_sees_the_tokens_and_probabilities_of_training(folder: str, 
     from alignkit.evaluate.harness import TrainedModel
 
     job = compose_job("tasks", ["model.dtype=float32"], model={"name": str(request.getfixturevalue(folder))})
-    policy = Policy.of(job.model, job.template).load(seed=0)
+    policy = ServedModel.of(job.model, job.template).load(seed=0)
     model = TrainedModel(policy, batch_size=2)
     asked = [("this", Conversation((Message("user", "Up?"),)))]
     (prompt,) = policy.encode(asked)

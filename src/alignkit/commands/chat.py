@@ -14,7 +14,7 @@ from rich.text import Text
 from alignkit.config import ChatJob, SamplingConfig, out_of_bounds
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
@@ -43,7 +43,7 @@ def run(job: ChatJob, *, runs: Sequence[str], lines: Iterable[str]) -> None:
     """
     with run_log():
         _check(job, runs)
-        policies = [Policy.of(replace(job.model, name=name), job.template) for name in runs]
+        policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
         talk = Chat(policies, job.sampling, seed=job.seed)
         problem = talk.begin(job.system or "")
         if problem:
@@ -73,7 +73,7 @@ class Chat:
         num_turns: since the conversation began; a turn draws for itself.
     """
 
-    policies: Sequence[Policy]
+    policies: Sequence[ServedModel]
     sampling: SamplingConfig
     seed: int = 0
     histories: list[list[Message]] = field(default_factory=list)
@@ -97,13 +97,13 @@ class Chat:
             self._answer(policy, history, text, console)
         self.num_turns += 1
 
-    def _answer(self, policy: Policy, history: list[Message], text: str, console: Console) -> None:
-        asked = Conversation((*history, Message("user", text)))
+    def _answer(self, policy: ServedModel, history: list[Message], text: str, console: Console) -> None:
+        conversation = Conversation((*history, Message("user", text)))
         stream = Stream(policy, self.sampling, lambda part: console.print(Text(printable(part)), end=""))
         try:
-            ids = policy.encode([("this", asked)])
-            policy.check_lengths([("this conversation", asked)], ids, self.sampling)
-            (done,) = policy.answer(
+            ids = policy.encode([("this", conversation)])
+            policy.check_lengths([("this conversation", conversation)], ids, self.sampling)
+            (done,) = policy.complete(
                 ids,
                 self.sampling,
                 seed=self.seed,
@@ -179,7 +179,7 @@ class Chat:
 class Stream:
     """Shows a response as it comes: never half a character, and nothing that a stop string may yet take back."""
 
-    def __init__(self, policy: Policy, sampling: SamplingConfig, write: Write) -> None:
+    def __init__(self, policy: ServedModel, sampling: SamplingConfig, write: Write) -> None:
         self.policy, self.sampling, self.write = policy, sampling, write
         self.ids: list[int] = []
         self.num_shown = 0

@@ -17,8 +17,8 @@ from alignkit.evaluate import rewards
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison, summary
 from alignkit.evaluate.likelihood import Row, token_logprobs
-from alignkit.evaluate.prompts import Asked, asked, check_prompts
-from alignkit.evaluate.served_model import Policy, progress_bar
+from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
+from alignkit.evaluate.served_model import ServedModel, progress_bar
 from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import aligned
 from alignkit.models.load import check_model
@@ -49,8 +49,8 @@ def run(
     """
     with run_log():
         _check(job, runs, prompts, prompts_path, reward, out)
-        found = asked(prompts, prompts_path, format=job.format, columns=job.columns)
-        policies = [Policy.of(section, job.template) for section in _sections(job, runs)]
+        found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
+        policies = [ServedModel.of(section, job.template) for section in _sections(job, runs)]
         encoded = [policy.encode(found) for policy in policies]
         for policy, rows in zip(policies, encoded, strict=True):
             policy.check_lengths(found, rows, job.sampling)
@@ -69,7 +69,7 @@ def run(
         console.print(f"all of it: {out}", markup=False, highlight=False)
 
 
-def check_same_tokens(policies: Sequence[Policy], encoded: Sequence[list[list[int]]], asked_by: str) -> None:
+def check_same_tokens(policies: Sequence[ServedModel], encoded: Sequence[list[list[int]]], asked_by: str) -> None:
     """Refuse models whose log-probabilities are of other tokens, or of tokens after another prompt.
 
     Raises:
@@ -94,7 +94,11 @@ def check_same_tokens(policies: Sequence[Policy], encoded: Sequence[list[list[in
 
 
 def _compared(
-    job: CompareJob, policies: Sequence[Policy], encoded: Sequence[list[list[int]]], found: Asked, reward: str | None
+    job: CompareJob,
+    policies: Sequence[ServedModel],
+    encoded: Sequence[list[list[int]]],
+    found: Prompts,
+    reward: str | None,
 ) -> Comparison:
     comparison = Comparison([source for source, _ in found], [prompt.question() for _, prompt in found], [])
     followed: list[list[int]] = []
@@ -103,7 +107,7 @@ def _compared(
         completions = _completions(job, policy, rows)
         column = Column(policy.name, [_answer(policy, completion, job) for completion in completions])
         if job.logprobs and not followed:
-            followed = [said(completion) for completion in completions]
+            followed = [response_ids(completion) for completion in completions]
             comparison.tokens = [[policy.decode([token]) for token in response] for response in followed]
         if job.logprobs:
             pairs = [Row.answered(prompt, response) for prompt, response in zip(rows, followed, strict=True)]
@@ -116,10 +120,10 @@ def _compared(
     return comparison
 
 
-def _completions(job: CompareJob, policy: Policy, rows: Sequence[list[int]]) -> list[Completion]:
+def _completions(job: CompareJob, policy: ServedModel, rows: Sequence[list[int]]) -> list[Completion]:
     with progress_bar(policy.name) as progress:
         bar = progress.add_task("", total=len(rows))
-        return policy.answer(
+        return policy.complete(
             rows,
             job.sampling,
             seed=job.seed,
@@ -128,12 +132,14 @@ def _completions(job: CompareJob, policy: Policy, rows: Sequence[list[int]]) -> 
         )
 
 
-def _reward(job: CompareJob, policies: Sequence[Policy], found: Asked, comparison: Comparison, name: str) -> None:
+def _reward(
+    job: CompareJob, policies: Sequence[ServedModel], found: Prompts, comparison: Comparison, name: str
+) -> None:
     reward = rewards.load(name, job.model, batch_size=job.batch_size)
     scores = []
     for policy, column in zip(policies, comparison.columns, strict=True):
         rewards.warn(reward, policy, [answer.finish_reason for answer in column.answers], job.sampling)
-        scores.append(rewards.worth(reward, found, [answer.text for answer in column.answers]))
+        scores.append(rewards.score_answers(reward, found, [answer.text for answer in column.answers]))
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
         if len(scores) > 1:
@@ -142,12 +148,12 @@ def _reward(job: CompareJob, policies: Sequence[Policy], found: Asked, compariso
         logger.warning("%s", line)
 
 
-def _answer(policy: Policy, completion: Completion, job: CompareJob) -> Answer:
+def _answer(policy: ServedModel, completion: Completion, job: CompareJob) -> Answer:
     text = policy.text(completion, job.sampling)
     return Answer(text, completion.finish_reason, completion.num_tokens, completion.logprob)
 
 
-def said(completion: Completion) -> list[int]:
+def response_ids(completion: Completion) -> list[int]:
     """The tokens of a response, its end token included."""
     return completion.token_ids + ([] if completion.end_id is None else [completion.end_id])
 

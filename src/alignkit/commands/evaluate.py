@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.commands.compare import check_same_tokens, said
+from alignkit.commands.compare import check_same_tokens, response_ids
 from alignkit.config import EvaluateJob, ModelConfig
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.sets.dataset import check_data, load_sft
@@ -23,8 +23,8 @@ from alignkit.evaluate import rewards
 from alignkit.evaluate.card import report_card
 from alignkit.evaluate.figures import Figures, Responses, difference_lines, distinct, table
 from alignkit.evaluate.likelihood import Row, token_kls, token_logprobs
-from alignkit.evaluate.prompts import Asked
-from alignkit.evaluate.served_model import Policy, keys_of, progress_bar
+from alignkit.evaluate.prompts import Prompts
+from alignkit.evaluate.served_model import ServedModel, progress_bar, sample_keys
 from alignkit.evaluate.statistics import bootstrap_mean, expectation, suggestion
 from alignkit.models.load import check_model, longest_row
 from alignkit.models.skeleton import skeleton
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class HeldOut:
+class HeldOutData:
     """What a model is measured on, encoded for it.
 
     Attributes:
@@ -48,7 +48,7 @@ class HeldOut:
 
     sources: list[str]
     rows: list[Row]
-    prompts: Asked
+    prompts: Prompts
     prompt_ids: list[list[int]]
     ledger: Ledger = field(repr=False)
 
@@ -71,13 +71,14 @@ def run(
     """
     with run_log():
         _check(job, runs, reward, reference, pairs, out)
-        policies = [Policy.of(replace(job.model, name=name), job.template) for name in runs]
+        policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
         held_out = [_held_out(job, policy) for policy in policies]
         for policy, found in zip(policies, held_out, strict=True):
             policy.check_lengths(found.prompts, found.prompt_ids, job.sampling)
-        anchor = _anchor(job, policies, held_out, reference)
+        reference_model = _load_reference(job, policies, held_out, reference)
         figures = [
-            _measured(job, policy, found, anchor, pairs) for policy, found in zip(policies, held_out, strict=True)
+            _measured(job, policy, found, reference_model, pairs)
+            for policy, found in zip(policies, held_out, strict=True)
         ]
         if reward is not None:
             _reward(job, policies, held_out, figures, reward)
@@ -110,7 +111,7 @@ def write_json(out: Path, content: dict[str, Any]) -> None:
     Console(stderr=True, soft_wrap=True).print(f"all of it: {out}", markup=False, highlight=False)
 
 
-def _held_out(job: EvaluateJob, policy: Policy) -> HeldOut:
+def _held_out(job: EvaluateJob, policy: ServedModel) -> HeldOutData:
     longest = longest_row(job.data.max_length, skeleton(policy.config).config)
     every = 10**9 if job.num_prompts else 0
     data = load_sft(job.data, policy.template, policy.tokenizer, max_length=longest, seed=job.seed, num_prompts=every)
@@ -126,23 +127,25 @@ def _held_out(job: EvaluateJob, policy: Policy) -> HeldOut:
     chosen = list(conversations.values())[: job.num_prompts]
     prompts = [(f"held-out prompt {place}", prompt) for place, prompt in enumerate(chosen, start=1)]
     sources = [source for found in sets for source in found.sources]
-    return HeldOut(sources, rows, prompts, policy.encode(prompts), data.ledger)
+    return HeldOutData(sources, rows, prompts, policy.encode(prompts), data.ledger)
 
 
-def _anchor(
-    job: EvaluateJob, policies: Sequence[Policy], held_out: Sequence[HeldOut], reference: str | None
-) -> Policy | None:
+def _load_reference(
+    job: EvaluateJob, policies: Sequence[ServedModel], held_out: Sequence[HeldOutData], name: str | None
+) -> ServedModel | None:
     """The reference model, loaded; its tokens must be those of every model."""
-    if reference is None:
+    if name is None:
         return None
-    anchor = Policy.of(ModelConfig(reference, dtype=job.model.dtype), job.template)
+    reference = ServedModel.of(ModelConfig(name, dtype=job.model.dtype), job.template)
     for policy, found in zip(policies, held_out, strict=True):
-        encoded = [found.prompt_ids, anchor.encode(found.prompts)]
-        check_same_tokens([policy, anchor], encoded, "--reference")
-    return anchor.load(seed=job.seed)
+        encoded = [found.prompt_ids, reference.encode(found.prompts)]
+        check_same_tokens([policy, reference], encoded, "--reference")
+    return reference.load(seed=job.seed)
 
 
-def _measured(job: EvaluateJob, policy: Policy, found: HeldOut, anchor: Policy | None, pairs: str | None) -> Figures:
+def _measured(
+    job: EvaluateJob, policy: ServedModel, found: HeldOutData, reference: ServedModel | None, pairs: str | None
+) -> Figures:
     policy.load(seed=job.seed)
     scored = token_logprobs(policy.weights, found.rows, pad_id=policy.pad_id, batch_size=job.batch_size)
     counts = [row.num_scored for row in found.rows]
@@ -153,26 +156,28 @@ def _measured(job: EvaluateJob, policy: Policy, found: HeldOut, anchor: Policy |
         loss=bootstrap_mean(losses, seed=job.seed, weights_N=counts),
     )
     if found.prompts:
-        _responses(job, policy, found, anchor, figures)
+        _responses(job, policy, found, reference, figures)
     if pairs is not None:
-        assert anchor is not None
-        figures.preference = _preference(job, policy, anchor, pairs)
+        assert reference is not None
+        figures.preference = _preference(job, policy, reference, pairs)
     policy.unload()
     return figures
 
 
-def _responses(job: EvaluateJob, policy: Policy, found: HeldOut, anchor: Policy | None, figures: Figures) -> None:
+def _responses(
+    job: EvaluateJob, policy: ServedModel, found: HeldOutData, reference: ServedModel | None, figures: Figures
+) -> None:
     """K responses to each prompt: what they are like, and how far from the reference's distribution they lead."""
     num_samples = job.num_samples
     prompt_ids = [ids for ids in found.prompt_ids for _ in range(num_samples)]
     with progress_bar(policy.name) as progress:
         bar = progress.add_task("", total=len(prompt_ids))
-        completions = policy.answer(
+        completions = policy.complete(
             prompt_ids,
             job.sampling,
             seed=job.seed,
             batch_size=job.batch_size,
-            keys=keys_of(len(found.prompts), num_samples),
+            keys=sample_keys(len(found.prompts), num_samples),
             on_progress=lambda done: progress.update(bar, completed=done),
         )
     texts = [policy.text(completion, job.sampling) for completion in completions]
@@ -183,13 +188,13 @@ def _responses(job: EvaluateJob, policy: Policy, found: HeldOut, anchor: Policy 
         stopped=expectation(_by_prompt([float(done.finish_reason != "length") for done in completions], num_samples)),
         distinct={n: distinct(texts, n) for n in (1, 2, 3)},
     )
-    if anchor is not None:
-        rows = [Row.answered(ids, said(done)) for ids, done in zip(prompt_ids, completions, strict=True)]
-        kls = token_kls(policy.weights, anchor.weights, rows, pad_id=policy.pad_id, batch_size=job.batch_size)
+    if reference is not None:
+        rows = [Row.answered(ids, response_ids(done)) for ids, done in zip(prompt_ids, completions, strict=True)]
+        kls = token_kls(policy.weights, reference.weights, rows, pad_id=policy.pad_id, batch_size=job.batch_size)
         figures.kl = expectation(_by_prompt([kl.double().sum().item() for kl in kls], num_samples))
 
 
-def _preference(job: EvaluateJob, policy: Policy, anchor: Policy, pairs: str) -> dict[str, Any]:
+def _preference(job: EvaluateJob, policy: ServedModel, reference: ServedModel, pairs: str) -> dict[str, Any]:
     """How often β (ln π(y|x) − ln π_ref(y|x)), the implicit reward (Rafailov et al. 2023), is right about a pair."""
     data = replace(job.data, path=pairs, eval_path=None, eval_fraction=0.0, format="auto", columns={}, streaming=False)
     longest = longest_row(job.data.max_length, skeleton(policy.config).config)
@@ -200,7 +205,7 @@ def _preference(job: EvaluateJob, policy: Policy, anchor: Policy, pairs: str) ->
         rows = [Row.answered(ids, answer) for ids, answer in zip(dataset["prompt_ids"], dataset[side], strict=True)]
         ours, theirs = (
             token_logprobs(model.weights, rows, pad_id=model.pad_id, batch_size=job.batch_size)
-            for model in (policy, anchor)
+            for model in (policy, reference)
         )
         gains = [(a.double() - b.double()).sum().item() for a, b in zip(ours, theirs, strict=True)]
         scores.append([job.beta * gain for gain in gains])
@@ -210,8 +215,8 @@ def _preference(job: EvaluateJob, policy: Policy, anchor: Policy, pairs: str) ->
 
 def _reward(
     job: EvaluateJob,
-    policies: Sequence[Policy],
-    held_out: Sequence[HeldOut],
+    policies: Sequence[ServedModel],
+    held_out: Sequence[HeldOutData],
     figures: Sequence[Figures],
     name: str,
 ) -> None:
@@ -219,8 +224,8 @@ def _reward(
     for policy, found, one in zip(policies, held_out, figures, strict=True):
         assert one.responses is not None
         rewards.warn(reward, policy, one.responses.finish_reasons, job.sampling)
-        asked = [prompt for prompt in found.prompts for _ in range(job.num_samples)]
-        scores = rewards.worth(reward, asked, [text for texts in one.responses.texts for text in texts])
+        prompts = [prompt for prompt in found.prompts for _ in range(job.num_samples)]
+        scores = rewards.score_answers(reward, prompts, [text for texts in one.responses.texts for text in texts])
         one.scores = _by_prompt(scores, job.num_samples)
         one.reward = expectation(one.scores)
     for line in reward.cuts():

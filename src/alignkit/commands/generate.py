@@ -14,8 +14,8 @@ from rich.console import Console
 from alignkit.config import GenerateJob
 from alignkit.errors import AlignkitError, ConfigError, Interrupted
 from alignkit.evaluate.answers import AnswerFile, check_out, fingerprint, weights_mark
-from alignkit.evaluate.prompts import Asked, asked, check_prompts
-from alignkit.evaluate.served_model import Policy, keys_of, progress_bar
+from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
+from alignkit.evaluate.served_model import ServedModel, progress_bar, sample_keys
 from alignkit.models.load import check_model
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
@@ -37,8 +37,8 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
     """
     with run_log():
         _check(job, prompts, prompts_path, out)
-        found = asked(prompts, prompts_path, format=job.format, columns=job.columns)
-        policy = Policy.of(job.model, job.template)
+        found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
+        policy = ServedModel.of(job.model, job.template)
         rows = policy.encode(found)
         policy.check_lengths(found, rows, job.sampling)
         file = None if out is None else AnswerFile(out, _settings(job, rows))
@@ -54,7 +54,9 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
             raise Interrupted(2, f"{file.num_done} responses are in {out}: the same command goes on there") from None
 
 
-def _answer(job: GenerateJob, policy: Policy, found: Asked, rows: list[list[int]], file: AnswerFile | None) -> None:
+def _answer(
+    job: GenerateJob, policy: ServedModel, found: Prompts, rows: list[list[int]], file: AnswerFile | None
+) -> None:
     places = [row for row in range(len(rows)) for _ in range(job.num_samples)]
     started, num_tokens, num_before = time.perf_counter(), 0, file.num_done if file else 0
     with progress_bar("generating") as progress:
@@ -73,17 +75,17 @@ def _answer(job: GenerateJob, policy: Policy, found: Asked, rows: list[list[int]
 
 def _chunks(
     job: GenerateJob,
-    policy: Policy,
-    found: Asked,
+    policy: ServedModel,
+    found: Prompts,
     rows: list[list[int]],
     places: list[int],
     num_before: int,
     on_progress: Callable[[int], None],
 ) -> Iterator[list[dict[str, Any]]]:
-    keys, size = keys_of(len(rows), job.num_samples), job.batch_size * _BATCHES_AT_ONCE
+    keys, size = sample_keys(len(rows), job.num_samples), job.batch_size * _BATCHES_AT_ONCE
     for start in range(num_before, len(places), size):
         chunk = places[start : start + size]
-        completions = policy.answer(
+        completions = policy.complete(
             [rows[row] for row in chunk],
             job.sampling,
             seed=job.seed,

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from alignkit.config import Dtype, MergeJob, ModelConfig
 from alignkit.errors import AlignkitError, ConfigError, ModelError
 from alignkit.evaluate.likelihood import Row, token_logprobs
-from alignkit.evaluate.served_model import Policy
-from alignkit.evaluate.trained import spoken_rows
+from alignkit.evaluate.served_model import ServedModel
+from alignkit.evaluate.trained import example_rows
 from alignkit.models.load import check_model, load_model
 from alignkit.models.save import save_model
 from alignkit.models.skeleton import skeleton
@@ -47,8 +47,8 @@ def run(job: MergeJob, *, out: Path) -> None:
     _check(job, out)
     with run_log():
         exact = replace(job.model, dtype=Dtype.float32)
-        policy = Policy.of(exact, job.template).load(seed=0)
-        rows = spoken_rows(policy)
+        policy = ServedModel.of(exact, job.template).load(seed=0)
+        rows = example_rows(policy)
         dtype = merged_dtype(job.model)
         arithmetic = ARITHMETIC[dtype]
         before = _logprobs(policy.weights, rows, policy.pad_id, arithmetic)
@@ -82,7 +82,7 @@ def run(job: MergeJob, *, out: Path) -> None:
         logger.info("model               %s", out)
 
 
-def compare_merged(policy: Policy, rows: Sequence[Row], arithmetic: torch.dtype) -> float:
+def compare_merged(policy: ServedModel, rows: Sequence[Row], arithmetic: torch.dtype) -> float:
     """How far a loaded adapter's log-probabilities move, at most, when it is merged in memory; it is used up."""
     before = _logprobs(policy.weights, rows, policy.pad_id, arithmetic)
     return _largest(before, _logprobs(_merged(policy), rows, policy.pad_id, arithmetic))
@@ -98,7 +98,7 @@ def merged_dtype(model: ModelConfig) -> torch.dtype:
     return stored if stored in BOUNDS else torch.float32
 
 
-def _merged(policy: Policy) -> PreTrainedModel:
+def _merged(policy: ServedModel) -> PreTrainedModel:
     adapted = policy.weights
     assert isinstance(adapted, PeftModel)
     plain: PreTrainedModel = adapted.merge_and_unload()

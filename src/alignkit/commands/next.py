@@ -18,8 +18,8 @@ from alignkit.config import ModelConfig, NextJob, SamplingConfig
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.evaluate.next_plot import plot_next, plot_walk
 from alignkit.evaluate.next_view import Token, View
-from alignkit.evaluate.prompts import asked
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.prompts import read_prompts
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import check_model, num_positions
 from alignkit.runs.log import run_log
 from alignkit.sampling.distribution import distribution, entropy
@@ -48,29 +48,31 @@ def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None,
 
 
 def _views(job: NextJob, model: ModelConfig, prompt: str, response: str | None) -> Iterator[View]:
-    policy = Policy.of(model, job.template)
-    (ids,) = policy.encode(asked([prompt], None, format="auto", columns={}))
-    said: list[int] = []
+    policy = ServedModel.of(model, job.template)
+    (ids,) = policy.encode(read_prompts([prompt], None, format="auto", columns={}))
+    response_ids: list[int] = []
     if response is not None:
         text = policy.template.response_lead + response
-        said = [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.template.end_id]
+        response_ids = [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.template.end_id]
     policy.load(seed=0)
     longest = num_positions(policy.weights.config)
-    if longest is not None and len(ids) + len(said) > longest:
-        raise DataError(f"--prompt: {len(ids) + len(said)} tokens are more than the model's {longest} positions")
+    if longest is not None and len(ids) + len(response_ids) > longest:
+        raise DataError(
+            f"--prompt: {len(ids) + len(response_ids)} tokens are more than the model's {longest} positions"
+        )
     with torch.inference_mode():
-        everything = torch.tensor([[*ids, *said]], device=policy.weights.device)
+        everything = torch.tensor([[*ids, *response_ids]], device=policy.weights.device)
         logits_TV = policy.weights(input_ids=everything, use_cache=False).logits[0, len(ids) - 1 :].float().cpu()
     temperatures = job.temperatures or [job.sampling.temperature]
     for temperature in temperatures:
         sampling = replace(job.sampling, temperature=temperature)
         label = model.name if temperature is None else f"{model.name}, temperature {temperature:g}"
-        whole_TV, left_TV = _before_and_after(logits_TV, sampling, [*ids, *said], len(ids))
+        whole_TV, left_TV = _before_and_after(logits_TV, sampling, [*ids, *response_ids], len(ids))
         if response is None:
             chosen = whole_TV[0].argsort(descending=True, stable=True)[: job.num_tokens].tolist()
             tokens = [_token(policy, token, whole_TV[0], left_TV[0]) for token in chosen]
         else:
-            tokens = [_token(policy, token, whole_TV[t], left_TV[t]) for t, token in enumerate(said)]
+            tokens = [_token(policy, token, whole_TV[t], left_TV[t]) for t, token in enumerate(response_ids)]
         entropies = (entropy(whole_TV[0]).item(), entropy(left_TV[0]).item())
         yield View(label, tokens, int((left_TV[0] > 0).sum()), whole_TV.shape[-1], entropies)
 
@@ -88,13 +90,13 @@ def _before_and_after(
     return torch.stack(whole), torch.stack(left)
 
 
-def _token(policy: Policy, token: int, whole_V: Tensor, left_V: Tensor) -> Token:
+def _token(policy: ServedModel, token: int, whole_V: Tensor, left_V: Tensor) -> Token:
     before = whole_V[token]
     rank = int((whole_V > before).sum() + (whole_V[:token] == before).sum()) + 1
     return Token(_shown(policy, token), rank, before.item(), left_V[token].item(), entropy(whole_V).item())
 
 
-def _shown(policy: Policy, token: int) -> str:
+def _shown(policy: ServedModel, token: int) -> str:
     text = policy.decode([token])
     if "�" in text:  # part of a character
         return printable(str(policy.tokenizer.convert_ids_to_tokens(token)))

@@ -16,7 +16,7 @@ from transformers import set_seed
 from alignkit.commands.evaluate import check_runs, write_json
 from alignkit.config import TasksJob
 from alignkit.errors import ConfigError, did_you_mean
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.table import aligned
 from alignkit.runs.log import run_log
 
@@ -59,7 +59,7 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
     with run_log():
         if problems := check_runs(runs, job.model, out) + check_tasks(tasks, job.num_fewshot):
             raise ConfigError(*dict.fromkeys(problems))
-        policies = [Policy.of(replace(job.model, name=name), job.template) for name in runs]
+        policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
         found = {policy.name: _measured(job, policy, tasks) for policy in policies}
     console = Console(soft_wrap=True)
     console.print(table(found), markup=False, highlight=False)
@@ -109,7 +109,7 @@ def _loading_problem(name: str, num_fewshot: int | None) -> str:
     return ""
 
 
-def _measured(job: TasksJob, policy: Policy, tasks: Sequence[str]) -> list[Metric]:
+def _measured(job: TasksJob, policy: ServedModel, tasks: Sequence[str]) -> list[Metric]:
     from lm_eval.evaluator import evaluate
 
     from alignkit.evaluate.harness import TrainedModel

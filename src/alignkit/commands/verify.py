@@ -20,8 +20,8 @@ from alignkit.data.encode.rendering import RowRefused, joined, parting
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
-from alignkit.evaluate.served_model import Policy
-from alignkit.evaluate.trained import spoken, spoken_rows, training_sections
+from alignkit.evaluate.served_model import ServedModel
+from alignkit.evaluate.trained import example_answers, example_rows, training_sections
 from alignkit.models.load import check_model, load_tokenizer
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import is_adapter, local_folder
@@ -106,7 +106,7 @@ def _as_trained(
         return tokenizer, served, ""
     model, template = sections
     try:
-        policy = Policy.of(model, template)
+        policy = ServedModel.of(model, template)
     except AlignkitError as error:
         logger.warning("the template of the training cannot be made anew: %s", error)
         return tokenizer, served, ""
@@ -126,19 +126,21 @@ def _prompts(
         text = joined(template.render(messages, add_generation_prompt=True))
         dicts = [template.as_dict(message) for message in messages]
         try:
-            said = str(tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=True))
-            fed = tokenizer.apply_chat_template(dicts, tokenize=True, add_generation_prompt=True, return_dict=False)
+            rendered = str(tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=True))
+            served_ids = tokenizer.apply_chat_template(
+                dicts, tokenize=True, add_generation_prompt=True, return_dict=False
+            )
         except Exception as error:  # whatever the folder's Jinja does
             problem = problem or f"the folder's template refuses what was trained on: {error}"
             continue
-        if said != text:
-            problem = problem or parting(said, text)
-        elif fed == ids:
+        if rendered != text:
+            problem = problem or parting(rendered, text)
+        elif served_ids == ids:
             num_same += 1
         elif len(messages) > 2:
             histories += 1
         else:
-            problem = problem or f"{text!r} is {ids} in training and {fed} when it is served"
+            problem = problem or f"{text!r} is {ids} in training and {served_ids} when it is served"
     if problem:
         yield Finding("prompts", "FAIL", problem)
     else:
@@ -154,7 +156,7 @@ def _conversations(folder: Path) -> Iterator[tuple[Message, ...]]:
     yield (Message("user", "Translate.", input="Guten Tag"),)
     yield (Message("system", "Be brief."), user)
     yield (user, answer, Message("user", "And that?"))
-    for prompt, _ in list(spoken(folder))[:_NUM_PROMPTS]:
+    for prompt, _ in list(example_answers(folder))[:_NUM_PROMPTS]:
         yield (Message("user", prompt),)
 
 
@@ -171,8 +173,8 @@ def _stop(folder: Path, template: Template) -> Finding:
 def _adapter(folder: Path, model: ModelConfig) -> Finding:
     if not is_adapter(folder):
         return Finding("adapter", "-", "there is none")
-    policy = Policy.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)
+    policy = ServedModel.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)
     bound = BOUNDS[torch.float32]
-    difference = compare_merged(policy, spoken_rows(policy), ARITHMETIC[merged_dtype(model)])
+    difference = compare_merged(policy, example_rows(policy), ARITHMETIC[merged_dtype(model)])
     detail = f"merged into its base it differs by {difference:.2e} nats at most (bound {bound:g})"
     return Finding("adapter", "ok" if difference <= bound else "FAIL", detail)

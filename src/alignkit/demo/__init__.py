@@ -73,8 +73,8 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
     _train(console, "5  Or the better answers themselves are, without it", "dpo", folder, seed, start)
     pairs = _read("heldout_pairs.jsonl")
     runs = " ".join(str(folder / stage) for stage in ("sft", "ppo", "dpo"))
-    asked = f"--reward {reward} --prompts {_shipped('heldout_pairs.jsonl')}"
-    _title(console, "6  Words that none of them has seen", f"alignkit compare {runs} {asked} sampling=nucleus")
+    options = f"--reward {reward} --prompts {_shipped('heldout_pairs.jsonl')}"
+    _title(console, "6  Words that none of them has seen", f"alignkit compare {runs} {options} sampling=nucleus")
     policies = {
         name: _ask([*(word.format(folder=folder) for word in words), f"seed={seed}"], pairs, reward)
         for name, words in _POLICIES.items()
@@ -94,13 +94,13 @@ def _train(console: Console, title: str, stage: str, folder: Path, seed: int, wo
 
 
 def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) -> Answered:
-    read_prompts = import_module("alignkit.evaluate.prompts").asked
+    read_prompts = import_module("alignkit.evaluate.prompts").read_prompts
     words = [*words, "sampling.max_new_tokens=32"]
     job = compose_job("generate", [*words, "sampling=nucleus"])
     prompts = read_prompts([pair["prompt"] for pair in pairs], None, format="auto", columns={})
     answers = _answers(job, prompts)
     rewards = import_module("alignkit.evaluate.rewards")
-    scores = rewards.worth(rewards.load(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
+    scores = rewards.score_answers(rewards.load(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
     preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
     others = read_prompts([], _shipped("heldout.jsonl"), format="auto", columns={})
     said = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
@@ -109,8 +109,8 @@ def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) ->
 
 
 def _answers(job: Any, prompts: Sequence[Any]) -> list[str]:
-    policy = import_module("alignkit.evaluate.served_model").Policy.of(job.model, job.template).load(seed=job.seed)
-    done = policy.answer(policy.encode(prompts), job.sampling, seed=job.seed, batch_size=_TOGETHER)
+    policy = import_module("alignkit.evaluate.served_model").ServedModel.of(job.model, job.template).load(seed=job.seed)
+    done = policy.complete(policy.encode(prompts), job.sampling, seed=job.seed, batch_size=_TOGETHER)
     return [policy.text(completion, job.sampling) for completion in done]
 
 

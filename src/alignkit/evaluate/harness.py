@@ -7,7 +7,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig
 
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import num_positions
 from alignkit.sampling.settings import stop_ids
 
@@ -23,7 +23,7 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
         num_cut: prompts so far that lost their beginning, being longer than the model has positions for.
     """
 
-    def __init__(self, policy: Policy, batch_size: int) -> None:
+    def __init__(self, policy: ServedModel, batch_size: int) -> None:
         self.template, self.num_cut = policy.template, 0
         policy.tokenizer.chat_template = policy.template.jinja
         # What a folder ships has lengths and temperatures of its own, which would win over those of the task.
@@ -59,5 +59,5 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
         return super().tok_batch_encode(strings, left_truncate_len=left_truncate_len, **more)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        said: list[str] = super().generate_until(requests, disable_tqdm)
-        return [text.removeprefix(self.template.response_lead) for text in said]
+        responses: list[str] = super().generate_until(requests, disable_tqdm)
+        return [text.removeprefix(self.template.response_lead) for text in responses]

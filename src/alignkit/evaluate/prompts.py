@@ -11,7 +11,7 @@ from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.formats import RowError, detect_format, to_prompt
 from alignkit.errors import AlignkitError, DataError
 
-Asked = list[tuple[str, Conversation]]  # each with its place: file:row, or the number of its --prompt
+Prompts = list[tuple[str, Conversation]]  # each with its place: file:row, or the number of its --prompt
 
 
 def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> list[str]:
@@ -30,7 +30,7 @@ def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, colum
     return problems
 
 
-def asked(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> Asked:
+def read_prompts(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> Prompts:
     """Every prompt that was given, those of the command line first.
 
     A data file may be of any format, whose responses, if it has some, are left off; `.txt` holds one prompt a line.
@@ -48,7 +48,7 @@ def asked(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapp
         raise DataError(*plain) from error
 
 
-def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Asked:
+def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Prompts:
     if path.suffix == ".txt":
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         return [(f"{path}:{i}", _from_user(line)) for i, line in lines if line.strip()]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from alignkit.config import ModelConfig, SamplingConfig
 from alignkit.errors import AlignkitError
-from alignkit.evaluate.prompts import Asked
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.prompts import Prompts
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import computing_device
 from alignkit.rewards.load import check_reward_columns, check_rewards, load_rewards
 from alignkit.rewards.sample import Sample
@@ -40,18 +40,18 @@ def load(name: str, model: ModelConfig, *, batch_size: int) -> Rewards:
     return load_rewards([parse_option(name, batch_size=batch_size)], model, device=computing_device())
 
 
-def worth(rewards: Rewards, asked: Asked, answers: Sequence[str]) -> list[float]:
+def score_answers(rewards: Rewards, prompts: Prompts, answers: Sequence[str]) -> list[float]:
     """The score of each answer.
 
     Raises:
         RewardError: there is none for an answer.
     """
-    samples = [Sample(source, prompt, answer) for (source, prompt), answer in zip(asked, answers, strict=True)]
+    samples = [Sample(source, prompt, answer) for (source, prompt), answer in zip(prompts, answers, strict=True)]
     scores = rewards.score(samples).total
     return [score for score in scores if score is not None]  # none is: what cannot be scored has stopped it
 
 
-def warn(rewards: Rewards, policy: Policy, finish_reasons: Sequence[str], sampling: SamplingConfig) -> None:
+def warn(rewards: Rewards, policy: ServedModel, finish_reasons: Sequence[str], sampling: SamplingConfig) -> None:
     """Say where a reward run reads in another template than the policy answers in, or what was cut off as if whole."""
     for line in rewards.other_templates(policy.template.jinja, policy.name):
         logger.warning("%s", line)

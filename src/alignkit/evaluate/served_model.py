@@ -15,7 +15,7 @@ from alignkit.config import ControlTokens, ModelConfig, Quantization, SamplingCo
 from alignkit.data.encode.masking import encode_prompts
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.errors import DataError
-from alignkit.evaluate.prompts import Asked
+from alignkit.evaluate.prompts import Prompts
 from alignkit.models.load import load_model, load_tokenizer, num_positions
 from alignkit.models.skeleton import skeleton
 from alignkit.sampling.generate import Completion, cut_at_stop, generate
@@ -23,7 +23,7 @@ from alignkit.sampling.settings import stop_ids
 
 
 @dataclass
-class Policy:
+class ServedModel:
     """A distribution over responses; its weights are only in memory between `load` and `unload`.
 
     Attributes:
@@ -39,7 +39,7 @@ class Policy:
     model: PreTrainedModel | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, config: ModelConfig, template: TemplateConfig) -> Policy:
+    def of(cls, config: ModelConfig, template: TemplateConfig) -> ServedModel:
         """Everything but the weights."""
         tokenizer = load_tokenizer(config)
         return cls(config, tokenizer, load_template(template, tokenizer))
@@ -57,7 +57,7 @@ class Policy:
         assert self.model is not None, "not loaded"
         return self.model
 
-    def load(self, *, seed: int) -> Policy:
+    def load(self, *, seed: int) -> ServedModel:
         """Bring the weights to where this machine computes."""
         self.model = load_model(self.config, tokenizer=self.tokenizer, seed=seed, trainable=False)
         quantized = self.config.quantization is not Quantization.none  # then they are there already
@@ -68,7 +68,7 @@ class Policy:
     def unload(self) -> None:
         self.model = None
 
-    def encode(self, prompts: Asked) -> list[list[int]]:
+    def encode(self, prompts: Prompts) -> list[list[int]]:
         """The tokens that training has before the answer; special tokens typed in a prompt are plain characters.
 
         Raises:
@@ -81,7 +81,7 @@ class Policy:
             raise DataError(*refused)
         return [ids for ids in rows if not isinstance(ids, str)]
 
-    def check_lengths(self, prompts: Asked, rows: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
+    def check_lengths(self, prompts: Prompts, rows: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
         """Whether the model has positions for every prompt and its longest answer, without loading weights.
 
         Raises:
@@ -97,7 +97,7 @@ class Policy:
         if problems:
             raise DataError(*problems)
 
-    def answer(
+    def complete(
         self,
         rows: Sequence[Sequence[int]],
         sampling: SamplingConfig,
@@ -125,14 +125,14 @@ class Policy:
 
     def text(self, completion: Completion, sampling: SamplingConfig) -> str:
         """What was said: without what the template begins every answer with, and cut before a stop string."""
-        said = self.decode(completion.token_ids).removeprefix(self.template.response_lead)
-        return cut_at_stop(said, sampling)
+        text = self.decode(completion.token_ids).removeprefix(self.template.response_lead)
+        return cut_at_stop(text, sampling)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids)))
 
 
-def keys_of(num_prompts: int, num_samples: int) -> list[int | str]:
+def sample_keys(num_prompts: int, num_samples: int) -> list[int | str]:
     """Row keys of several samples of each prompt, prompt by prompt; the first sample is that of a single one."""
     return [row if sample == 0 else f"{row}.{sample}" for row in range(num_prompts) for sample in range(num_samples)]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from alignkit.config import ModelConfig, TemplateConfig
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.evaluate.likelihood import Row
-from alignkit.evaluate.served_model import Policy
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.runs.directory import read_manifest
 
 Section = TypeVar("Section")
@@ -40,7 +40,7 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
     return _section(ModelConfig, job["model"]), _section(TemplateConfig, job["template"])
 
 
-def spoken(folder: Path | None) -> Iterator[tuple[str, str]]:
+def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:
     """Prompts with answers: the samples a run kept, else rows that ship with alignkit."""
     samples = folder / "samples.jsonl" if folder is not None else None
     if samples is not None and samples.is_file():
@@ -52,13 +52,13 @@ def spoken(folder: Path | None) -> Iterator[tuple[str, str]]:
             yield "\n\n".join(filter(None, [row["instruction"], row.get("input")])), row["output"]
 
 
-def spoken_rows(policy: Policy) -> list[Row]:
+def example_rows(policy: ServedModel) -> list[Row]:
     """The same as tokens of a policy, of which every one is scored."""
     rows = []
-    for prompt, answer in list(spoken(Path(policy.name)))[:_NUM_ROWS]:
+    for prompt, answer in list(example_answers(Path(policy.name)))[:_NUM_ROWS]:
         (ids,) = policy.encode([("row", Conversation((Message("user", prompt),)))])
-        said: list[int] = policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        whole = [*ids, *said, policy.template.end_id]
+        answer_ids: list[int] = policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        whole = [*ids, *answer_ids, policy.template.end_id]
         rows.append(Row(whole, whole))
     return rows
 
