@@ -1,7 +1,6 @@
 """The benches of `scripts/bench`: each tells its options, and PPO's run in their smallest form."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ def test_a_bench_tells_its_options(name: str) -> None:
     assert "--help" in run(name, "--help")
 
 
-@pytest.mark.skipif("ALIGNKIT_TEST_BENCHES" not in os.environ, reason="a minute: ALIGNKIT_TEST_BENCHES=1 runs it")
+@pytest.mark.slow
 def test_alone_ppo_counts_its_work_and_holds_one_backbone(tmp_path: Path) -> None:
     small = ["--steps=2", "--rounds=1", "--completions=4", "--batch-size=2", "--epochs=1", "--tokens=6"]
     assert "alignkit: LoRA" in run("ppo", "--only", "lora", *small, f"--json={tmp_path}/out.json")

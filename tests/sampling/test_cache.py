@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
@@ -33,7 +33,6 @@ def states(cache: Any, layer: int, keys: torch.Tensor) -> torch.Tensor:
     return seen
 
 
-@settings(deadline=None)
 @given(num_rows=st.integers(1, 4), width=st.integers(1, 9), events=EVENTS)
 def test_a_model_sees_what_it_wrote(num_rows: int, width: int, events: list[tuple[str, int]]) -> None:
     torch.manual_seed(0)
