@@ -1,6 +1,6 @@
-"""Signs of a training gone wrong, each told once and in words."""
+"""Signs of divergence, each reported once and in words."""
 
-from alignkit.ppo.health import Health
+from alignkit.ppo.health import HealthMonitor
 
 
 def metrics(**found: float) -> dict[str, float]:
@@ -13,52 +13,52 @@ def metrics(**found: float) -> dict[str, float]:
     }
 
 
-def watched() -> Health:
-    health = Health(max_kl=20.0, max_new_tokens=64)
-    assert health.look(metrics()) == []
+def watched() -> HealthMonitor:
+    health = HealthMonitor(max_kl=20.0, max_new_tokens=64)
+    assert health.check_update(metrics()) == []
     return health
 
 
 def test_a_policy_that_left_its_reference() -> None:
     health = watched()
-    (line,) = health.look(metrics(kl=21.0))
-    assert line.startswith("the KL is 21 nats a completion, beyond ppo.max_kl=20")
-    assert health.look(metrics(kl=22.0)) == []
+    (line,) = health.check_update(metrics(kl=21.0))
+    assert line.startswith("the KL is 21 nats a completion, above ppo.max_kl=20")
+    assert health.check_update(metrics(kl=22.0)) == []
 
 
 def test_an_entropy_that_collapsed() -> None:
-    (line,) = watched().look(metrics(entropy=0.1))
+    (line,) = watched().check_update(metrics(entropy=0.1))
     assert line.startswith("the entropy fell from 2 to 0.1 nats a token")
 
 
 def test_completions_that_run_into_the_limit() -> None:
-    (line,) = watched().look(metrics(length=63.0))
-    assert line.startswith("completions grew from 10 to 63 tokens and run into sampling.max_new_tokens=64")
+    (line,) = watched().check_update(metrics(length=63.0))
+    assert line.startswith("completions grew from 10 to 63 tokens and reach sampling.max_new_tokens=64")
 
 
 def test_prompts_learnt_by_heart() -> None:
     health, said = watched(), []
     for trained, held_out in ((1.0, 5.0), (2.0, 4.0), (3.0, 3.0)):
-        health.look(metrics(score=trained))
-        said += health.look_at_evaluation(held_out)
+        health.check_update(metrics(score=trained))
+        said += health.check_evaluation(held_out)
     (line,) = said
-    assert line.startswith("the training score rose to 3 while the held-out score fell to 3, 3 evaluations in a row")
+    assert line.startswith("the training score rose to 3 while the held-out score fell to 3, over 3 evaluations")
 
 
 def test_a_score_that_was_never_measured_does_not_rise() -> None:
-    health = Health(max_kl=20.0, max_new_tokens=64)
-    assert health.look_at_evaluation(0.9) == []  # before the first update
+    health = HealthMonitor(max_kl=20.0, max_new_tokens=64)
+    assert health.check_evaluation(0.9) == []  # before the first update
     said = []
     for trained, held_out in ((0.8, 0.88), (0.82, 0.86)):
-        health.look(metrics(score=trained))
-        said += health.look_at_evaluation(held_out)
+        health.check_update(metrics(score=trained))
+        said += health.check_evaluation(held_out)
     assert said == []
 
 
-def test_what_was_told_stays_told_after_a_resume() -> None:
+def test_what_was_reported_stays_reported_after_a_resume() -> None:
     health = watched()
-    health.look(metrics(kl=21.0))
-    again = Health(max_kl=20.0, max_new_tokens=64)
+    health.check_update(metrics(kl=21.0))
+    again = HealthMonitor(max_kl=20.0, max_new_tokens=64)
     again.load_state_dict(health.state_dict())
-    assert again.look(metrics(kl=30.0)) == []
-    assert len(again.look(metrics(entropy=0.01))) == 1
+    assert again.check_update(metrics(kl=30.0)) == []
+    assert len(again.check_update(metrics(entropy=0.01))) == 1

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 from alignkit.models.adapters import Adapters
 from alignkit.models.tiny import byte_tokenizer, random_model
 from alignkit.ppo.policy import Policy
-from alignkit.ppo.scoring import side_by_side
+from alignkit.ppo.scoring import pad_sequences
 from alignkit.ppo.value import VALUE, AdapterValue, ValueFunction
 
 
@@ -28,7 +28,7 @@ def test_layers_that_drop_out_by_themselves_do_not_where_they_are_recomputed() -
         detach_values=False,
     )
     policy.gradient_checkpointing_enable()
-    rows = side_by_side([[5, 6, 7]], [[8, 9]], pad_id=0, min_new_tokens=0, device=torch.device("cpu"))
+    rows = pad_sequences([[5, 6, 7]], [[8, 9]], pad_id=0, min_new_tokens=0, device=torch.device("cpu"))
     found = {}
     for mode in (False, True):
         policy.train(mode)
@@ -48,7 +48,7 @@ def test_an_adapter_for_values_trains_what_leads_to_a_value() -> None:
     model = random_model(config, tokenizer=byte_tokenizer(), seed=0)
     adapters = Adapters(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"])))
     value = AdapterValue(16, adapters)
-    rows = side_by_side([[5, 6, 7]], [[8, 9]], pad_id=0, min_new_tokens=0, device=torch.device("cpu"))
+    rows = pad_sequences([[5, 6, 7]], [[8, 9]], pad_id=0, min_new_tokens=0, device=torch.device("cpu"))
     for weight in value.head.parameters():
         torch.nn.init.ones_(weight)
     value(rows, torch.zeros(1, 2, 16)).sum().backward()

@@ -5,15 +5,15 @@ import statistics
 import pytest
 
 from alignkit.config import PpoConfig, ScoreScaling
-from alignkit.ppo.score_shaping import RunningMoments, Shaping
+from alignkit.ppo.score_shaping import RunningMoments, ScoreShaping
 
 
 def test_scores_pass_as_they_are() -> None:
-    assert Shaping(PpoConfig())([1.0, None, -3.0], [True, False, False]) == [1.0, None, -3.0]
+    assert ScoreShaping(PpoConfig())([1.0, None, -3.0], [True, False, False]) == [1.0, None, -3.0]
 
 
 def test_a_completion_that_did_not_end_pays_and_what_is_far_out_is_cut() -> None:
-    shaping = Shaping(PpoConfig(missing_eos_penalty=2.0, score_clip=2.5))
+    shaping = ScoreShaping(PpoConfig(missing_eos_penalty=2.0, score_clip=2.5))
     assert shaping([1.0, 1.0, 9.0, -1.0], [True, False, True, False]) == [1.0, -1.0, 2.5, -2.5]
 
 
@@ -28,10 +28,10 @@ def test_running_moments_are_those_of_everything_seen() -> None:
 
 def test_running_scaling_goes_on_where_it_was() -> None:
     ppo = PpoConfig(score_scaling=ScoreScaling.running)
-    whole, first, second = Shaping(ppo), Shaping(ppo), Shaping(ppo)
+    whole, first, second = ScoreShaping(ppo), ScoreShaping(ppo), ScoreShaping(ppo)
     whole([1.0, 2.0, 3.0], [True] * 3)
     first([1.0, 2.0, 3.0], [True] * 3)
     second.load_state_dict(first.state_dict())
     assert second([5.0, None], [True, True]) == whole([5.0, None], [True, True])
-    assert Shaping(ppo)([1.0, 3.0], [True, True]) == [-1.0, 1.0]
-    assert Shaping(ppo)([2.0, 2.0], [True, True]) == [0.0, 0.0]
+    assert ScoreShaping(ppo)([1.0, 3.0], [True, True]) == [-1.0, 1.0]
+    assert ScoreShaping(ppo)([2.0, 2.0], [True, True]) == [0.0, 0.0]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PhiConfig
 
 from alignkit.config import SamplingConfig
-from alignkit.ppo.scoring import Scorer, side_by_side
+from alignkit.ppo.scoring import CompletionScorer, pad_sequences
 from alignkit.sampling.generate import generate
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
@@ -30,10 +30,10 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def rows(min_new_tokens: int = 0, prompts: Any = PROMPTS, completions: Any = COMPLETIONS) -> Any:
-    return side_by_side(prompts, completions, pad_id=0, min_new_tokens=min_new_tokens, device=torch.device("cpu"))
+    return pad_sequences(prompts, completions, pad_id=0, min_new_tokens=min_new_tokens, device=torch.device("cpu"))
 
 
-def test_rows_lie_side_by_side() -> None:
+def test_prompts_are_padded_on_the_left_and_completions_on_the_right() -> None:
     found = rows(min_new_tokens=1)
     assert found.input_ids_BL.tolist() == [
         [5, 6, 7, 8, 12, 13, 0, 0, 0],
@@ -52,7 +52,7 @@ def test_rows_lie_side_by_side() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_each_row_is_scored_as_alone_and_by_the_plain_formula(model: Any, temperature: float) -> None:
-    scorer = Scorer(model, eos_ids=[1], entropy_trains=True)
+    scorer = CompletionScorer(model, eos_ids=[1], entropy_trains=True)
     with torch.no_grad():
         together = scorer(model, rows(), temperature=temperature)
         for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
@@ -67,7 +67,7 @@ def test_each_row_is_scored_as_alone_and_by_the_plain_formula(model: Any, temper
 
 
 def test_more_padding_changes_nothing(model: Any) -> None:
-    scorer = Scorer(model, eos_ids=[1], entropy_trains=False)
+    scorer = CompletionScorer(model, eos_ids=[1], entropy_trains=False)
     wider = rows(prompts=[*PROMPTS, list(range(3, 20))], completions=[*COMPLETIONS, list(range(3, 15))])
     with torch.no_grad():
         few, many = scorer(model, rows(), temperature=1.0), scorer(model, wider, temperature=1.0)
@@ -84,7 +84,7 @@ def test_log_probabilities_agree_with_transformers_generation_and_with_ours(mode
     )  # fmt: skip
     completion = done.sequences[0, prompt.shape[1] :].tolist()
     wanted = [float(score[0].log_softmax(-1)[token]) for score, token in zip(done.scores, completion, strict=True)]
-    scorer = Scorer(model, eos_ids=[1], entropy_trains=False)
+    scorer = CompletionScorer(model, eos_ids=[1], entropy_trains=False)
     with torch.no_grad():
         found = scorer(model, rows(min_new_tokens, [PROMPTS[0]], [completion]), temperature=0.7)
     assert found.logprobs_BT[0].tolist() == pytest.approx(wanted, abs=1e-4)
@@ -101,7 +101,7 @@ def test_log_probabilities_agree_with_transformers_generation_and_with_ours(mode
 
 
 def test_an_end_that_could_not_be_drawn_has_no_probability(model: Any) -> None:
-    scorer = Scorer(model, eos_ids=[1, 3], entropy_trains=True)
+    scorer = CompletionScorer(model, eos_ids=[1, 3], entropy_trains=True)
     found = scorer(model, rows(2), temperature=1.0)
     logits = model(torch.tensor([PROMPTS[1] + COMPLETIONS[1]])).logits[0, 0].clone()
     logits[[1, 3]] = -torch.inf
@@ -116,7 +116,7 @@ def test_gradients_in_chunks_are_those_of_the_whole(model: Any, monkeypatch: pyt
     for at_once in (8_000_000, 100):
         monkeypatch.setattr("alignkit.training.loss._LOGITS_AT_ONCE", at_once)
         model.zero_grad()
-        scores = Scorer(model, eos_ids=[1], entropy_trains=True)(model, rows(), temperature=0.9)
+        scores = CompletionScorer(model, eos_ids=[1], entropy_trains=True)(model, rows(), temperature=0.9)
         (scores.logprobs_BT.sum() + 0.3 * scores.entropies_BT.sum()).backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):

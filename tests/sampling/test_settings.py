@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 import alignkit.sampling
 from alignkit.config import SamplingConfig, out_of_bounds
 from alignkit.sampling.distribution import distribution
-from alignkit.sampling.settings import at, check, draws, generation_config
+from alignkit.sampling.settings import check_sampling, draws, generation_config, sampling_at
 
 GROUPS = sorted((Path(alignkit.sampling.__file__).parents[1] / "conf" / "sampling").glob("*.yaml"))
 
@@ -26,7 +26,7 @@ def test_a_draw_setting_asks_for_a_draw(name: str) -> None:
 
 
 def test_settings_without_effect_are_refused_each_on_its_line() -> None:
-    assert check(SamplingConfig(do_sample=False, temperature=0.7, top_k=50, repetition_penalty=1.1)) == [
+    assert check_sampling(SamplingConfig(do_sample=False, temperature=0.7, top_k=50, repetition_penalty=1.1)) == [
         "sampling.temperature=0.7 has no effect with sampling.do_sample=false: "
         "remove it, or set sampling.do_sample=true",
         "sampling.top_k=50 has no effect with sampling.do_sample=false: remove it, or set sampling.do_sample=true",
@@ -39,20 +39,20 @@ MOVING = SamplingConfig(
 
 
 def test_a_schedule_moves_in_a_straight_line() -> None:
-    seen = [at(MOVING, progress) for progress in (0, 0.25, 1)]
+    seen = [sampling_at(MOVING, progress) for progress in (0, 0.25, 1)]
     assert [now.temperature for now in seen] == [1.5, 1.25, 0.5]
     assert [now.top_k for now in seen] == [10, 20, 51]
     assert [now.top_p for now in seen] == [0.9] * 3
     assert [now.min_p for now in seen] == [0, 0.025, 0.1]
-    assert at(SamplingConfig(temperature=0.7), 0.5) == SamplingConfig(temperature=0.7)
+    assert sampling_at(SamplingConfig(temperature=0.7), 0.5) == SamplingConfig(temperature=0.7)
 
 
 def test_a_schedule_is_refused_where_there_is_no_time() -> None:
-    assert check(MOVING, over_time=True) == []
-    assert check(MOVING)[0] == (
+    assert check_sampling(MOVING, over_time=True) == []
+    assert check_sampling(MOVING)[0] == (
         "sampling.temperature goes from 1.5 to 0.5, and only PPO has a start and an end: give one value"
     )
-    assert len(check(MOVING)) == 3
+    assert len(check_sampling(MOVING)) == 3
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,17 @@ def test_bounds_of_numbers_that_may_move(name: str, value: object, problem: str)
 
 
 def test_stop_strings() -> None:
-    assert check(SamplingConfig(stop=["a", ""])) == ["sampling.stop holds an empty text, which would end everything"]
+    assert check_sampling(SamplingConfig(stop=["a", ""])) == [
+        "sampling.stop holds an empty text, which would end everything"
+    ]
     assert generation_config(SamplingConfig(stop=["\n\n"]), eos_ids=[2], pad_id=0).stop_strings == ["\n\n"]
 
 
 def test_min_above_max_is_refused() -> None:
-    assert check(SamplingConfig(min_new_tokens=9, max_new_tokens=8)) == [
+    assert check_sampling(SamplingConfig(min_new_tokens=9, max_new_tokens=8)) == [
         "sampling.min_new_tokens=9 is more than sampling.max_new_tokens=8: lower the first or raise the second"
     ]
-    assert check(SamplingConfig(min_new_tokens=8, max_new_tokens=8)) == []
+    assert check_sampling(SamplingConfig(min_new_tokens=8, max_new_tokens=8)) == []
 
 
 @pytest.mark.parametrize(
@@ -100,13 +102,13 @@ def test_min_above_max_is_refused() -> None:
     ],
 )
 def test_sensible_settings_have_no_problem(sampling: SamplingConfig) -> None:
-    assert check(sampling) == []
+    assert check_sampling(sampling) == []
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: path.stem)
 def test_every_shipped_group_is_valid(path: Path) -> None:
     sampling = SamplingConfig(**yaml.safe_load(path.read_text()))
-    assert check(sampling) == []
+    assert check_sampling(sampling) == []
     assert out_of_bounds(sampling) == []
     assert draws(sampling) == (path.stem != "greedy")
 

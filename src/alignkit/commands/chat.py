@@ -18,7 +18,7 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
-from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
 
 _SETTINGS = {item.name: item for item in fields(SamplingConfig) if item.name not in ("do_sample", "stop")}

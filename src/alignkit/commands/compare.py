@@ -24,7 +24,7 @@ from alignkit.evaluate.table import aligned
 from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion
-from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import brief
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from alignkit.evaluate.statistics import bootstrap_mean, expectation, suggestion
 from alignkit.models.load import check_model, longest_row
 from alignkit.models.skeleton import skeleton
 from alignkit.runs.log import run_log
-from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import check_sampling
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from alignkit.evaluate.served_model import ServedModel, progress_bar, sample_key
 from alignkit.models.load import check_model
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
-from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
 
 _BATCHES_AT_ONCE = 16  # sorted by length among themselves, then written in the order of the prompts

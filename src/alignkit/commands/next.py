@@ -23,7 +23,7 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import check_model, num_positions
 from alignkit.runs.log import run_log
 from alignkit.sampling.distribution import distribution, entropy
-from alignkit.sampling.settings import check as check_sampling
+from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
 
 _BAR_WIDTH = 24

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
 from alignkit.ppo.reference import hold_reference, reference_adapter, what_is_held
-from alignkit.ppo.scoring import Scorer, Sequences
+from alignkit.ppo.scoring import CompletionScorer, Sequences
 from alignkit.ppo.value import ValueFunction
 
 
@@ -48,9 +48,11 @@ class Policy(nn.Module):
         self.reference = hold_reference(model, adapters, is_continued=is_continued)
         self.model, self.adapters, self.value, self.eos_ids = model, adapters, value, list(eos_ids)
         self.detach_values = detach_values
-        self.scorer = Scorer(model, eos_ids=eos_ids, entropy_trains=entropy_trains)
+        self.scorer = CompletionScorer(model, eos_ids=eos_ids, entropy_trains=entropy_trains)
         self._reference_scorer = (
-            Scorer(self.reference, eos_ids=eos_ids, entropy_trains=False) if self.reference is not None else self.scorer
+            CompletionScorer(self.reference, eos_ids=eos_ids, entropy_trains=False)
+            if self.reference is not None
+            else self.scorer
         )
         self.eval()
 

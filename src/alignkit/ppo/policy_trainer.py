@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from alignkit.errors import TrainingError
 from alignkit.ppo.policy import Policy
@@ -24,33 +26,52 @@ class PolicyTrainer(DurableTrainer):
     Args:
         policy: model, value function and reference.
         num_updates: length of training.
-        value_rate: learning rate of the value function; None takes that of the rest.
-        **rest: as `DurableTrainer`.
+        value_learning_rate: of the value function; None takes that of the rest.
+        row_sources: of each prompt that is learned on, such as `file:N`.
+        eval_dataset: what `evaluate` of a subclass completes; None where nothing is held out.
+        args: upstream's arguments, whose steps are updates.
+        tokenizer: of the policy.
+        callbacks: as upstream.
     """
 
-    def __init__(self, *, policy: Policy, num_updates: int, value_rate: float | None, **rest: Any) -> None:
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        num_updates: int,
+        value_learning_rate: float | None,
+        row_sources: Sequence[str],
+        eval_dataset: list[Any] | None,
+        args: TrainingArguments,
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
         super().__init__(
             model=policy,
+            args=args,
+            processing_class=tokenizer,
             train_dataset=list(range(num_updates)),
+            eval_dataset=eval_dataset,
             data_collator=lambda numbers: {"update": numbers[0]},
-            **rest,
+            row_sources=row_sources,
+            callbacks=list(callbacks),
         )
-        self.policy, self.value_rate = policy, value_rate
+        self.policy, self.value_learning_rate = policy, value_learning_rate
 
     def state_of_run(self) -> dict[str, Any]:
-        """What a checkpoint has to hold beside weights, optimizer and schedule; plain values."""
+        """Return what a checkpoint holds beside weights, optimizer and schedule; plain values."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state_of_run`."""
 
     def sum_of_all(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes (all must call this)."""
+        """Sum over the processes (all must call this)."""
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum") if self.args.world_size > 1 else tensor
         return total
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The numbers of the updates, the same on every process."""
+        """Load the numbers of the updates, the same on every process."""
         numbers: Any = self.train_dataset
         return DataLoader(numbers, batch_size=1, shuffle=False, collate_fn=self.data_collator)
 
@@ -64,13 +85,13 @@ class PolicyTrainer(DurableTrainer):
                 if weight.requires_grad:
                     decays = name in decaying and not name.startswith("value.head.")
                     groups.setdefault((id(weight) in values, decays), []).append(weight)
-            value_rate = {"lr": self.value_rate} if self.value_rate is not None else {}
+            rate = {"lr": self.value_learning_rate} if self.value_learning_rate is not None else {}
             self.optimizer = optimizer_class(
                 [
                     {
                         "params": weights,
                         "weight_decay": self.args.weight_decay if decays else 0.0,
-                        **(value_rate if is_value else {}),
+                        **(rate if is_value else {}),
                     }
                     for (is_value, decays), weights in sorted(groups.items())
                 ],
@@ -82,7 +103,7 @@ class PolicyTrainer(DurableTrainer):
         return 0  # upstream's count knows one forward and backward pass a step
 
     def num_parameters(self) -> tuple[int, int]:
-        """All weights of policy and value function, and those that train."""
+        """Count the weights of policy and value function: all, and those that train."""
         weights = [*self.policy.model.parameters(), *self.policy.value.parameters()]
         return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 

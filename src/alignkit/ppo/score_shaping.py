@@ -1,4 +1,4 @@
-"""From raw scores to the scores that are learnt from: a penalty, a scale and a clip, each optional."""
+"""From raw scores to the scores that are learned from: a penalty, a scale and a clip, each optional."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunningMoments:
 
 
 @dataclass
-class Shaping:
+class ScoreShaping:
     """The optional steps between a reward source and the loss, in their order, and what they have seen.
 
     Attributes:

@@ -22,26 +22,46 @@ from alignkit.training.loss import hidden_states, is_plain_head, lm_head, rows_a
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Prompts and completions side by side, as the model is fed.
+    """Prompts and completions as the model is fed.
 
     Attributes:
-        input_ids_BL: L = P + T; prompts end and completions begin at place P, padding is on both outer sides.
+        input_ids_BL: L = P + T; prompts end and completions begin at position P, padding is on both outer sides.
         attention_BL: 1 where there is a token.
         mask_BT: true where there is a completion token.
         blocked_BT: true where the sampler was not allowed to end (before `min_new_tokens`).
+        prompt_lengths: tokens of each prompt.
+        completion_lengths: tokens of each completion.
     """
 
     input_ids_BL: Tensor
     attention_BL: Tensor
     mask_BT: Tensor
     blocked_BT: Tensor
+    prompt_lengths: tuple[int, ...]
+    completion_lengths: tuple[int, ...]
 
     @property
     def completion_ids_BT(self) -> Tensor:
         return self.input_ids_BL[:, self.input_ids_BL.shape[1] - self.mask_BT.shape[1] :]
 
+    def take(self, indices: Sequence[int]) -> Sequences:
+        """Return some of the rows, without the columns in which they have padding alone."""
+        prompt_lengths = tuple(self.prompt_lengths[index] for index in indices)
+        completion_lengths = tuple(self.completion_lengths[index] for index in indices)
+        width, length = max(prompt_lengths), max(1, *completion_lengths)
+        first = self.input_ids_BL.shape[1] - self.mask_BT.shape[1] - width
+        rows = list(indices)
+        return Sequences(
+            self.input_ids_BL[rows, first : first + width + length],
+            self.attention_BL[rows, first : first + width + length],
+            self.mask_BT[rows, :length],
+            self.blocked_BT[rows, :length],
+            prompt_lengths,
+            completion_lengths,
+        )
 
-def side_by_side(
+
+def pad_sequences(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     *,
@@ -49,36 +69,50 @@ def side_by_side(
     min_new_tokens: int,
     device: torch.device,
 ) -> Sequences:
-    """Pad prompts on the left and completions on the right, each to the longest of these rows."""
-    width = max(map(len, prompts))
-    length = max(1, *map(len, completions))
-    rows = [
+    """Pad prompts on the left and completions on the right, each to the longest of these rows.
+
+    Args:
+        prompts: token ids.
+        completions: token ids, one for each prompt.
+        pad_id: any valid id; it is never attended to.
+        min_new_tokens: how many tokens the sampler had to draw before an end token.
+        device: of the tensors.
+    """
+    prompt_lengths, completion_lengths = tuple(map(len, prompts)), tuple(map(len, completions))
+    width, length = max(prompt_lengths), max(1, *completion_lengths)
+    ids = [
         [pad_id] * (width - len(prompt)) + list(prompt) + list(completion) + [pad_id] * (length - len(completion))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    places_T = torch.arange(length)
-    mask_BT = places_T < torch.tensor([len(completion) for completion in completions])[:, None]
-    prompt_BP = torch.arange(width) >= width - torch.tensor([len(prompt) for prompt in prompts])[:, None]
-    blocked_BT = mask_BT & (places_T < min_new_tokens)
+    positions_T = torch.arange(length)
+    mask_BT = positions_T < torch.tensor(completion_lengths)[:, None]
+    prompt_BP = torch.arange(width) >= width - torch.tensor(prompt_lengths)[:, None]
+    blocked_BT = mask_BT & (positions_T < min_new_tokens)
     attention_BL = torch.cat([prompt_BP, mask_BT], dim=1).long()
-    tensors = torch.tensor(rows), attention_BL, mask_BT, blocked_BT
-    return Sequences(*(tensor.to(device) for tensor in tensors))
+    return Sequences(
+        torch.tensor(ids).to(device),
+        attention_BL.to(device),
+        mask_BT.to(device),
+        blocked_BT.to(device),
+        prompt_lengths,
+        completion_lengths,
+    )
 
 
 def inputs_of(rows: Sequences, *, takes_positions: bool) -> dict[str, Tensor]:
-    """What a model is fed; positions count from the first token of each row, where the model takes any."""
+    """Return what a model is fed; positions count from the first token of each row, where the model takes any."""
     inputs = {"input_ids": rows.input_ids_BL, "attention_mask": rows.attention_BL}
     positions = {"position_ids": (rows.attention_BL.cumsum(-1) - 1).clamp(min=0)} if takes_positions else {}
     return inputs | positions
 
 
-def predicting(rows: Sequences) -> slice:
-    """The T places whose states predict the completion's tokens: each the one before its token."""
+def predicting_positions(rows: Sequences) -> slice:
+    """Return the T positions whose states predict the completion's tokens: each the one before its token."""
     return slice(-rows.mask_BT.shape[1] - 1, -1)
 
 
 @dataclass(frozen=True, slots=True)
-class TokenScores:
+class CompletionScores:
     """What a model makes of each completion token; 0 where there is none.
 
     Attributes:
@@ -92,7 +126,7 @@ class TokenScores:
     hidden_BTH: Tensor
 
 
-class Scorer:
+class CompletionScorer:
     """Scores completions under one model, adapters or not.
 
     Args:
@@ -108,8 +142,8 @@ class Scorer:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.takes_positions = "position_ids" in inspect.signature(base.forward).parameters
 
-    def __call__(self, model: nn.Module, rows: Sequences, *, temperature: float) -> TokenScores:
-        """One forward pass.
+    def __call__(self, model: nn.Module, rows: Sequences, *, temperature: float) -> CompletionScores:
+        """Score completions in one forward pass.
 
         Args:
             model: the one the scorer was made for, with whatever adapter is active now.
@@ -122,13 +156,13 @@ class Scorer:
             scored[mask_BT], rows.completion_ids_BT[mask_BT], rows.blocked_BT[mask_BT], temperature
         )
         zeros_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-        return TokenScores(
+        return CompletionScores(
             zeros_BT.masked_scatter(mask_BT, logprobs_N), zeros_BT.masked_scatter(mask_BT, entropies_N), hidden_BTH
         )
 
     def _forward(self, model: nn.Module, rows: Sequences) -> tuple[Tensor, Tensor]:
         """The states that predict the completions, and these again or, where the head is not plain, their logits."""
-        inputs, before = inputs_of(rows, takes_positions=self.takes_positions), predicting(rows)
+        inputs, before = inputs_of(rows, takes_positions=self.takes_positions), predicting_positions(rows)
         if self.is_plain:
             with hidden_states(self.head) as caught:
                 model(**inputs, use_cache=False)

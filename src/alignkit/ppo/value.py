@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from alignkit.models.adapters import Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
-from alignkit.ppo.scoring import Sequences, inputs_of, predicting
+from alignkit.ppo.scoring import Sequences, inputs_of, predicting_positions
 
 VALUE_HEAD = "value_head.safetensors"
 _WEIGHTS = "model.safetensors"
@@ -159,7 +159,7 @@ def _states(backbone: PreTrainedModel, rows: Sequences) -> Tensor:
     """The states before each completion token, `[B, T, H]`."""
     takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
     hidden_BLH = backbone(**inputs_of(rows, takes_positions=takes_positions), use_cache=False).last_hidden_state
-    hidden_BTH: Tensor = hidden_BLH[:, predicting(rows)]
+    hidden_BTH: Tensor = hidden_BLH[:, predicting_positions(rows)]
     return hidden_BTH
 
 

@@ -20,7 +20,7 @@ def draws(sampling: SamplingConfig) -> bool:
     return any(getattr(sampling, name) is not None for name in DRAW_SETTINGS)
 
 
-def check(sampling: SamplingConfig, prefix: str = "sampling.", *, over_time: bool = False) -> list[str]:
+def check_sampling(sampling: SamplingConfig, prefix: str = "sampling.", *, over_time: bool = False) -> list[str]:
     """One line for each setting that would have no effect or contradicts another; empty where all is well.
 
     The bounds of each setting alone are `config.out_of_bounds`' to check.
@@ -53,11 +53,11 @@ def check(sampling: SamplingConfig, prefix: str = "sampling.", *, over_time: boo
     return problems
 
 
-def at(sampling: SamplingConfig, progress: float) -> SamplingConfig:
+def sampling_at(sampling: SamplingConfig, progress: float) -> SamplingConfig:
     """The settings in force at a moment: what goes from a start to an end has moved there in a straight line.
 
     Args:
-        sampling: settings without problems (see `check` with `over_time`).
+        sampling: settings without problems (see `check_sampling` with `over_time`).
         progress: from 0, the start, to 1, the end.
 
     Returns:
@@ -80,7 +80,7 @@ def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_i
     is set here, to its neutral value where the section leaves it open.
 
     Args:
-        sampling: settings without problems (see `check`).
+        sampling: settings without problems (see `check_sampling`).
         eos_ids: the tokens that end a response.
         pad_id: what fills the left of shorter prompts.
     """

@@ -13,7 +13,7 @@ from alignkit.data.encode.masking import encode_prompt
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
 from alignkit.sampling.generate import cut_at_stop, generate
-from alignkit.sampling.settings import check, stop_ids
+from alignkit.sampling.settings import check_sampling, stop_ids
 from alignkit.training.sharding import is_sharded
 
 _TOGETHER = 32  # samples answered at once
@@ -21,7 +21,7 @@ _TOGETHER = 32  # samples answered at once
 
 def check_samples(samples: int, sampling: SamplingConfig) -> list[str]:
     """What is wrong with `sampling`, one line each; that it says how samples are drawn where there are none, too."""
-    problems = check(sampling)
+    problems = check_sampling(sampling)
     if samples == 0:
         default = SamplingConfig(max_new_tokens=sampling.max_new_tokens)  # a stage has an opinion of its own about it
         given = [item.name for item in fields(sampling) if getattr(sampling, item.name) != getattr(default, item.name)]

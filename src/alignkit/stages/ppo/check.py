@@ -13,8 +13,7 @@ from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models.source import is_adapter, local_folder
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
-from alignkit.sampling.settings import check as check_sampling
-from alignkit.sampling.settings import draws
+from alignkit.sampling.settings import check_sampling, draws
 from alignkit.stages.sections import adapter_on_adapter, check_sections
 from alignkit.training.sharding import sharding_launched
 

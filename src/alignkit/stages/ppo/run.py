@@ -15,7 +15,7 @@ from alignkit.models.save import save_model
 from alignkit.ppo.build import backbone_for_rewards, build_policy
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.record import RolloutFile, conclude, first_look
-from alignkit.ppo.rollout import Rollout, Sampler
+from alignkit.ppo.rollout import Rollout, RolloutGenerator
 from alignkit.ppo.trainer import PpoTrainer
 from alignkit.rewards.load import load_rewards
 from alignkit.rewards.source import parse_rewards
@@ -108,21 +108,21 @@ def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Pr
         policy=policy,
         prompts=prepared.data.train,
         held_out=prepared.data.held_out,
-        sampler=Sampler(
+        generator=RolloutGenerator(
             prepared.tokenizer,
-            job.sampling,
             policy.eos_ids,
             prepared.template.response_lead,
             job.seed,
             job.ppo.generation_batch_size,
         ),
+        sampling=job.sampling,
         rewards=rewards,
         ppo=job.ppo,
         value=job.value,
         shuffle=job.data.shuffle,
         on_rollout=kept,
         args=args,
-        processing_class=prepared.tokenizer,
+        tokenizer=prepared.tokenizer,
         callbacks=[
             MetricsFile(run_dir / "metrics.jsonl"),
             kept,
@@ -151,7 +151,7 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
 def _samples(job: PpoJob, trainer: PpoTrainer) -> list[Rollout]:
     """What the policy answers now to the first held-out prompts (or, without those, to the first of all), scored."""
     prompts = trainer.held_out or trainer.prompts
-    return trainer.answer(prompts, [(place, 0) for place in range(min(job.samples, len(prompts)))])
+    return trainer.generate_and_score(prompts, [(index, 0) for index in range(min(job.samples, len(prompts)))])
 
 
 def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
