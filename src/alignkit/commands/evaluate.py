@@ -123,7 +123,7 @@ def _held_out(job: EvaluateJob, policy: ServedModel) -> HeldOutData:
     ]
     conversations: dict[str, Conversation] = {}
     for row in data.prompts:
-        conversations.setdefault(row.prompt_key(), row.asked())
+        conversations.setdefault(row.prompt_key(), row.prompt())
     chosen = list(conversations.values())[: job.num_prompts]
     prompts = [(f"held-out prompt {place}", prompt) for place, prompt in enumerate(chosen, start=1)]
     sources = [source for found in sets for source in found.sources]

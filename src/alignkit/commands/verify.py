@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from alignkit.commands.merge import ARITHMETIC, BOUNDS, compare_merged, merged_dtype
 from alignkit.config import ControlTokens, Dtype, ModelConfig, TemplateConfig, VerifyJob
 from alignkit.data.encode.masking import encode_prompt
-from alignkit.data.encode.rendering import RowRefused, joined, parting
+from alignkit.data.encode.rendering import RowRefused, first_difference, join_segments
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
@@ -123,7 +123,7 @@ def _prompts(
             ids = encode_prompt(Conversation(messages), template, trained, ControlTokens.neutralise)
         except RowRefused:
             continue  # the template has no place for it: nobody was trained on such a thing
-        text = joined(template.render(messages, add_generation_prompt=True))
+        text = join_segments(template.render(messages, add_generation_prompt=True))
         dicts = [template.as_dict(message) for message in messages]
         try:
             rendered = str(tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=True))
@@ -134,7 +134,7 @@ def _prompts(
             problem = problem or f"the folder's template refuses what was trained on: {error}"
             continue
         if rendered != text:
-            problem = problem or parting(rendered, text)
+            problem = problem or first_difference(rendered, text)
         elif served_ids == ids:
             num_same += 1
         elif len(messages) > 2:

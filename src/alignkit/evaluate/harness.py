@@ -44,7 +44,7 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Prompt and answer tokenised apart, as in training, where the harness would tokenise them as one text."""
-        if not context.endswith(self.template.cue):  # such as an answer that the task itself begins
+        if not context.endswith(self.template.prompt_suffix):  # such as an answer that the task itself begins
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return pair
         return self.tok_encode(context), self.tok_encode(self.template.response_lead + continuation)

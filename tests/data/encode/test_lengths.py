@@ -156,5 +156,5 @@ def test_no_row_is_ever_longer_and_a_response_with_loss_is_whole(
     if reason == "":
         assert kept.labels == whole.labels[: len(kept.labels)]
     if reason == "cut_start":
-        assert kept.input_ids[: whole.head_length] == whole.input_ids[: whole.head_length]
+        assert kept.input_ids[: whole.prefix_length] == whole.input_ids[: whole.prefix_length]
         assert len(kept.input_ids) == max_length

@@ -120,7 +120,7 @@ def test_ids_and_labels_by_value(name: str, byte: PreTrainedTokenizerFast) -> No
     ids, labels, (head, cue) = BY_VALUE[name]
     assert row.input_ids == ids
     assert row.labels == labels
-    assert (row.head_length, row.cue_length, row.notes) == (head, cue, ())
+    assert (row.prefix_length, row.suffix_length, row.notes) == (head, cue, ())
     ((start, stop),) = row.responses
     assert ids[start:stop] == [label for label in labels if label != NO]
 
@@ -245,7 +245,7 @@ def test_plain_text_is_trained_from_its_bos_to_its_eos(
     assert fed(text, load("instruction", byte), byte) == [*b"Human: x"]
     row = encoded(text, load("instruction", llama), llama)
     assert row.input_ids == [*llama("Human: x")["input_ids"], llama.eos_token_id]
-    assert (row.input_ids[0], row.head_length, row.responses) == (llama.bos_token_id, 1, ())
+    assert (row.input_ids[0], row.prefix_length, row.responses) == (llama.bos_token_id, 1, ())
 
 
 def test_pad_may_be_eos(gpt2: PreTrainedTokenizerFast) -> None:

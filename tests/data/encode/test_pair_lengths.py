@@ -13,7 +13,7 @@ PAIR = EncodedPair([1, 2, 11, 12, 13, 8, 9], [21, 22, 23, 0], [31, 0], margin=0.
 def cut(max_length: int, policy: str, pair: EncodedPair = PAIR) -> tuple[list[list[int]] | None, str]:
     """Ids of the prompt and both sides, with a head of 2 tokens and a cue of 2."""
     kept, reason = apply_pair_length(
-        pair, head_length=2, cue_length=2, max_length=max_length, policy=Overlength[policy]
+        pair, prefix_length=2, suffix_length=2, max_length=max_length, policy=Overlength[policy]
     )
     if kept is None:
         return None, reason
@@ -57,7 +57,7 @@ def test_what_holds_for_every_pair(
     prompt: list[int], chosen: list[int], rejected: list[int], head: int, cue: int, max_length: int, policy: Overlength
 ) -> None:
     pair = EncodedPair(prompt, chosen, rejected)
-    kept, reason = apply_pair_length(pair, head_length=head, cue_length=cue, max_length=max_length, policy=policy)
+    kept, reason = apply_pair_length(pair, prefix_length=head, suffix_length=cue, max_length=max_length, policy=policy)
     if kept is None:
         assert reason in ("too_long", "identical", "equal_when_cut")
         assert (reason == "identical") == (chosen == rejected)

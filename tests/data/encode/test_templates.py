@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alignkit.config import TemplateConfig
-from alignkit.data.encode.rendering import joined
+from alignkit.data.encode.rendering import join_segments
 from alignkit.data.encode.templates import SHIPPED, RowRefused, Segment, Template, load_template
 from alignkit.data.rows.conversation import Message
 from alignkit.errors import TemplateError
@@ -100,7 +100,9 @@ def test_every_shipped_template_renders_every_role(name: str, byte: PreTrainedTo
 
 def test_what_each_shipped_template_begins_and_ends_with(byte: PreTrainedTokenizerFast) -> None:
     templates = {name: load(name, byte) for name in SHIPPED}
-    assert {name: (t.end_token, t.end_id, t.response_lead, t.cue, t.uses_input) for name, t in templates.items()} == {
+    assert {
+        name: (t.end_token, t.end_id, t.response_lead, t.prompt_suffix, t.uses_input) for name, t in templates.items()
+    } == {
         "instruction": ("<|eos|>", 258, "", "\n\n### Response:\n", True),
         "user_bot": ("<|eos|>", 258, "", "\n\n### Bot:\n", False),
         "question_answer": ("<|eos|>", 258, "", "\n\n### Answer:\n", False),
@@ -114,7 +116,7 @@ def test_what_each_shipped_template_begins_and_ends_with(byte: PreTrainedTokeniz
 def test_chatml_ends_in_eos_where_its_own_end_is_not_a_token(gpt2: PreTrainedTokenizerFast) -> None:
     template = load("chatml", gpt2)
     assert (template.end_token, template.end_id) == ("<|endoftext|>", gpt2.eos_token_id)
-    assert joined(template.render([Message("user", "a"), Message("assistant", "b")])) == (
+    assert join_segments(template.render([Message("user", "a"), Message("assistant", "b")])) == (
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|endoftext|>\n"
     )
 
@@ -122,8 +124,8 @@ def test_chatml_ends_in_eos_where_its_own_end_is_not_a_token(gpt2: PreTrainedTok
 def test_bos_is_written_only_where_the_tokenizer_adds_one(
     llama: PreTrainedTokenizerFast, byte: PreTrainedTokenizerFast
 ) -> None:
-    assert joined(load("user_bot", llama).render([Message("user", "a")])) == "<s>### User:\na"
-    assert joined(load("user_bot", byte).render([Message("user", "a")])) == "### User:\na"
+    assert join_segments(load("user_bot", llama).render([Message("user", "a")])) == "<s>### User:\na"
+    assert join_segments(load("user_bot", byte).render([Message("user", "a")])) == "### User:\na"
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, "native"])
@@ -143,7 +145,7 @@ def test_the_text_is_the_one_transformers_renders(
         add_generation_prompt=prompt,
         tokenize=False,
     )
-    assert joined(template.render(messages, add_generation_prompt=prompt)) == expected
+    assert join_segments(template.render(messages, add_generation_prompt=prompt)) == expected
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -154,7 +156,7 @@ def test_a_saved_tokenizer_carries_the_template(name: str, tokenizer: PreTrained
     tokenizer.chat_template = before
     again = load("native", AutoTokenizer.from_pretrained(tmp_path))
     assert again.render(CHAT) == template.render(CHAT)
-    for field in ("jinja", "end_token", "end_id", "response_lead", "cue", "uses_input", "refused"):
+    for field in ("jinja", "end_token", "end_id", "response_lead", "prompt_suffix", "uses_input", "refused"):
         assert getattr(again, field) == getattr(template, field)
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.data.files.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeats
+from alignkit.data.files.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeat_counts
 from alignkit.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -234,17 +234,17 @@ def test_a_mistake_costs_no_heavy_import(folder: Path) -> None:
 
 
 def test_weights_by_value() -> None:
-    assert repeats(4, weight=1, seed=0) == [1, 1, 1, 1]
-    assert repeats(4, weight=2, seed=0) == [2, 2, 2, 2]
-    assert sorted(repeats(4, weight=0.5, seed=0)) == [0, 0, 1, 1]
-    assert sorted(repeats(4, weight=2.25, seed=0)) == [2, 2, 2, 3]
-    assert len({tuple(repeats(20, weight=0.5, seed=seed)) for seed in range(20)}) == 20
+    assert repeat_counts(4, weight=1, seed=0) == [1, 1, 1, 1]
+    assert repeat_counts(4, weight=2, seed=0) == [2, 2, 2, 2]
+    assert sorted(repeat_counts(4, weight=0.5, seed=0)) == [0, 0, 1, 1]
+    assert sorted(repeat_counts(4, weight=2.25, seed=0)) == [2, 2, 2, 3]
+    assert len({tuple(repeat_counts(20, weight=0.5, seed=seed)) for seed in range(20)}) == 20
 
 
 @given(st.integers(0, 300), st.floats(0.01, 5), st.integers(0, 99))
 def test_weights_give_the_nearest_number_of_rows(num_rows: int, weight: float, seed: int) -> None:
-    counts = repeats(num_rows, weight=weight, seed=seed)
-    assert counts == repeats(num_rows, weight=weight, seed=seed)
+    counts = repeat_counts(num_rows, weight=weight, seed=seed)
+    assert counts == repeat_counts(num_rows, weight=weight, seed=seed)
     assert len(counts) == num_rows
     assert abs(sum(counts) - weight * num_rows) <= 0.5 + 1e-9
     assert set(counts) <= {int(weight), int(weight) + 1}

@@ -15,7 +15,7 @@ def apply_length(encoding: Encoding, *, max_length: int, policy: Overlength) -> 
     Args:
         encoding: the whole row.
         max_length: most tokens in a row.
-        policy: `drop`; `keep_end`, which cuts the prompt after its head and before what every prompt ends with, and
+        policy: `drop`; `keep_end`, which cuts the prompt after its prefix and before its suffix, and
             keeps the last response whole; or `keep_start`, which cuts the end off.
 
     Returns:
@@ -44,21 +44,21 @@ def _without_rest(encoding: Encoding) -> Encoding:
 
 
 def _keep_end(encoding: Encoding, max_length: int) -> Encoding | None:
-    length, head = len(encoding.input_ids), encoding.head_length
-    start = length - (max_length - head)  # tokens from here on stay
-    whole_from = encoding.responses[-1][0] - encoding.cue_length if encoding.responses else length
+    length, num_prefix = len(encoding.input_ids), encoding.prefix_length
+    start = length - (max_length - num_prefix)  # tokens from here on stay
+    whole_from = encoding.responses[-1][0] - encoding.suffix_length if encoding.responses else length
     if start > whole_from:
         return None
     labels, responses = list(encoding.labels), []
     for begin, end in encoding.responses:
-        if begin - encoding.cue_length >= start:
-            responses.append((begin - start + head, end - start + head))
+        if begin - encoding.suffix_length >= start:
+            responses.append((begin - start + num_prefix, end - start + num_prefix))
         else:  # without its heading or its beginning a response is no answer to anything
             labels[begin:end] = [IGNORED] * (end - begin)
     return replace(
         encoding,
-        input_ids=encoding.input_ids[:head] + encoding.input_ids[start:],
-        labels=labels[:head] + labels[start:],
+        input_ids=encoding.input_ids[:num_prefix] + encoding.input_ids[start:],
+        labels=labels[:num_prefix] + labels[start:],
         responses=tuple(responses),
     )
 
@@ -69,5 +69,5 @@ def _keep_start(encoding: Encoding, max_length: int) -> Encoding:
         input_ids=encoding.input_ids[:max_length],
         labels=encoding.labels[:max_length],
         responses=tuple((a, min(b, max_length)) for a, b in encoding.responses if a < max_length),
-        cue_length=0,
+        suffix_length=0,
     )

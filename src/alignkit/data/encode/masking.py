@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.config import ControlTokens, TrainOn
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.encode.control_tokens import Controls
-from alignkit.data.encode.rendering import RowRefused, Segment, Template, joined
+from alignkit.data.encode.rendering import RowRefused, Segment, Template, join_segments
 from alignkit.data.encode.sandbox import bounded
 from alignkit.data.encode.supervision import supervise
 from alignkit.data.encode.templates import adds_bos
@@ -26,7 +26,7 @@ from alignkit.data.rows.conversation import Conversation, Message
 __all__ = ["Encoding", "RowRefused", "encode", "encode_prompt", "encode_prompts", "encode_rows"]
 
 NEUTRALISED = "neutralised control tokens"
-OTHERWISE = "history tokenised otherwise by a server"
+SERVED_DIFFERENTLY = "history tokenised otherwise by a server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,16 @@ class Encoding:
         input_ids: the tokens.
         labels: the same ids where there is loss, else -100.
         responses: `(start, stop)` of every assistant turn with loss, end token included.
-        head_length: tokens that begin the row before the first user's content: bos, system message, first heading.
-        cue_length: tokens right before the last response that every prompt ends with, such as its heading.
+        prefix_length: tokens that begin the row before the first user's content: bos, system message, first heading.
+        suffix_length: tokens right before the last response that every prompt ends with, such as its heading.
         notes: what happened to the row that does not change its fate.
     """
 
     input_ids: list[int]
     labels: list[int]
     responses: tuple[tuple[int, int], ...] = ()
-    head_length: int = 0
-    cue_length: int = 0
+    prefix_length: int = 0
+    suffix_length: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -135,13 +135,13 @@ class _Draft:
         segments: its text, with `mark` around each control token typed in it.
         loss: whether each segment carries loss.
         mark: a character, or empty where nothing is marked.
-        head: what its text begins with before the first user's content.
+        prefix: what its text begins with before the first user's content.
     """
 
     segments: list[Segment]
     loss: list[bool]
     mark: str = ""
-    head: str = ""
+    prefix: str = ""
 
     def pieces(self) -> list[list[str]]:
         """Each segment cut at the marks: typed control tokens are at odd places."""
@@ -166,8 +166,8 @@ class _Encoder:
         )
 
     def supervised(self, conversations: Sequence[Conversation], train_on: TrainOn) -> list[Encoding | RowRefused]:
-        heads: dict[tuple[str, ...], str] = {}
-        drafts = self._drafts(conversations, partial(self._row, train_on=train_on, heads=heads))
+        prefixes: dict[tuple[str, ...], str] = {}
+        drafts = self._drafts(conversations, partial(self._row, train_on=train_on, prefixes=prefixes))
         rows = iter(self._encodings([draft for draft in drafts if isinstance(draft, _Draft)]))
         return [next(rows) if isinstance(draft, _Draft) else draft for draft in drafts]
 
@@ -196,16 +196,16 @@ class _Encoder:
             raise RowRefused("control_tokens", found)
         return self.controls.mark(conversation.messages) if found else (conversation.messages, "")
 
-    def _row(self, conversation: Conversation, *, train_on: TrainOn, heads: dict[tuple[str, ...], str]) -> _Draft:
+    def _row(self, conversation: Conversation, *, train_on: TrainOn, prefixes: dict[tuple[str, ...], str]) -> _Draft:
         messages, mark = self._read(conversation)
         if conversation.plain:
             segments = self._plain(messages[0].content)
-            return _Draft(segments, [True] * len(segments), mark, head=joined(segments[:-2]))
+            return _Draft(segments, [True] * len(segments), mark, prefix=join_segments(segments[:-2]))
         segments, loss = supervise(messages, self.template, train_on)
         system = tuple(m.content for m in takewhile(lambda m: m.role == "system", conversation.messages))
-        if system not in heads:  # few differ, rendering costs
-            heads[system] = self.template.head(conversation.messages)
-        return _Draft(segments, loss, mark, heads[system])
+        if system not in prefixes:  # few differ, rendering costs
+            prefixes[system] = self.template.prompt_prefix(conversation.messages)
+        return _Draft(segments, loss, mark, prefixes[system])
 
     def _prompt(self, conversation: Conversation) -> _Draft:
         messages, mark = self._read(conversation)
@@ -222,18 +222,18 @@ class _Encoder:
     def _encodings(self, drafts: list[_Draft]) -> Iterator[Encoding | RowRefused]:
         tokens = ids_of_pieces([draft.pieces() for draft in drafts], self.tokenizer)
         served = self._served(drafts)
-        heads = list(dict.fromkeys(draft.head for draft in drafts))
-        *head_ids, cue_ids = ids_of_texts([*heads, self.template.cue], self.tokenizer)
-        ids_of_head = dict(zip(heads, head_ids, strict=True))
+        prefixes = list(dict.fromkeys(draft.prefix for draft in drafts))
+        *prefix_ids, suffix_ids = ids_of_texts([*prefixes, self.template.prompt_suffix], self.tokenizer)
+        ids_of_prefix = dict(zip(prefixes, prefix_ids, strict=True))
         for draft, ids, served_ids in zip(drafts, tokens, served, strict=True):
             fed = flat(ids[: draft.num_before_last_response()])
             row = self._forgery(draft, ids) or self._side_by_side(draft, ids)
             if isinstance(row, Encoding):
                 row = replace(
                     row,
-                    head_length=_num_shared(ids_of_head[draft.head], row.input_ids),
-                    cue_length=_num_shared(cue_ids[::-1], fed[::-1]),
-                    notes=(NEUTRALISED,) * bool(draft.mark) + (OTHERWISE,) * (served_ids not in (None, fed)),
+                    prefix_length=_num_shared(ids_of_prefix[draft.prefix], row.input_ids),
+                    suffix_length=_num_shared(suffix_ids[::-1], fed[::-1]),
+                    notes=(NEUTRALISED,) * bool(draft.mark) + (SERVED_DIFFERENTLY,) * (served_ids not in (None, fed)),
                 )
             yield row
 

@@ -30,17 +30,17 @@ class EncodedPair:
 
 
 def apply_pair_length(
-    pair: EncodedPair, *, head_length: int, cue_length: int, max_length: int, policy: Overlength
+    pair: EncodedPair, *, prefix_length: int, suffix_length: int, max_length: int, policy: Overlength
 ) -> tuple[EncodedPair | None, str]:
     """Holds the prompt with its longer side to `max_length` tokens.
 
     Args:
         pair: the whole pair.
-        head_length: tokens that begin the prompt before the first user's content.
-        cue_length: tokens that every prompt ends with, such as the response's heading.
+        prefix_length: tokens that begin the prompt before the first user's content.
+        suffix_length: tokens that every prompt ends with, such as the response's heading.
         max_length: most tokens in a prompt and one side.
-        policy: `drop`; `keep_end`, which cuts the one prompt after its head and before its cue by what the longer side
-            needs; or `keep_start`, which cuts the end off both sides.
+        policy: `drop`; `keep_end`, which cuts the one prompt after its prefix and before its suffix by what the longer
+            side needs; or `keep_start`, which cuts the end off both sides.
 
     Returns:
         The pair, or None where it is dropped; and why: empty (it fits), `too_long`, `identical` or `equal_when_cut`
@@ -52,8 +52,8 @@ def apply_pair_length(
     excess = num_prompt + max(len(pair.chosen_ids), len(pair.rejected_ids)) - max_length
     if excess <= 0:
         return pair, ""
-    if policy is Overlength.keep_end and excess <= num_prompt - head_length - cue_length:
-        prompt = pair.prompt_ids[:head_length] + pair.prompt_ids[head_length + excess :]
+    if policy is Overlength.keep_end and excess <= num_prompt - prefix_length - suffix_length:
+        prompt = pair.prompt_ids[:prefix_length] + pair.prompt_ids[prefix_length + excess :]
         return replace(pair, prompt_ids=prompt), "cut_start"
     room = max_length - num_prompt
     if policy is not Overlength.keep_start or room <= 0:

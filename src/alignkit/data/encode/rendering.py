@@ -63,7 +63,7 @@ class Template:
     end_token: str = ""
     end_id: int = -1
     response_lead: str = ""
-    cue: str = ""
+    prompt_suffix: str = ""
     uses_input: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -90,7 +90,7 @@ class Template:
             raise RowRefused(f"template {self.name} marks {len(marks)} stretches for {len(turns)} assistant turns")
         return self._cut(text, spans)
 
-    def head(self, messages: Sequence[Message]) -> str:
+    def prompt_prefix(self, messages: Sequence[Message]) -> str:
         """What the text of this conversation begins with, system message included, before the first user's content."""
         opening = [*takewhile(lambda m: m.role == "system", messages), Message("user", PLACEHOLDER)]
         text, _ = self._text(opening, add_generation_prompt=False)
@@ -138,12 +138,12 @@ class Template:
         return [segment for segment in segments if segment.text]
 
 
-def joined(segments: Iterable[Segment]) -> str:
+def join_segments(segments: Iterable[Segment]) -> str:
     """The text the segments were cut from."""
     return "".join(segment.text for segment in segments)
 
 
-def parting(fed: str, trained: str) -> str:
+def first_difference(fed: str, trained: str) -> str:
     """Where the prompt that inference feeds and the one that training has go apart, with the words around it."""
     at = next((i for i, (a, b) in enumerate(zip(fed, trained, strict=False)) if a != b), min(len(fed), len(trained)))
     around = slice(max(0, at - 40), at + 40)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from alignkit.config import TrainOn
-from alignkit.data.encode.rendering import RowRefused, Segment, Template, joined, parting
+from alignkit.data.encode.rendering import RowRefused, Segment, Template, first_difference, join_segments
 from alignkit.data.rows.conversation import Message
 
 
@@ -56,18 +56,18 @@ def _check_prefix(messages: Sequence[Message], turn: int, segments: list[Segment
         reason = "the template renders earlier turns otherwise later on: train the last alone, data.train_on=last_turn"
     else:
         reason = "the generation prompt is not the beginning of the trained text"
-    raise RowRefused(reason, parting(joined(fed), joined(before)))
+    raise RowRefused(reason, first_difference(join_segments(fed), join_segments(before)))
 
 
 def _loss(segments: list[Segment], num_messages: int, trained: list[int], train_on: TrainOn) -> list[bool]:
-    flags, spoken = [], 0
+    flags, num_rendered = [], 0
     for at, segment in enumerate(segments):
         if segment.message is not None:
             flags.append(segment.message in trained)
-            spoken = segment.message + 1
+            num_rendered = segment.message + 1
             continue
         until = next((s.message for s in segments[at:] if s.message is not None), num_messages)
-        between = {i in trained for i in range(spoken, until)}
+        between = {i in trained for i in range(num_rendered, until)}
         if len(between) > 1:  # some of its tokens may lie in both parts
             raise RowRefused("train: false on one message of a prompt and not on the others")
         flags.append(train_on is TrainOn.everything and False not in between)

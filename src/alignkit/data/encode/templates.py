@@ -18,7 +18,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import TemplateConfig
-from alignkit.data.encode.rendering import PLACEHOLDER, RowRefused, Segment, Template, joined, parting
+from alignkit.data.encode.rendering import PLACEHOLDER, RowRefused, Segment, Template, first_difference, join_segments
 from alignkit.data.encode.sandbox import bounded, is_marked
 from alignkit.data.rows.conversation import Message
 from alignkit.errors import TemplateError, did_you_mean
@@ -30,7 +30,7 @@ OWN_END = {"chatml": "<|im_end|>"}  # the other shipped templates end in the tok
 
 # a conversation of our own, in words no template has; each of PROBES shows EXTRA once one of its forms renders
 ANSWER, EXTRA = "answer-4711", "extra-4711"
-ASKED, ANSWERED, OBSERVED = Message("user", PLACEHOLDER), Message("assistant", ANSWER), Message("tool", EXTRA)
+QUESTION, RESPONSE, OBSERVATION = Message("user", PLACEHOLDER), Message("assistant", ANSWER), Message("tool", EXTRA)
 
 
 def _calling(name: str) -> Message:
@@ -39,9 +39,9 @@ def _calling(name: str) -> Message:
 
 
 PROBES = {
-    "system": [[Message("system", EXTRA), ASKED, ANSWERED]],
-    "tool": [[ASKED, ANSWERED, OBSERVED, ANSWERED], [ASKED, _calling("other"), OBSERVED, ANSWERED]],
-    "tool_calls": [[ASKED, _calling(EXTRA)]],
+    "system": [[Message("system", EXTRA), QUESTION, RESPONSE]],
+    "tool": [[QUESTION, RESPONSE, OBSERVATION, RESPONSE], [QUESTION, _calling("other"), OBSERVATION, RESPONSE]],
+    "tool_calls": [[QUESTION, _calling(EXTRA)]],
 }
 
 
@@ -110,23 +110,25 @@ def _with_ends(source: str, own_end: str, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _tried(draft: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
-    segments = draft.render([ASKED, ANSWERED])
-    prompt = joined(draft.render([ASKED], add_generation_prompt=True))
-    before = joined(takewhile(lambda segment: segment.message is None, segments))
+    segments = draft.render([QUESTION, RESPONSE])
+    prompt = join_segments(draft.render([QUESTION], add_generation_prompt=True))
+    before = join_segments(takewhile(lambda segment: segment.message is None, segments))
     if before != prompt:
         raise TemplateError(
-            f"the generation prompt is not the beginning of the trained text: {parting(prompt, before)}"
+            f"the generation prompt is not the beginning of the trained text: {first_difference(prompt, before)}"
         )
-    said = next((segment.text for segment in segments if segment.message == 1), "")
-    if PLACEHOLDER not in prompt or ANSWER not in said:
+    response = next((segment.text for segment in segments if segment.message == 1), "")
+    if PLACEHOLDER not in prompt or ANSWER not in response:
         raise TemplateError("it leaves out what the user or the assistant says")
-    lead, _, tail = said.partition(ANSWER)
+    lead, _, tail = response.partition(ANSWER)
     end = _end_token(tail, tokenizer)
     (end_id,) = _ids(end, tokenizer)
-    template = replace(draft, end_token=end, end_id=end_id, response_lead=lead, cue=prompt.rpartition(PLACEHOLDER)[2])
+    template = replace(
+        draft, end_token=end, end_id=end_id, response_lead=lead, prompt_suffix=prompt.rpartition(PLACEHOLDER)[2]
+    )
     _check_boundaries(template, tokenizer)
     placed = replace(template, uses_input=True)
-    with_input = joined(placed.render([Message("user", PLACEHOLDER, input=EXTRA)], add_generation_prompt=True))
+    with_input = join_segments(placed.render([Message("user", PLACEHOLDER, input=EXTRA)], add_generation_prompt=True))
     template = placed if EXTRA in with_input else template
     return replace(template, refused=_refusals(template))
 
@@ -147,7 +149,7 @@ def _end_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _check_boundaries(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, template.end_id}
-    for messages in ([ASKED, ANSWERED], [ASKED, ANSWERED, ASKED, ANSWERED]):
+    for messages in ([QUESTION, RESPONSE], [QUESTION, RESPONSE, QUESTION, RESPONSE]):
         with suppress(RowRefused):  # a template may be for single turns
             ids = [i for segment in template.render(messages) for i in _ids(segment.text, tokenizer)]
             doubled = [a for a, b in pairwise(ids) if a == b and a in ends]
@@ -161,7 +163,7 @@ def _refusals(template: Template) -> dict[str, str]:
         words = []
         for messages in conversations:
             try:
-                words.append("" if EXTRA in joined(template.render(messages)) else "it leaves them out")
+                words.append("" if EXTRA in join_segments(template.render(messages)) else "it leaves them out")
             except RowRefused as error:
                 words.append(str(error.__cause__ or error))
         if all(words):

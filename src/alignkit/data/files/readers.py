@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from alignkit.data.files.compressed import COMPRESSIONS, READ_ERRORS, open_file
-from alignkit.data.rows.turns import LONE_SURROGATE, kind
+from alignkit.data.rows.turns import LONE_SURROGATE, describe_type
 from alignkit.errors import DataError
 
 EXTENSIONS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
@@ -163,7 +163,7 @@ def _json_array(file: str) -> Iterator[NumberedRow]:
     except (RecursionError, ValueError) as error:
         raise DataError(f"{file}: {_TOO_MUCH}") from error
     if not isinstance(rows, list):
-        raise DataError(f"{file}: it holds {kind(rows)} where an array of rows, or one row a line, belongs")
+        raise DataError(f"{file}: it holds {describe_type(rows)} where an array of rows, or one row a line, belongs")
     escapes = _SURROGATE_ESCAPE.search(data) is not None
     for number, row in enumerate(rows, 1):
         yield number, row, _row_problem(row, escapes=escapes)

@@ -1,4 +1,4 @@
-"""Where rows come from: what `data.path` names, whether it is there, and its rows with their places."""
+"""Where rows come from: what `data.path` names, whether it is there, and its rows with their sources."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Source:
     Attributes:
         path: a file, folder, glob or hub id (`org/name`, or `org/name:subset`), as the user gave it.
         setting: where it was set, such as `data.path` or `data.path[1]`.
-        weight: how often each row is seen; see `repeats`.
+        weight: how often each row is seen; see `repeat_counts`.
         format: `auto`, the name of a format, or `module:function`.
         columns: field to column.
         split: of a hub data set; None takes `train`.
@@ -88,35 +88,35 @@ def parse_sources(
     if not items:
         problems.append(f"{setting} is an empty list: name a file, a folder, a glob or a hub data set")
     for index, item in enumerate(items):
-        place = f"{setting}[{index}]" if isinstance(value, list) else setting
+        item_setting = f"{setting}[{index}]" if isinstance(value, list) else setting
         given = item if isinstance(item, dict) and isinstance(value, list) else {"path": item}
-        mistakes = _mistakes(given, place, fields)
+        mistakes = _mistakes(given, item_setting, fields)
         problems += mistakes
         if not mistakes:
             default = {"format": format, "columns": dict(columns), "split": split}
             own = {key: content for key, content in given.items() if content is not None}
-            sources.append(Source(setting=place, **{**default, **own}))
+            sources.append(Source(setting=item_setting, **{**default, **own}))
     if problems:
         raise ConfigError(*problems)
     return sources
 
 
-def _mistakes(given: dict[Any, Any], place: str, fields: Fields) -> list[str]:
+def _mistakes(given: dict[Any, Any], setting: str, fields: Fields) -> list[str]:
     """One line for each mistake in an item of a list of sources."""
     known = [item.name for item in dataclasses.fields(Source) if item.name != "setting"]
-    problems = [f"{place}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in given if key not in known]
+    problems = [f"{setting}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in given if key not in known]
     path, weight = given.get("path"), given.get("weight")
     if not isinstance(path, str) or not path.strip():
-        name = place if given.keys() == {"path"} else f"{place}.path"
+        name = setting if given.keys() == {"path"} else f"{setting}.path"
         problems.append(f"{name} is {path!r}: it must be a path, or a list of paths or of {{{', '.join(known)}}}")
     is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if weight is not None and not (is_number and 0 < weight < math.inf):
-        problems.append(f"{place}.weight is {weight!r}: it must be a number above 0")
+        problems.append(f"{setting}.weight is {weight!r}: it must be a number above 0")
     for key, wanted, words in (("format", str, "a name"), ("split", str, "a name"), ("columns", dict, "a mapping")):
         if given.get(key) is not None and not isinstance(given[key], wanted):
-            problems.append(f"{place}.{key} is {given[key]!r}: it must be {words}")
+            problems.append(f"{setting}.{key} is {given[key]!r}: it must be {words}")
     return problems or check_format(
-        given.get("format") or "auto", given.get("columns") or {}, setting=place, fields=fields
+        given.get("format") or "auto", given.get("columns") or {}, setting=setting, fields=fields
     )
 
 
@@ -145,7 +145,7 @@ def read_rows(source: Source, *, limit: int | None = None) -> Iterator[SourceRow
     return islice(_rows(source), limit)
 
 
-def repeats(num_rows: int, *, weight: float, seed: int) -> list[int]:
+def repeat_counts(num_rows: int, *, weight: float, seed: int) -> list[int]:
     """How often each row of a source is seen: the whole part of the weight, and once more for a drawn share of rows.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from alignkit.data.rows.turns import RowError, checked_text, kind
+from alignkit.data.rows.turns import RowError, checked_text, describe_type
 from alignkit.errors import DataError, did_you_mean
 
 _MISSING = object()
@@ -43,10 +43,12 @@ def fields_of(found: Collection[str], columns: Mapping[str, str]) -> set[str]:
     return (set(found) - used) | set(columns)
 
 
-def described(found: Collection[str], first_row: Any) -> str:
+def describe_columns(found: Collection[str], first_row: Any) -> str:
     """The columns, and what each holds in the first row."""
     row = first_row if isinstance(first_row, dict) else {}
-    return ", ".join(f"{name} ({kind(row[name])})" if name in row else name for name in sorted(found)) or "none"
+    return (
+        ", ".join(f"{name} ({describe_type(row[name])})" if name in row else name for name in sorted(found)) or "none"
+    )
 
 
 def field_value(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> tuple[Any, str]:

@@ -39,7 +39,7 @@ class Conversation:
     messages: tuple[Message, ...]
     plain: bool = False
 
-    def asked(self) -> Conversation:
+    def prompt(self) -> Conversation:
         """What a model is asked: everything before the last assistant turn."""
         last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
         return Conversation(self.messages[:last])
@@ -53,4 +53,4 @@ class Conversation:
         """What two rows must share to count as the same prompt (for the evaluation split)."""
         if self.plain:
             return self.messages[0].content
-        return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in self.asked().messages)
+        return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in self.prompt().messages)

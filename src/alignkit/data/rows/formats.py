@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
-from alignkit.data.rows.columns import check_columns, described, field_value, fields_of, has_field, optional_text
+from alignkit.data.rows.columns import check_columns, describe_columns, field_value, fields_of, has_field, optional_text
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.turns import RowError, check_order, full_text, kind, read_turns, spoken
+from alignkit.data.rows.turns import RowError, check_order, describe_type, full_text, messages_from, read_turns
 from alignkit.errors import DataError, did_you_mean
 from alignkit.functions import load_function
 
@@ -69,7 +69,7 @@ def check_format(format: str, columns: Mapping[str, Any], *, setting: str, field
             guess = did_you_mean(str(field), names) or f"; one of {', '.join(sorted(names))}"
             problems.append(f"{setting}.columns: no format has a field '{field}'{guess}")
         elif not isinstance(column, str) or not column:
-            problems.append(f"{setting}.columns.{field} is {kind(column)}: it must be the name of a column")
+            problems.append(f"{setting}.columns.{field} is {describe_type(column)}: it must be the name of a column")
     return problems
 
 
@@ -99,7 +99,7 @@ def detect_format(
         return "prompt"
     if len(fitting) == 1:
         return fitting[0]
-    seen = described(found, first_row)
+    seen = describe_columns(found, first_row)
     needs = "; ".join(f"{name} needs {' and '.join(FIELDS[name][0])}" for name in fitting or with_response)
     verdict = f"{' and '.join(fitting)} fit" if fitting else "no format fits"
     way_out = "choose one with data.format" if fitting else "name yours with data.columns={field: column}"
@@ -156,10 +156,10 @@ def _messages(row: Any, format: str, columns: Mapping[str, str], *, response: bo
     elif format == "messages":
         messages = read_turns(*field_value(row, "messages", columns), response=response)
     elif format == "prompt_completion":
-        messages = spoken("user", *field_value(row, "prompt", columns), response=response)
-        messages += spoken("assistant", *field_value(row, "completion", columns)) if response else []
+        messages = messages_from("user", *field_value(row, "prompt", columns), response=response)
+        messages += messages_from("assistant", *field_value(row, "completion", columns)) if response else []
     elif format == "prompt" and (has_field(row, "prompt", columns) or not has_field(row, "instruction", columns)):
-        messages = spoken("user", *field_value(row, "prompt", columns), response=response)
+        messages = messages_from("user", *field_value(row, "prompt", columns), response=response)
     else:
         instruction = full_text(*field_value(row, "instruction", columns))
         messages = [Message("user", instruction, input=optional_text(row, "input", columns))]
@@ -177,7 +177,9 @@ def _from_function(row: dict[str, Any], spec: str, *, response: bool) -> list[Me
     except Exception as error:  # as above: any failure of the user's function is a mistake in their row or code
         raise RowError(f"{spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(result, dict) or not {"messages", "prompt"} & result.keys():
-        raise RowError(f"{spec} returned {kind(result)}: it must return {{'messages'}} or {{'prompt', 'completion'}}")
+        raise RowError(
+            f"{spec} returned {describe_type(result)}: it must return {{'messages'}} or {{'prompt', 'completion'}}"
+        )
     try:
         return _messages(result, "messages" if "messages" in result else "prompt_completion", {}, response=response)
     except RowError as error:

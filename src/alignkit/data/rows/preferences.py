@@ -8,11 +8,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.data.rows.columns import described, field_value, fields_of, has_field, optional_text
+from alignkit.data.rows.columns import describe_columns, field_value, fields_of, has_field, optional_text
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.formats import FIELDS, PAIR_FIELDS
-from alignkit.data.rows.row_kind import Reading
-from alignkit.data.rows.turns import RowError, RowUnusable, check_order, full_text, kind, read_turns, spoken
+from alignkit.data.rows.row_kind import RowKind
+from alignkit.data.rows.turns import (
+    RowError,
+    RowUnusable,
+    check_order,
+    describe_type,
+    full_text,
+    messages_from,
+    read_turns,
+)
 from alignkit.errors import DataError
 from alignkit.functions import load_function
 
@@ -76,24 +84,24 @@ def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str
     if present >= {"prompt", "conversations"}:
         raise DataError(
             "data.format: pairs and sharegpt_pairs fit the columns "
-            f"{described(found, row)}; pairs takes its prompt from prompt, sharegpt_pairs from conversations; "
+            f"{describe_columns(found, row)}; pairs takes its prompt from prompt, sharegpt_pairs from conversations; "
             "choose one with data.format"
         )
     if "conversations" in present:
         return "sharegpt_pairs"
     texts = [field_value(row, side, columns)[0] for side in _SIDES if has_field(row, side, columns)]
-    if any(_is_transcript(text) for text in (*texts, _told(row, columns))):
+    if any(_is_transcript(text) for text in (*texts, _transcript_prompt(row, columns))):
         return "hh"
     if "prompt" not in present and texts and all(isinstance(text, str) for text in texts):
         raise DataError(
-            f"data.format: the columns {described(found, row)} hold no prompt, and chosen and rejected are no "
+            f"data.format: the columns {describe_columns(found, row)} hold no prompt, and chosen and rejected are no "
             f"transcripts {_TRANSCRIPT} that begin with one; name its column with data.columns.prompt=COLUMN"
         )
     return "pairs"
 
 
 def _no_pairs(present: set[str], found: Collection[str], row: Mapping[str, Any]) -> str:
-    seen = described(found, row)
+    seen = describe_columns(found, row)
     if "label" in present and present & {"prompt", "messages", *_RESPONSES}:
         return (
             f"data.path: the columns {seen} are single responses labelled good or bad; such unpaired preferences are "
@@ -131,19 +139,19 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preferen
     if ":" in format:
         return _from_function(row, format)
     chosen, rejected = (_Side.read(row, side, columns) for side in _SIDES)
-    if chosen.kind != rejected.kind:
+    if chosen.type != rejected.type:
         raise RowError(
-            f"'{chosen.column}' is {chosen.kind} and '{rejected.column}' is {rejected.kind}: "
+            f"'{chosen.column}' is {chosen.type} and '{rejected.column}' is {rejected.type}: "
             "both sides must be of one type"
         )
     if format == "hh":
-        prompts = [_transcript(side, _told(row, columns)) for side in (chosen, rejected)]
+        prompts = [_split_transcript(side, _transcript_prompt(row, columns)) for side in (chosen, rejected)]
     else:
-        asked = _asked(row, "conversations" if format == "sharegpt_pairs" else "prompt", columns)
-        prompts = [_prompt(side, asked) for side in (chosen, rejected)]
+        prompt = _prompt_messages(row, "conversations" if format == "sharegpt_pairs" else "prompt", columns)
+        prompts = [_split_side(side, prompt) for side in (chosen, rejected)]
         system = optional_text(row, "system", columns)
         if system.strip():
-            prompts = [([Message("system", system), *prompt], response) for prompt, response in prompts]
+            prompts = [([Message("system", system), *messages], response) for messages, response in prompts]
     (prompt, better), (other_prompt, worse) = prompts
     for messages, response in prompts:
         check_order([*messages, response])
@@ -154,7 +162,7 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preferen
     return Preference(Conversation(tuple(prompt)), better, worse, _margin(row, columns))
 
 
-PAIRS = Reading(PAIR_FIELDS, detect_pairs, to_preference, otherwise="pairs")
+PAIRS = RowKind(PAIR_FIELDS, detect_pairs, to_preference, fallback="pairs")
 
 
 def _from_function(row: dict[str, Any], spec: str) -> Preference:
@@ -164,7 +172,7 @@ def _from_function(row: dict[str, Any], spec: str) -> Preference:
     except Exception as error:  # any failure of the user's function is a mistake in their row or code
         raise RowError(f"{spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(result, dict) or not result.keys() >= set(_SIDES):
-        raise RowError(f"{spec} returned {kind(result)}: it must return {{'prompt', 'chosen', 'rejected'}}")
+        raise RowError(f"{spec} returned {describe_type(result)}: it must return {{'prompt', 'chosen', 'rejected'}}")
     try:
         is_hh = "prompt" not in result and all(_is_transcript(result[side]) for side in _SIDES)
         return to_preference(result, "hh" if is_hh else "pairs", {})
@@ -181,13 +189,13 @@ class _Side:
     Attributes:
         column: it came from.
         value: a text that is not empty, or else untouched.
-        kind: what it is, in words.
+        type: what it is, in words.
         messages: of a turn or a list of them, `train` flags left out; of a text the one response, spoken.
     """
 
     column: str
     value: Any
-    kind: str
+    type: str
     messages: tuple[Message, ...]
 
     @classmethod
@@ -201,7 +209,7 @@ class _Side:
             raise RowError(str(error) if f"'{column}'" in str(error) else f"'{column}': {error}") from None
         if messages[-1].role != "assistant":
             raise RowError(f"'{column}' does not end with the assistant")
-        return cls(column, value, kind(value), tuple(_unflagged(messages)))
+        return cls(column, value, describe_type(value), tuple(_unflagged(messages)))
 
 
 def _unflagged(messages: list[Message]) -> list[Message]:
@@ -209,20 +217,22 @@ def _unflagged(messages: list[Message]) -> list[Message]:
     return [replace(message, train=None) for message in messages if message.role != "system" or message.content.strip()]
 
 
-def _asked(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> list[Message]:
+def _prompt_messages(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> list[Message]:
     """The prompt's own column as messages; none where there is no such column."""
     if field == "prompt" and not has_field(row, field, columns):
         return []
     value, column = field_value(row, field, columns)
     if value is None and field == "prompt":  # columnar files fill gaps with null
         return []
-    messages = _unflagged(read_turns(value, column) if field == "conversations" else spoken("user", value, column))
+    messages = _unflagged(
+        read_turns(value, column) if field == "conversations" else messages_from("user", value, column)
+    )
     if messages and messages[-1].role == "assistant":
         raise RowError(f"'{column}' ends with the assistant, and a prompt with the user")
     return messages
 
 
-def _prompt(side: _Side, asked: list[Message]) -> tuple[list[Message], Message]:
+def _split_side(side: _Side, own_prompt: list[Message]) -> tuple[list[Message], Message]:
     """What a response answers, and the response.
 
     A side that begins with the user, or with a system message, is a whole conversation and says the prompt again.
@@ -233,11 +243,11 @@ def _prompt(side: _Side, asked: list[Message]) -> tuple[list[Message], Message]:
     *before, response = side.messages
     is_whole = bool(before) and before[0].role in ("system", "user")
     if not is_whole:
-        if not asked:
+        if not own_prompt:
             raise RowError(f"there is no prompt: no column holds one, and '{side.column}' does not begin with one")
-        return [*asked, *before], response
-    says_same = len(asked) <= len(before) and all(
-        _same(message, other) for message, other in zip(asked[::-1], before[::-1], strict=False)
+        return [*own_prompt, *before], response
+    says_same = len(own_prompt) <= len(before) and all(
+        _same(message, other) for message, other in zip(own_prompt[::-1], before[::-1], strict=False)
     )
     if not says_same:
         raise RowUnusable(PROMPTS_DIFFER)
@@ -252,23 +262,23 @@ def _is_transcript(value: Any) -> bool:
     return isinstance(value, str) and bool(re.match(r"\s*(Human|Assistant):", value)) and bool(_SPEAKER.search(value))
 
 
-def _told(row: dict[str, Any], columns: Mapping[str, str]) -> str:
+def _transcript_prompt(row: dict[str, Any], columns: Mapping[str, str]) -> str:
     """A prompt that is a transcript up to the response; empty where it is none."""
     value = field_value(row, "prompt", columns)[0] if has_field(row, "prompt", columns) else None
     return str(value) if _is_transcript(value) else ""
 
 
-def _transcript(side: _Side, told: str) -> tuple[list[Message], Message]:
+def _split_transcript(side: _Side, prompt: str) -> tuple[list[Message], Message]:
     """The turns of a whole transcript, or of one that was told so far and a response; less the space after a colon."""
-    if side.kind != "text":
-        raise RowError(f"'{side.column}' is {side.kind} where a transcript {_TRANSCRIPT} belongs")
-    text = side.value if _is_transcript(side.value) else told + side.value
+    if side.type != "text":
+        raise RowError(f"'{side.column}' is {side.type} where a transcript {_TRANSCRIPT} belongs")
+    text = side.value if _is_transcript(side.value) else prompt + side.value
     text = text if text.startswith("\n\n") else "\n\n" + text.lstrip()
     start, *parts = _SPEAKER.split(text)
     if start.strip() or not parts:
         raise RowError(f"'{side.column}' is no transcript {_TRANSCRIPT}")
     messages = [
-        Message(_ROLES[speaker], said.removeprefix(" ")) for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        Message(_ROLES[speaker], text.removeprefix(" ")) for speaker, text in zip(parts[::2], parts[1::2], strict=True)
     ]
     if messages[-1].role != "assistant":
         raise RowError(f"'{side.column}' does not end with the assistant")
@@ -288,5 +298,5 @@ def _margin(row: dict[str, Any], columns: Mapping[str, str]) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise RowError(f"'{column}' is {kind(value)} where a finite number belongs")
+        raise RowError(f"'{column}' is {describe_type(value)} where a finite number belongs")
     return number

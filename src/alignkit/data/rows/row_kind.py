@@ -12,20 +12,20 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Reading(Generic[Item]):
+class RowKind(Generic[Item]):
     """What a stage reads rows as.
 
     Attributes:
         fields: of its formats.
         detect: the one format that fits (columns of the first rows, the first row, `columns`), as `detect_format`.
         convert: (row, format, columns) to what it says, as `to_conversation`.
-        otherwise: the format where no row shows one.
+        fallback: the format where no row shows one.
     """
 
     fields: Fields
     detect: Callable[..., str]
     convert: Callable[[Any, str, Mapping[str, str]], Item]
-    otherwise: str
+    fallback: str
 
 
-CONVERSATIONS = Reading(FIELDS, detect_format, to_conversation, otherwise="text")
+CONVERSATIONS = RowKind(FIELDS, detect_format, to_conversation, fallback="text")

@@ -49,7 +49,7 @@ class RowUnusable(RowError):
     """One row can be read and is of no use: it is dropped with this reason and counted, never malformed."""
 
 
-def spoken(role: str, value: Any, name: str, *, response: bool = True) -> list[Message]:
+def messages_from(role: str, value: Any, name: str, *, response: bool = True) -> list[Message]:
     """The messages of a field that holds a text, spoken by `role`, or a list of messages as in `read_turns`."""
     if isinstance(value, list):
         return read_turns(value, name, response=response)
@@ -79,7 +79,7 @@ def read_turns(value: Any, name: str, *, response: bool = True) -> list[Message]
 def _role(turn: Any) -> str:
     """One of `conversation.ROLES`. OpenAI's spelling and ShareGPT's are told apart by their keys, in either format."""
     if not isinstance(turn, dict):
-        raise RowError(f"a message is {kind(turn)} where an object belongs")
+        raise RowError(f"a message is {describe_type(turn)} where an object belongs")
     key, roles = ("from", SHAREGPT_ROLES) if "from" in turn and "role" not in turn else ("role", OPENAI_ROLES)
     if key not in turn:
         raise RowError(f"a message has no '{key}'{did_you_mean(key, map(str, turn))}")
@@ -164,10 +164,10 @@ def full_text(value: Any, name: str) -> str:
 
 
 def _misfit(value: Any, name: str, wanted: str) -> str:
-    return f"'{name}' is null" if value is None else f"'{name}' is {kind(value)} where {wanted} belongs"
+    return f"'{name}' is null" if value is None else f"'{name}' is {describe_type(value)} where {wanted} belongs"
 
 
-def kind(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """What a value is, in words that fit after "is"."""
     if value is None:
         return "null"

@@ -19,12 +19,12 @@ from alignkit.data.batches.batching import FILLER, IGNORED
 from alignkit.data.encode.lengths import apply_length
 from alignkit.data.encode.masking import Encoding, encode_rows
 from alignkit.data.encode.templates import Template
-from alignkit.data.files.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeats
+from alignkit.data.files.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeat_counts
 from alignkit.data.rows.columns import check_columns
 from alignkit.data.rows.conversation import Conversation
-from alignkit.data.rows.row_kind import CONVERSATIONS, Reading
+from alignkit.data.rows.row_kind import CONVERSATIONS, RowKind
 from alignkit.data.rows.turns import RowError, RowUnusable
-from alignkit.data.sets.encode_sets import Fate, Item, Named, Progress, encode_set, exchanged
+from alignkit.data.sets.encode_sets import EncodeOutcome, Item, Progress, SourcedItem, encode_set, exchanged
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.split import split_by_prompt
 from alignkit.errors import AlignkitError, DataError
@@ -130,18 +130,18 @@ def load_sft(
         for name, named in rows.items()
     }
     ledger.check_budget(data.max_dropped)
-    prompts = [row.item for row in shown_of(rows) if not row.item.plain][:num_prompts]
+    prompts = [row.item for row in sample_rows(rows) if not row.item.plain][:num_prompts]
     return SftData(sets.pop("train"), sets, ledger, formats, prompts)
 
 
 def read_sets(
-    data: DataConfig, reading: Reading[Item], ledger: Ledger, *, seed: int
-) -> tuple[dict[str, list[Named[Item]]], dict[str, str]]:
+    data: DataConfig, kind: RowKind[Item], ledger: Ledger, *, seed: int
+) -> tuple[dict[str, list[SourcedItem[Item]]], dict[str, str]]:
     """Read and format every row the section names, and hold out the share it asks for.
 
     Args:
         data: the section.
-        reading: what a row is read as.
+        kind: what a row is read as.
         ledger: gets the rows that are left out.
         seed: of the evaluation split and of fractional source weights.
 
@@ -153,8 +153,8 @@ def read_sets(
     """
     formats: dict[str, str] = {}
     sets = {
-        name: list(_read(sources_of(data, name, path, reading), name, data, reading, ledger, formats, seed=seed))
-        for name, path in _wanted(data).items()
+        name: list(_read(sources_of(data, name, path, kind), name, data, kind, ledger, formats, seed=seed))
+        for name, path in _paths_by_set(data).items()
     }
     if data.eval_fraction:
         rows = sets["train"]
@@ -164,19 +164,19 @@ def read_sets(
     return sets, formats
 
 
-def shown_of(sets: dict[str, list[Named[Item]]]) -> list[Named[Item]]:
+def sample_rows(sets: dict[str, list[SourcedItem[Item]]]) -> list[SourcedItem[Item]]:
     """The rows from which samples are taken: held-out ones, or training ones where nothing is held out."""
     return next((rows for name, rows in sets.items() if name != "train"), sets["train"])
 
 
-def check_data(data: DataConfig, reading: Reading[Any] = CONVERSATIONS) -> list[str]:
+def check_data(data: DataConfig, kind: RowKind[Any] = CONVERSATIONS) -> list[str]:
     """What is wrong with the section before a row is read, one line each; empty where all is well."""
     problems = []
     if data.eval_path is not None and data.eval_fraction > 0:
         problems.append("data.eval_path and data.eval_fraction both name held-out rows: give one of them")
-    for name, path in _wanted(data).items():
+    for name, path in _paths_by_set(data).items():
         try:
-            check_sources(sources_of(data, name, path, reading))
+            check_sources(sources_of(data, name, path, kind))
         except AlignkitError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
@@ -192,17 +192,17 @@ def _rebuilt(datasets: dict[str, Dataset]) -> SftData:
     return SftData(sets.pop("train"), sets, Ledger())
 
 
-def _wanted(data: DataConfig) -> dict[str, Any]:
+def _paths_by_set(data: DataConfig) -> dict[str, Any]:
     """The sets to read: `train` and the held-out ones, each with its path or paths."""
     held_out = data.eval_path if isinstance(data.eval_path, dict) else {"eval": data.eval_path}
     return {"train": data.path} | {str(name): path for name, path in held_out.items() if path is not None}
 
 
-def sources_of(data: DataConfig, name: str, path: Any, reading: Reading[Any] = CONVERSATIONS) -> list[Source]:
+def sources_of(data: DataConfig, name: str, path: Any, kind: RowKind[Any] = CONVERSATIONS) -> list[Source]:
     """The sources of a set: of `train`, or of held-out rows."""
     setting, split = ("data.path", data.split) if name == "train" else ("data.eval_path", None)
     return parse_sources(
-        path, setting=setting, format=data.format, columns=data.columns, split=split, fields=reading.fields
+        path, setting=setting, format=data.format, columns=data.columns, split=split, fields=kind.fields
     )
 
 
@@ -210,12 +210,12 @@ def _read(
     sources: Iterable[Source],
     name: str,
     data: DataConfig,
-    reading: Reading[Item],
+    kind: RowKind[Item],
     ledger: Ledger,
     formats: dict[str, str],
     *,
     seed: int,
-) -> Iterator[Named[Item]]:
+) -> Iterator[SourcedItem[Item]]:
     """What the rows of a set say; malformed ones are dropped into the ledger, or stop the run all together."""
     malformed: list[str] = []
     left = data.limit
@@ -224,9 +224,9 @@ def _read(
         rows = list(read_rows(source, limit=min((n for n in limits if n is not None), default=None)))
         if left is not None:
             left -= len(rows)
-        formats[source.path] = format_of(source, rows, reading)
-        times = repeats(len(rows), weight=source.weight, seed=seed + number)
-        found, problems = items_of(rows, times, formats[source.path], source.columns, name, reading, ledger)
+        formats[source.path] = format_of(source, rows, kind)
+        counts = repeat_counts(len(rows), weight=source.weight, seed=seed + number)
+        found, problems = items_of(rows, counts, formats[source.path], source.columns, name, kind, ledger)
         yield from found
         malformed += problems
     stop_if_malformed(malformed, data.malformed)
@@ -234,26 +234,26 @@ def _read(
 
 def items_of(
     rows: Sequence[SourceRow],
-    times: Sequence[int],
+    counts: Sequence[int],
     format_: str,
     columns: dict[str, Any],
     name: str,
-    reading: Reading[Item],
+    kind: RowKind[Item],
     ledger: Ledger,
-) -> tuple[list[Named[Item]], list[str]]:
-    """What rows say, each as many times as asked for; the ledger gets those that say nothing of use.
+) -> tuple[list[SourcedItem[Item]], list[str]]:
+    """What rows say, each as often as it is counted; the ledger gets those that say nothing of use.
 
     Returns:
         The items, and one line for each malformed row.
     """
-    found: list[Named[Item]] = []
+    found: list[SourcedItem[Item]] = []
     malformed = []
     ledger.expect(row.source for row in rows)
-    for row, num in zip(rows, times, strict=True):
+    for row, num in zip(rows, counts, strict=True):
         try:
             if row.problem:
                 raise RowError(row.problem)
-            item = reading.convert(row.row, format_, columns)
+            item = kind.convert(row.row, format_, columns)
         except RowUnusable as error:
             ledger.drop(row.source, str(error), name)
             continue
@@ -263,7 +263,7 @@ def items_of(
             continue
         if not num:
             ledger.drop(row.source, "weight", name)
-        found += (Named(row.source, item, is_copy=copy > 0) for copy in range(num))
+        found += (SourcedItem(row.source, item, is_copy=copy > 0) for copy in range(num))
     return found, malformed
 
 
@@ -278,7 +278,7 @@ def stop_if_malformed(lines: list[str], policy: Malformed) -> None:
         raise DataError(*([way_out] if len(lines) > 1 else []), *lines)
 
 
-def format_of(source: Source, rows: Sequence[SourceRow], reading: Reading[Any]) -> str:
+def format_of(source: Source, rows: Sequence[SourceRow], kind: RowKind[Any]) -> str:
     """The format of a source, told by its first rows where none was named.
 
     Raises:
@@ -286,10 +286,10 @@ def format_of(source: Source, rows: Sequence[SourceRow], reading: Reading[Any]) 
     """
     first = [row.row for row in rows if not row.problem and isinstance(row.row, dict)][:_LOOKED_AT]
     if not first:
-        return reading.otherwise  # every row is malformed and will say so itself
+        return kind.fallback  # every row is malformed and will say so itself
     found = dict.fromkeys(key for row in first for key in row)
     if source.format == "auto":
-        return reading.detect(found, first[0], columns=source.columns)
+        return kind.detect(found, first[0], columns=source.columns)
     check_columns(found, source.columns)
     return source.format
 
@@ -301,18 +301,18 @@ def encode_chunk(
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
     max_length: int,
-) -> list[Fate[Encoding]]:
+) -> list[EncodeOutcome[Encoding]]:
     """Encode conversations with one call of the tokenizer, and hold them to `max_length`."""
-    fates: list[Fate[Encoding]] = []
+    outcomes: list[EncodeOutcome[Encoding]] = []
     encodings = encode_rows(
         conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens
     )
     for encoding in encodings:
         if isinstance(encoding, str):
-            fates.append(Fate(None, encoding))
+            outcomes.append(EncodeOutcome(None, encoding))
         else:
-            fates.append(Fate(*apply_length(encoding, max_length=max_length, policy=data.overlength)))
-    return fates
+            outcomes.append(EncodeOutcome(*apply_length(encoding, max_length=max_length, policy=data.overlength)))
+    return outcomes
 
 
 def labels_of(encoding: Encoding) -> list[int]:

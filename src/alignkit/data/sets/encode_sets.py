@@ -42,7 +42,7 @@ Data = TypeVar("Data", bound=_Sets)
 
 
 @dataclass
-class Named(Generic[Item]):
+class SourcedItem(Generic[Item]):
     """What a row says, with its place; `is_copy`: of a row with a weight above 1, which the ledger enters once."""
 
     source: str
@@ -51,7 +51,7 @@ class Named(Generic[Item]):
 
 
 @dataclass
-class Fate(Generic[Encoded]):
+class EncodeOutcome(Generic[Encoded]):
     """A row as it will be trained on, or None where it is left out; and why it was cut or left out."""
 
     encoding: Encoded | None
@@ -59,9 +59,9 @@ class Fate(Generic[Encoded]):
 
 
 def encode_set(
-    rows: list[Named[Item]],
+    rows: list[SourcedItem[Item]],
     name: str,
-    encode: Callable[[list[Item]], list[Fate[Encoded]]],
+    encode: Callable[[list[Item]], list[EncodeOutcome[Encoded]]],
     columns: Callable[[list[Encoded]], dict[str, pa.Array]],
     ledger: Ledger,
     *,
@@ -85,8 +85,8 @@ def encode_set(
     chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
     work = ([row.item for row in chunk] for chunk in chunks)
     tables, sources = [], []
-    for chunk, fates in zip(chunks, _mapped(encode, work, num_proc), strict=True):
-        kept = entered(chunk, fates, name, ledger)
+    for chunk, outcomes in zip(chunks, _mapped(encode, work, num_proc), strict=True):
+        kept = record_outcomes(chunk, outcomes, name, ledger)
         sources += [source for source, _ in kept]
         tables.append(pa.table(columns([encoding for _, encoding in kept])))
         if on_rows is not None:
@@ -96,30 +96,30 @@ def encode_set(
     return Dataset(table.append_column("source", pa.array(sources, pa.string())))
 
 
-def entered(
-    chunk: list[Named[Item]], fates: list[Fate[Encoded]], name: str, ledger: Ledger
+def record_outcomes(
+    chunk: list[SourcedItem[Item]], outcomes: list[EncodeOutcome[Encoded]], name: str, ledger: Ledger
 ) -> list[tuple[str, Encoded]]:
     """Enter the fates of encoded rows in the ledger; those that are trained on, each with its place."""
     kept = []
-    for row, fate in zip(chunk, fates, strict=True):
-        if fate.encoding is None:
+    for row, outcome in zip(chunk, outcomes, strict=True):
+        if outcome.encoding is None:
             if not row.is_copy:
-                ledger.drop(row.source, fate.reason, name)
+                ledger.drop(row.source, outcome.reason, name)
             continue
         if row.is_copy:
             pass
-        elif fate.reason:
-            ledger.truncate(row.source, fate.reason, name)
+        elif outcome.reason:
+            ledger.truncate(row.source, outcome.reason, name)
         else:
             ledger.keep(row.source, name)
-        ledger.notes.update(fate.encoding.notes)
-        kept.append((row.source, fate.encoding))
+        ledger.notes.update(outcome.encoding.notes)
+        kept.append((row.source, outcome.encoding))
     return kept
 
 
 def _mapped(
-    function: Callable[[list[Item]], list[Fate[Encoded]]], work: Iterator[list[Item]], num_proc: int
-) -> Iterator[list[Fate[Encoded]]]:
+    function: Callable[[list[Item]], list[EncodeOutcome[Encoded]]], work: Iterator[list[Item]], num_proc: int
+) -> Iterator[list[EncodeOutcome[Encoded]]]:
     if num_proc == 1:
         yield from map(function, work)
         return

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from alignkit.data.encode.pair_lengths import EQUAL_WHEN_CUT
 from alignkit.data.rows.conversation import Message
 from alignkit.data.rows.preferences import IDENTICAL, PROMPTS_DIFFER, Preference
-from alignkit.data.sets.encode_sets import Named
+from alignkit.data.sets.encode_sets import SourcedItem
 from alignkit.data.sets.ledger import NUM_EXAMPLES, Ledger
 
 LONGEST_SHARE = 0.65  # of pairs in which the longer side wins (or loses), above which length is worth a warning
@@ -87,7 +87,7 @@ class Lint:
 
 
 def lint(
-    rows: Mapping[str, Sequence[Named[Preference]]],
+    rows: Mapping[str, Sequence[SourcedItem[Preference]]],
     ledger: Ledger,
     lengths: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> Lint:
@@ -110,7 +110,7 @@ def lint(
     )
 
 
-def _said_before(rows: Sequence[Named[Preference]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _said_before(rows: Sequence[SourcedItem[Preference]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Duplicates and contradictions: places of a row and of the first one that it repeats or gainsays."""
     duplicates, contradictions = [], []
     first: dict[tuple[str, ...], str] = {}

@@ -19,8 +19,8 @@ from alignkit.data.encode.pair_lengths import EncodedPair, apply_pair_length
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.preferences import PAIRS, Preference
-from alignkit.data.sets.dataset import check_data, read_sets, shown_of
-from alignkit.data.sets.encode_sets import Fate, Named, Progress, encode_set, exchanged
+from alignkit.data.sets.dataset import check_data, read_sets, sample_rows
+from alignkit.data.sets.encode_sets import EncodeOutcome, Progress, SourcedItem, encode_set, exchanged
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.lint import Lint, lint
 from alignkit.errors import DataError
@@ -126,7 +126,7 @@ def load_pairs(
     ledger.check_budget(data.max_dropped)
     found = lint(rows, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
     shown: dict[str, Preference] = {}
-    for row in shown_of(rows):
+    for row in sample_rows(rows):
         shown.setdefault(row.item.prompt_key(), row.item)
     first = list(shown.values())[:num_prompts]
     prompts, wanted = [item.prompt for item in first], [item.chosen.content for item in first]
@@ -155,7 +155,7 @@ def _rebuilt(datasets: dict[str, Dataset]) -> PairData:
     return PairData(sets.pop("train"), sets, Ledger())
 
 
-def _all_have_margins(rows: Iterable[Named[Preference]]) -> bool:
+def _all_have_margins(rows: Iterable[SourcedItem[Preference]]) -> bool:
     """Whether every pair has a margin; none may be the only one with or without."""
     rows = list(rows)
     without = [row.source for row in rows if row.item.margin is None]
@@ -173,25 +173,25 @@ def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
     max_length: int,
-) -> list[Fate[EncodedPair]]:
+) -> list[EncodeOutcome[EncodedPair]]:
     """Encode pairs with one call of the tokenizer, each side as SFT would, and hold them to `max_length`."""
     sides = [side for preference in preferences for side in preference.sides()]
     rows = encode_rows(sides, template, tokenizer, train_on=TrainOn.last_turn, control_tokens=data.control_tokens)
     return [
-        _fate(preference, chosen, rejected, data, max_length)
+        _outcome(preference, chosen, rejected, data, max_length)
         for preference, chosen, rejected in zip(preferences, rows[::2], rows[1::2], strict=True)
     ]
 
 
-def _fate(
+def _outcome(
     preference: Preference, chosen: Encoding | str, rejected: Encoding | str, data: DataConfig, max_length: int
-) -> Fate[EncodedPair]:
+) -> EncodeOutcome[EncodedPair]:
     if isinstance(chosen, str) or isinstance(rejected, str):
-        return Fate(None, chosen if isinstance(chosen, str) else str(rejected))
+        return EncodeOutcome(None, chosen if isinstance(chosen, str) else str(rejected))
     (start, end), (other_start, other_end) = chosen.responses[-1], rejected.responses[-1]
     prompt_ids = chosen.input_ids[:start]
     if prompt_ids != rejected.input_ids[:other_start]:
-        return Fate(None, "the template renders the prompt otherwise for each side")
+        return EncodeOutcome(None, "the template renders the prompt otherwise for each side")
     pair = EncodedPair(
         prompt_ids,
         chosen.input_ids[start:end],
@@ -199,8 +199,8 @@ def _fate(
         preference.margin,
         tuple(dict.fromkeys(chosen.notes + rejected.notes)),
     )
-    lengths = {"head_length": chosen.head_length, "cue_length": chosen.cue_length, "max_length": max_length}
-    return Fate(*apply_pair_length(pair, **lengths, policy=data.overlength))
+    lengths = {"prefix_length": chosen.prefix_length, "suffix_length": chosen.suffix_length, "max_length": max_length}
+    return EncodeOutcome(*apply_pair_length(pair, **lengths, policy=data.overlength))
 
 
 def _columns(pairs: list[EncodedPair], *, has_margin: bool) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from alignkit.data.encode.masking import encode_prompts
 from alignkit.data.encode.templates import Template, adds_bos
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation, to_prompt
-from alignkit.data.rows.row_kind import Reading
+from alignkit.data.rows.row_kind import RowKind
 from alignkit.data.rows.turns import RowError
 from alignkit.data.sets.dataset import check_data, read_sets
-from alignkit.data.sets.encode_sets import Named
+from alignkit.data.sets.encode_sets import SourcedItem
 from alignkit.data.sets.ledger import Ledger
 
 # Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
@@ -68,7 +68,7 @@ class PromptData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PromptRow:
     """What a row asks, and the row."""
 
     conversation: Conversation
@@ -80,7 +80,7 @@ class _Asked:
 
 def check_prompts(data: PromptDataConfig) -> list[str]:
     """What is wrong with the section before a row is read, one line each; empty where all is well."""
-    problems = check_data(data, _reading(data.prompt_length))
+    problems = check_data(data, _row_kind(data.prompt_length))
     if isinstance(data.eval_path, dict):
         problems.append("data.eval_path: one set of held-out prompts is scored; give a path or a list of paths")
     defaults = {item.name: item.default for item in dataclasses.fields(DataConfig)}
@@ -116,30 +116,30 @@ def load_prompts(
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to ask.
     """
     ledger = Ledger()
-    sets, formats = read_sets(data, _reading(data.prompt_length), ledger, seed=seed)
-    encode = partial(_encoded, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
+    sets, formats = read_sets(data, _row_kind(data.prompt_length), ledger, seed=seed)
+    encode = partial(_encode, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
     prompts = {name: encode(rows, name, ledger=ledger) for name, rows in sets.items()}
     ledger.check_budget(data.max_dropped)
     return PromptData(prompts["train"], prompts.get("eval", []), ledger, formats)
 
 
-def _reading(length: PromptLength) -> Reading[_Asked]:
+def _row_kind(length: PromptLength) -> RowKind[_PromptRow]:
     detect = partial(detect_format, responses=False)
-    return Reading(FIELDS, detect, partial(_asked, length=length), otherwise="prompt")
+    return RowKind(FIELDS, detect, partial(_to_prompt_row, length=length), fallback="prompt")
 
 
-def _asked(row: Any, format_: str, columns: Mapping[str, str], *, length: PromptLength) -> _Asked:
+def _to_prompt_row(row: Any, format_: str, columns: Mapping[str, str], *, length: PromptLength) -> _PromptRow:
     if format_ != "text":
         if length.max is not None:
             raise RowError("data.prompt_length cuts plain text (a column 'text'), and this row is a conversation")
-        return _Asked(to_prompt(row, format_, columns), row)
+        return _PromptRow(to_prompt(row, format_, columns), row)
     if length.max is None:
         raise RowError("plain text holds no prompt: data.prompt_length={min: 2, max: 8} asks for its first tokens")
-    return _Asked(to_conversation(row, format_, columns), row)
+    return _PromptRow(to_conversation(row, format_, columns), row)
 
 
-def _encoded(
-    rows: list[Named[_Asked]],
+def _encode(
+    rows: list[SourcedItem[_PromptRow]],
     name: str,
     *,
     data: PromptDataConfig,
@@ -173,7 +173,7 @@ def _encoded(
 
 
 def _cut(
-    ids: list[int], row: Named[_Asked], data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
+    ids: list[int], row: SourcedItem[_PromptRow], data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
 ) -> tuple[list[int], str]:
     """The ids to feed (none where the row is dropped) and why they are not what the row had."""
     length = data.prompt_length
@@ -191,7 +191,7 @@ def _cut(
     return ids[:num_bos] + ids[len(ids) - max_length + num_bos :], "cut_start"
 
 
-def _prompt(row: Named[_Asked], ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _prompt(row: SourcedItem[_PromptRow], ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     conversation = row.item.conversation
     if conversation.plain:
         message = dataclasses.replace(conversation.messages[0], content=str(tokenizer.decode(ids[num_bos:])))

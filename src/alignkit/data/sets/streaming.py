@@ -34,7 +34,7 @@ from alignkit.data.sets.dataset import (
     sources_of,
     stop_if_malformed,
 )
-from alignkit.data.sets.encode_sets import CHUNK, entered
+from alignkit.data.sets.encode_sets import CHUNK, record_outcomes
 from alignkit.data.sets.ledger import NUM_EXAMPLES, NUM_REASONS, Ledger, LedgerRow
 from alignkit.errors import AlignkitError, DataError
 
@@ -220,14 +220,14 @@ class Stream:
 
     def _encoded(self, ledger: RunningLedger | None) -> Iterator[_Row]:
         for source, format_, chunk in self._chunks():
-            fates, times = Ledger(), [int(source.weight)] * len(chunk)
-            found, malformed = items_of(chunk, times, format_, source.columns, "train", CONVERSATIONS, fates)
+            outcomes, counts = Ledger(), [int(source.weight)] * len(chunk)
+            found, malformed = items_of(chunk, counts, format_, source.columns, "train", CONVERSATIONS, outcomes)
             stop_if_malformed(malformed, self._data.malformed)
-            kept = entered(found, self._encode([row.item for row in found]), "train", fates)
+            kept = record_outcomes(found, self._encode([row.item for row in found]), "train", outcomes)
             if ledger is not None:
-                by_source = {row.source: row for row in fates.rows}
+                by_source = {row.source: row for row in outcomes.rows}
                 ledger.enter(by_source[row.source] for row in chunk)
-                ledger.notes.update(fates.notes)
+                ledger.notes.update(outcomes.notes)
                 ledger.check_budget(self._data.max_dropped)
             for place, encoding in kept:
                 yield _Row(place, array("i", encoding.input_ids), array("i", labels_of(encoding)))

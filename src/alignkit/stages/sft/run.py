@@ -67,7 +67,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         if line := other_template(job.model, prepared.template):
             logger.warning("%s", line)
         announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), run_dir)
-        asked = [row.asked() for row in prepared.data.prompts]
+        asked = [row.prompt() for row in prepared.data.prompts]
         answer = partial(answers, trainer, asked, prepared.template, prepared.tokenizer, job.sampling)
         before = answer(seed=job.seed)
         train(trainer, resume=entry.resuming)
