@@ -2,13 +2,14 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 from torch import ones, zeros
 
 from alignkit.config import ModelConfig
-from alignkit.models.source import base_of, hub_options, is_same, source_problems
+from alignkit.models.source import ModelSource, hub_options, source_problems
 
 
 @pytest.fixture
@@ -30,8 +31,12 @@ def adapter(tmp_path: Path, folder: Path) -> Path:
     return path
 
 
+def source(name: Path | str, **settings: Any) -> ModelSource:
+    return ModelSource.of(ModelConfig(name=str(name), **settings))
+
+
 def problems(name: Path | str, **settings: str) -> list[str]:
-    return source_problems(ModelConfig(name=str(name), **settings))
+    return source_problems(source(name, **settings))
 
 
 def test_a_sound_folder_and_a_sound_adapter_have_no_problems(folder: Path, adapter: Path) -> None:
@@ -110,9 +115,9 @@ def test_the_base_of_an_adapter_is_checked_too(folder: Path, adapter: Path) -> N
 
 def test_a_base_inside_the_run_is_taken_before_the_one_that_is_named(folder: Path, adapter: Path) -> None:
     model = ModelConfig(name=str(adapter))
-    assert base_of(adapter, model) == dataclasses.replace(model, name=str(folder))
+    assert ModelSource.of(model).base.config == dataclasses.replace(model, name=str(folder))
     folder.rename(adapter / "base")
-    assert base_of(adapter, model) == dataclasses.replace(model, name=str(adapter / "base"))
+    assert ModelSource.of(model).base.config == dataclasses.replace(model, name=str(adapter / "base"))
     assert problems(adapter) == []
 
 
@@ -124,15 +129,14 @@ def test_two_names_of_the_same_weights(folder: Path, monkeypatch: pytest.MonkeyP
     save_file({"weight": zeros(2)}, sharded / "model-2.safetensors")
     wider = shutil.copytree(folder, folder.with_name("wider"))
     (wider / "config.json").write_text('{"model_type": "gpt3"}')
-    section = ModelConfig(str(folder))
     monkeypatch.chdir(folder.parent)
     for name in (folder, "sound", "./sound/../sound", twin):
-        assert is_same(section, ModelConfig(str(name)))
+        assert source(folder).is_same(source(name))
     for name in (other, sharded, wider, "org/sound"):
-        assert not is_same(section, ModelConfig(str(name)))
-    assert is_same(ModelConfig("org/a", revision="1"), ModelConfig("org/a", revision="1"))
-    assert not is_same(ModelConfig("org/a", revision="1"), ModelConfig("org/a"))
-    assert not is_same(ModelConfig("org/a"), ModelConfig("org/b"))
+        assert not source(folder).is_same(source(name))
+    assert source("org/a", revision="1").is_same(source("org/a", revision="1"))
+    assert not source("org/a", revision="1").is_same(source("org/a"))
+    assert not source("org/a").is_same(source("org/b"))
 
 
 def test_a_folder_has_no_revision(folder: Path) -> None:
@@ -166,5 +170,5 @@ def test_offline_a_model_in_the_cache_is_taken_from_there(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     assert problems("org/name") == []
     assert problems("org/name", revision="other") != []
-    assert hub_options(ModelConfig(name="org/name")) == {"revision": "main", "local_files_only": True}
-    assert hub_options(ModelConfig(name=str(folder))) == {}
+    assert hub_options(source("org/name")) == {"revision": "main", "local_files_only": True}
+    assert hub_options(source(folder)) == {}

@@ -17,6 +17,7 @@ from alignkit.launch import compose_job
 from alignkit.models.adapters import Adapters
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.lora import build_lora
+from alignkit.models.source import ModelSource
 from alignkit.models.tiny import byte_tokenizer, random_model
 from alignkit.rewards.backbone import Backbone, obstacle
 from alignkit.rewards.load import load_rewards
@@ -88,6 +89,10 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
+def run_named(name: Path | str) -> ModelSource:
+    return ModelSource.of(ModelConfig(str(name)))
+
+
 def backbone(name: str) -> Backbone:
     """Under a policy: a fresh adapter on a base, or `adapter`, which is trained further."""
     section = ModelConfig(name, dtype=Dtype.float32)
@@ -99,7 +104,7 @@ def backbone(name: str) -> Backbone:
     for key, weight in model.named_parameters():
         if ".lora_B." in key:
             weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) / 10
-    return Backbone(Adapters(model), ModelConfig("gpt2" if name == "adapter" else name, dtype=Dtype.float32))
+    return Backbone(Adapters(model), ModelSource.of(section).base)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_two_runs_sit_side_by_side() -> None:
     ],
 )
 def test_what_cannot_be_shared_says_why(run: str, why: str | None) -> None:
-    assert obstacle(Path(run), backbone("gpt2")) == why
+    assert obstacle(run_named(run), backbone("gpt2")) == why
     rewards = load_rewards(parse_rewards([{"model": run}]), ModelConfig(), device=CPU, backbone=backbone("gpt2"))
     assert (f"(a model of its own: {why})" in str(rewards)) == (why is not None)
     assert all(score is not None for score in rewards.score(SAMPLES).total)
@@ -155,13 +160,13 @@ def test_a_backbone_that_is_not_what_the_run_was_trained_on_is_not_shared() -> N
         (ModelConfig("gpt2", quantization=Quantization.nf4), "the policy's backbone is quantized"),
         (ModelConfig("gpt2", init=Init.random), "the policy's backbone is random, and its own"),
     ):
-        assert obstacle(Path("gpt2-lora"), Backbone(under.adapters, base)) == why
+        assert obstacle(run_named("gpt2-lora"), Backbone(under.adapters, ModelSource.of(base))) == why
 
 
 def test_a_copy_of_the_base_is_the_base(tmp_path: Path) -> None:
     shutil.copytree("gpt2", tmp_path / "copy")
-    under = Backbone(backbone("gpt2").adapters, ModelConfig(str(tmp_path / "copy")))
-    assert obstacle(Path("gpt2-lora"), under) is None
+    under = Backbone(backbone("gpt2").adapters, run_named(tmp_path / "copy"))
+    assert obstacle(run_named("gpt2-lora"), under) is None
 
 
 def test_a_base_from_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
@@ -175,7 +180,8 @@ def test_a_base_from_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
     ):
         said = {"base_model_name_or_path": "org/name", "revision": commit}
         (tmp_path / "adapter_config.json").write_text(json.dumps(said))
-        assert Backbone(under, ModelConfig("org/name", revision=asked_for)).is_base_of(tmp_path) == is_base
+        base = ModelSource.of(ModelConfig("org/name", revision=asked_for))
+        assert Backbone(under, base).is_base_of(run_named(tmp_path)) == is_base
 
 
 @pytest.mark.parametrize("policy", ["gpt2", "adapter"])
@@ -211,5 +217,5 @@ def test_policy_reference_value_and_reward_are_hardly_more_than_one_backbone() -
     before = sum(w.numel() for w in under.adapters.model.parameters())
     load_rewards(parse_rewards([{"model": "gpt2-lora"}]), ModelConfig(), device=CPU, backbone=under)
     whole = sum(w.numel() for w in under.adapters.model.parameters())
-    base = sum(w.numel() for w in load_model(under.base, tokenizer=byte_tokenizer(), seed=0).parameters())
+    base = sum(w.numel() for w in load_model(under.base.config, tokenizer=byte_tokenizer(), seed=0).parameters())
     assert before < whole < 1.2 * base

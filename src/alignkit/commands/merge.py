@@ -21,7 +21,7 @@ from alignkit.evaluate.trained import example_rows
 from alignkit.models.load import check_model, load_model
 from alignkit.models.save import save_model
 from alignkit.models.skeleton import skeleton
-from alignkit.models.source import base_of, is_adapter, local_folder
+from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, lineage
 from alignkit.runs.log import run_log
 
@@ -92,9 +92,7 @@ def merged_dtype(model: ModelConfig) -> torch.dtype:
     """What was asked for, or what the base is stored in."""
     if model.dtype is not Dtype.auto:
         return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}[model.dtype]
-    folder = local_folder(model.name)
-    assert folder is not None
-    stored: Any = skeleton(base_of(folder, model)).config.dtype
+    stored: Any = skeleton(model).config.dtype
     return stored if stored in BOUNDS else torch.float32
 
 
@@ -125,10 +123,9 @@ def _plain(dtype: torch.dtype) -> str:
 
 def _check(job: MergeJob, out: Path) -> None:
     problems = []
-    folder = local_folder(job.model.name)
     try:
         check_model(job.model)
-        if folder is None or not is_adapter(folder):
+        if not ModelSource.of(job.model).is_adapter:
             problems.append(f"model.name: {job.model.name} is no adapter: there is nothing to merge")
     except AlignkitError as error:
         problems += error.problems

@@ -24,7 +24,7 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_answers, example_rows, training_sections
 from alignkit.models.load import check_model, load_tokenizer
 from alignkit.models.skeleton import skeleton
-from alignkit.models.source import is_adapter, local_folder
+from alignkit.models.source import ModelSource
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def run(job: VerifyJob) -> None:
         ConfigError: the folder is no model.
         ModelError: it would serve something else than was trained; one line for each finding.
     """
-    folder = local_folder(job.model.name)
+    folder = ModelSource.of(job.model).folder
     try:
         check_model(job.model)
     except AlignkitError as error:
@@ -171,7 +171,7 @@ def _stop(folder: Path, template: Template) -> Finding:
 
 
 def _adapter(folder: Path, model: ModelConfig) -> Finding:
-    if not is_adapter(folder):
+    if not ModelSource.of(model).is_adapter:
         return Finding("adapter", "-", "there is none")
     policy = ServedModel.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)
     bound = BOUNDS[torch.float32]

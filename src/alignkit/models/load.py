@@ -7,6 +7,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
 from alignkit.errors import ConfigError, ModelError, did_you_mean
-from alignkit.models.source import base_of, hub_options, is_adapter, local_folder, source_problems
+from alignkit.models.source import ModelSource, hub_options, local_folder, source_problems
 from alignkit.models.tiny import byte_tokenizer, config_problems, random_model
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
                 f"model.init=random would ignore the weights in model.name={model.name}: add model=run to load them"
             )
     else:
-        problems += source_problems(model, wants_reward=wants_reward)
+        problems += source_problems(ModelSource.of(model), wants_reward=wants_reward)
         if model.config:
             problems.append("model.config: pretrained weights bring their own; only init=random builds from it")
     if problems:
@@ -71,12 +72,12 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """
     if model.init is Init.random:
         return byte_tokenizer()
-    folder = local_folder(model.name)
-    if folder and is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
-        return load_tokenizer(base_of(folder, model))
+    source = ModelSource.of(model)
+    if source.is_adapter and not Path(source.location, "tokenizer_config.json").is_file():
+        return load_tokenizer(source.base.config)
     with _told_in_a_line(f"the tokenizer of {model.name}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder or model.name, trust_remote_code=model.trust_remote_code, **hub_options(model)
+            source.location, trust_remote_code=model.trust_remote_code, **hub_options(source)
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -112,11 +113,11 @@ def load_model(
         )
         torch.nn.Module.to(built, _dtype(model, trainable=trainable))
         return built
-    folder = local_folder(model.name)
-    if folder and is_adapter(folder):
-        base = load_model(base_of(folder, model), tokenizer=tokenizer, seed=seed, trainable=False)
+    source = ModelSource.of(model)
+    if source.is_adapter:
+        base = load_model(source.base.config, tokenizer=tokenizer, seed=seed, trainable=False)
         with _told_in_a_line(f"the adapter {model.name}"):
-            return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+            return PeftModel.from_pretrained(base, str(source.folder), is_trainable=trainable).eval()
     if trainable and model.quantization is not Quantization.none:
         raise ModelError("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=qlora")
     return load_weights(model, trainable=trainable)
@@ -129,8 +130,7 @@ def load_merged(
 
     A merged model exists nowhere else: its `name_or_path` is empty, so that what is trained on it saves it too.
     """
-    folder = local_folder(model.name) if model.init is Init.pretrained else None
-    if folder is None or not is_adapter(folder):
+    if not ModelSource.of(model).is_adapter:
         loaded = load_model(model, tokenizer=tokenizer, seed=seed, trainable=trainable)
         assert isinstance(loaded, PreTrainedModel)
         return loaded
@@ -184,9 +184,10 @@ def load_weights(
         trainable: as in `load_model`.
         auto_class: of transformers, for what the weights are.
     """
+    source = ModelSource.of(model)
     with _told_in_a_line(model.name):
         result = auto_class.from_pretrained(
-            local_folder(model.name) or model.name,
+            source.location,
             dtype=_dtype(model, trainable=trainable),
             attn_implementation=model.attn_implementation,
             quantization_config=_quantization(model.quantization),
@@ -194,7 +195,7 @@ def load_weights(
             use_safetensors=True,  # a pickle can run code
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
-            **hub_options(model),
+            **hub_options(source),
         )
     loaded, report = cast("tuple[PreTrainedModel, dict[str, Any]]", result)
     kind = "causal language model" if auto_class is AutoModelForCausalLM else "reward model"

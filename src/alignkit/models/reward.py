@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from alignkit.config import ModelConfig
 from alignkit.errors import ModelError
 from alignkit.models.load import load_weights
-from alignkit.models.source import ADAPTER_WEIGHTS, base_of, is_adapter, is_reward, local_folder
+from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource
 
 SCORES = "score.json"
 HEADS = (".score.weight", ".classifier.weight")  # what architectures call the score head, and an adapter saves
@@ -121,10 +121,10 @@ def load_reward(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         ModelError: the folder holds no reward model, or one with more outputs than one.
     """
     transformers_logging.disable_progress_bar()
-    folder = local_folder(model.name)
-    if folder is None or not is_reward(folder):
+    source = ModelSource.of(model)
+    if not source.is_reward:
         raise ModelError(f"{model.name} is no reward model: `alignkit reward` makes one")
-    return _load_adapter(folder, model, tokenizer) if is_adapter(folder) else _load_classifier(model, tokenizer)
+    return _load_adapter(source, tokenizer) if source.is_adapter else _load_classifier(model, tokenizer)
 
 
 def adapter_and_head(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
@@ -223,14 +223,13 @@ def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
-def _load_adapter(folder: Path, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
-    base = base_of(folder, model)
-    place = local_folder(base.name)
-    if place is not None and is_reward(place):
-        classifier = _load_classifier(base, tokenizer)
+def _load_adapter(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
+    base = source.base
+    if base.is_reward:
+        classifier = _load_classifier(base.config, tokenizer)
     else:
-        classifier = as_reward_model(load_weights(base, trainable=False), tokenizer, seed=0)
-    adapted = PeftModel.from_pretrained(classifier, str(folder))
+        classifier = as_reward_model(load_weights(base.config, trainable=False), tokenizer, seed=0)
+    adapted = PeftModel.from_pretrained(classifier, str(source.folder))
     adapted.eval()
     return adapted
 

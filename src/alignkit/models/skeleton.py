@@ -8,7 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from alignkit.config import Init, ModelConfig
 from alignkit.errors import ModelError
-from alignkit.models.source import base_of, hub_options, is_adapter, local_folder
+from alignkit.models.source import ModelSource, hub_options
 from alignkit.models.tiny import byte_tokenizer, random_model
 
 
@@ -23,12 +23,12 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
             return random_model(
                 model.config, tokenizer=byte_tokenizer(), seed=0, attn_implementation=model.attn_implementation
             )
-    folder = local_folder(model.name)
-    if folder is not None and is_adapter(folder):
-        return skeleton(base_of(folder, model))
+    source = ModelSource.of(model)
+    if source.is_adapter:
+        return skeleton(source.base.config)
     try:
         config = AutoConfig.from_pretrained(
-            folder or model.name, trust_remote_code=model.trust_remote_code, **hub_options(model)
+            source.location, trust_remote_code=model.trust_remote_code, **hub_options(source)
         )
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"model.name: {model.name}: {' '.join(str(error).split())}") from error

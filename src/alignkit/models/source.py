@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from filecmp import cmp
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from torch import Size
 
-from alignkit.config import ModelConfig
+from alignkit.config import Init, ModelConfig
 from alignkit.errors import did_you_mean
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -28,32 +30,87 @@ _HUB_TIMEOUT = 10.0  # seconds
 _CONVERT = "convert it at https://huggingface.co/spaces/safetensors/convert, or take a revision that has safetensors"
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """What `model.name` means. Each fact is looked up once, when it is first asked for: files may be damaged.
+
+    Attributes:
+        config: the section.
+        folder: that the name means; None where it can only be a hub id, and for random weights.
+    """
+
+    config: ModelConfig
+    folder: Path | None
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> ModelSource:
+        """Look for the folder that a section names."""
+        return cls(model, local_folder(model.name) if model.init is Init.pretrained else None)
+
+    @property
+    def location(self) -> Path | str:
+        """What `from_pretrained` is given."""
+        return self.folder or self.config.name
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """Whether a folder holds an adapter, and not full weights."""
+        return self.folder is not None and (self.folder / ADAPTER_CONFIG).is_file()
+
+    @cached_property
+    def is_reward(self) -> bool:
+        """Whether a folder holds a reward model, an adapter or full weights, and not a language model."""
+        for file, key in ((ADAPTER_CONFIG, "task_type"), ("config.json", "architectures")):
+            if self.folder is not None and (self.folder / file).is_file():
+                found = json.loads((self.folder / file).read_text(encoding="utf-8")).get(key) or ()
+                types = [found] if isinstance(found, str) else found
+                return any(name == "SEQ_CLS" or name.endswith("ForSequenceClassification") for name in types)
+        return False
+
+    @cached_property
+    def base(self) -> ModelSource:
+        """The full weights: those an adapter sits on, or these.
+
+        A folder's own `base/` comes first, so that a run directory can be moved.
+        """
+        if not self.is_adapter:
+            return self
+        assert self.folder is not None
+        if (self.folder / "base" / "config.json").is_file():
+            return self._at(str(self.folder / "base"), None)
+        adapter = json.loads((self.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        return self._at(adapter["base_model_name_or_path"], adapter.get("revision"))
+
+    def is_same(self, other: ModelSource) -> bool:
+        """Whether both are the same full weights: one folder, two with the same bytes, or one hub revision."""
+        folder, beside = self.folder, other.folder
+        if folder is None or beside is None:
+            mine, theirs = self.config, other.config
+            return folder is beside and (mine.name, mine.revision) == (theirs.name, theirs.revision)
+        if folder.resolve() == beside.resolve():
+            return True
+        names, others = (sorted(path.name for path in place.glob("model*.safetensors")) for place in (folder, beside))
+        same = (cmp(folder / name, beside / name, shallow=False) for name in ["config.json", *names])
+        return names == others and all(same)
+
+    def sits_on(self, base: ModelSource, *, commit: str | None) -> bool:
+        """Whether this adapter was trained on the very weights of `base`.
+
+        Args:
+            base: full weights.
+            commit: what `base.config.revision` led to on the hub; None where that is not known, or `base` is a folder.
+        """
+        revisions = {base.config.revision, commit}
+        return any(self.base.is_same(base._at(base.config.name, revision)) for revision in revisions)
+
+    def _at(self, name: str, revision: str | None) -> ModelSource:
+        return ModelSource.of(dataclasses.replace(self.config, name=name, revision=revision))
+
+
 def local_folder(name: str) -> Path | None:
-    """The folder that `model.name` means, or None where it can only be a hub id."""
+    """The folder that a name means, or None where it can only be a hub id."""
     path = Path(name).expanduser()
     return path if path.is_dir() else None
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file()
-
-
-def is_reward(folder: Path) -> bool:
-    """Whether a folder holds a reward model, an adapter or full weights, and not a language model."""
-    for file, key in ((ADAPTER_CONFIG, "task_type"), ("config.json", "architectures")):
-        if (folder / file).is_file():
-            said = json.loads((folder / file).read_text(encoding="utf-8")).get(key) or ()
-            kinds = [said] if isinstance(said, str) else said
-            return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds)
-    return False
-
-
-def base_of(folder: Path, model: ModelConfig) -> ModelConfig:
-    """The model an adapter folder sits on: its own `base/` first, so that a run directory can be moved."""
-    if (folder / "base" / "config.json").is_file():
-        return dataclasses.replace(model, name=str(folder / "base"), revision=None)
-    adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return dataclasses.replace(model, name=adapter["base_model_name_or_path"], revision=adapter.get("revision"))
 
 
 def weight_shapes(file: Path) -> dict[str, Size]:
@@ -62,44 +119,20 @@ def weight_shapes(file: Path) -> dict[str, Size]:
         return {key: Size(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # the file has no iterator
 
 
-def is_same(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether two sections name the same full weights: one folder, two with the same bytes, or one hub revision."""
-    folder, beside = local_folder(one.name), local_folder(other.name)
-    if folder is None or beside is None:
-        return folder is beside and (one.name, one.revision) == (other.name, other.revision)
-    if folder.resolve() == beside.resolve():
-        return True
-    names, others = (sorted(path.name for path in place.glob("model*.safetensors")) for place in (folder, beside))
-    same = (cmp(folder / name, beside / name, shallow=False) for name in ["config.json", *names])
-    return names == others and all(same)
-
-
-def sits_on(adapter: Path, base: ModelConfig, *, commit: str | None) -> bool:
-    """Whether the adapter in a folder was trained on the very weights that a section names.
-
-    Args:
-        adapter: the folder.
-        base: the section.
-        commit: what `base.revision` led to on the hub; None where that is not known, or `base` is a folder.
-    """
-    theirs = base_of(adapter, base)
-    return any(is_same(theirs, dataclasses.replace(base, revision=known)) for known in {base.revision, commit})
-
-
-def source_problems(model: ModelConfig, *, wants_reward: bool = False) -> list[str]:
+def source_problems(source: ModelSource, *, wants_reward: bool = False) -> list[str]:
     """What is wrong with `model.name` and `model.revision`, one line each; a hub id costs one request.
 
     Args:
-        model: the section.
+        source: of the section.
         wants_reward: a folder must hold a reward model; else it must not.
     """
-    folder = local_folder(model.name)
+    model, folder = source.config, source.folder
     if folder is None:
         return _hub_problems(model)
     if problems := _damaged(folder):
         return problems
-    problems = _adapter_problems(folder, model) if is_adapter(folder) else _full_model_problems(folder)
-    if not problems and is_reward(folder) != wants_reward:
+    problems = _adapter_problems(folder, source.base) if source.is_adapter else _full_model_problems(folder)
+    if not problems and source.is_reward != wants_reward:
         what, wanted = (
             ("a language model", "a reward model") if wants_reward else ("a reward model", "a language model")
         )
@@ -121,10 +154,11 @@ def _damaged(folder: Path) -> list[str]:
     return problems
 
 
-def hub_options(model: ModelConfig) -> dict[str, Any]:
+def hub_options(source: ModelSource) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained` that say where to look: nothing for a folder, a revision for the hub."""
-    if local_folder(model.name) is not None:
+    if source.folder is not None:
         return {}
+    model = source.config
     options: dict[str, Any] = {"revision": model.revision or "main"}
     try:
         model_info(model.name, revision=model.revision, timeout=_HUB_TIMEOUT)
@@ -146,17 +180,16 @@ def _full_model_problems(folder: Path) -> list[str]:
     return _weight_problems(folder, sorted(folder.glob("model*.safetensors")))
 
 
-def _adapter_problems(folder: Path, model: ModelConfig) -> list[str]:
+def _adapter_problems(folder: Path, base: ModelSource) -> list[str]:
     problems = _weight_problems(folder, sorted(folder.glob(ADAPTER_WEIGHTS)))
-    base = base_of(folder, model)
-    if local_folder(base.name) is None and Path(base.name).is_absolute():
+    name = base.config.name
+    if base.folder is None and Path(name).is_absolute():
         return [
             *problems,
-            f"model.name: the base of the adapter {folder} is missing: {base.name}; put it back, or name its new place "
+            f"model.name: the base of the adapter {folder} is missing: {name}; put it back, or name its new place "
             f"as base_model_name_or_path in {folder / ADAPTER_CONFIG}",
         ]
-    of_reward = (place := local_folder(base.name)) is not None and is_reward(place)  # saved beside it, or a plain base
-    found = source_problems(base, wants_reward=of_reward)
+    found = source_problems(base, wants_reward=base.is_reward)  # saved beside a reward adapter, or a plain base
     return problems + [f"{problem} (the base of the adapter {folder})" for problem in found]
 
 

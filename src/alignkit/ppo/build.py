@@ -13,7 +13,7 @@ from alignkit.config import ModelConfig, ValueConfig
 from alignkit.models.adapters import Adapters
 from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
-from alignkit.models.source import base_of, is_adapter, local_folder
+from alignkit.models.source import ModelSource
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.value_init import value_function
 from alignkit.rewards.backbone import Backbone
@@ -73,9 +73,7 @@ def backbone_for_rewards(policy: Policy, model: ModelConfig) -> Backbone | None:
     """
     if policy.adapters is None:
         return None
-    folder = local_folder(model.name)
-    base = base_of(folder, model) if folder is not None and is_adapter(folder) else model
-    return Backbone(policy.adapters, base)
+    return Backbone(policy.adapters, ModelSource.of(model).base)
 
 
 def _load(model: ModelConfig, lora: Mapping[str, Any], *, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:

@@ -21,11 +21,7 @@ from alignkit.models.skeleton import skeleton
 from alignkit.models.source import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    base_of,
-    is_adapter,
-    is_reward,
-    local_folder,
-    sits_on,
+    ModelSource,
     weight_shapes,
 )
 from alignkit.ppo.value import BESIDE, VALUE, VALUE_HEAD, AdapterValue, OwnValue, ValueFunction, backbone_of
@@ -41,19 +37,20 @@ def check_value_start(value: ValueConfig, model: ModelConfig, lora: Mapping[str,
         model: the section of the policy.
         lora: the section; empty where the policy's adapter is trained further, or there is none.
     """
-    folder = local_folder(str(value.start))
+    start = ModelSource.of(ModelConfig(str(value.start)))
+    folder = start.folder
     if folder is None:
         return [f"value.start: there is no run directory {value.start}"]
-    if not is_reward(folder) and not (folder / VALUE_HEAD).is_file():
+    if not start.is_reward and not (folder / VALUE_HEAD).is_file():
         return [f"value.start: {folder} has no value head, no {VALUE_HEAD}: a run of alignkit ppo has one"]
-    kind = _kind_of(folder)
+    kind = _kind_of(start)
     if kind is not value.model:
-        return [_other_kind(folder, kind, value.model)]
+        return [_other_kind(start, kind, value.model)]
     if kind is ValueModel.adapter:
-        return _adapter_problems(folder, model, lora)
+        return _adapter_problems(start, model, lora)
     bare = skeleton(model)
     if kind is ValueModel.own:
-        theirs = skeleton(ModelConfig(str(folder if is_reward(folder) else folder / BESIDE)))
+        theirs = skeleton(ModelConfig(str(_beside(start))))
         same = _shapes(theirs) == _shapes(bare)
         return [] if same else [f"value.start: {folder} has another architecture than {model.name}"]
     size, states = weight_shapes(folder / VALUE_HEAD)["weight_H"][0], bare.config.get_text_config().hidden_size
@@ -80,37 +77,41 @@ def value_function(
         tokenizer: of the policy.
         seed: of random weights.
     """
-    start = None if value.start is None else local_folder(value.start)
+    start = None if value.start is None else ModelSource.of(ModelConfig(value.start))
     if value.model is ValueModel.own:
         return _own(model, start, tokenizer=tokenizer, seed=seed)
     made = ValueFunction(hidden_size)
     if value.model is ValueModel.adapter:
         assert adapters is not None
         made = AdapterValue(hidden_size, adapters)
-    if start is not None and is_reward(start):
+    if start is None:
+        return made
+    assert start.folder is not None
+    if start.is_reward:
         assert adapters is not None
-        weights, head = adapter_and_head(start)
+        weights, head = adapter_and_head(start.folder)
         adapters.set(VALUE, weights)
         _take_head(made, head)
-    elif start is not None:
-        made.load(start)
+    else:
+        made.load(start.folder)
     return made
 
 
-def _own(model: ModelConfig, start: Path | None, *, tokenizer: PreTrainedTokenizerBase, seed: int) -> OwnValue:
+def _own(model: ModelConfig, start: ModelSource | None, *, tokenizer: PreTrainedTokenizerBase, seed: int) -> OwnValue:
     """A backbone that trains: a copy of the policy as it starts, or that of another run."""
     if start is None:
         return OwnValue(backbone_of(load_merged(model, tokenizer=tokenizer, seed=seed, trainable=True)))
     section = replace(model, init=Init.pretrained, config={}, revision=None, quantization=Quantization.none)
-    if is_reward(start):
-        scores = replace(section, name=str(start))
+    assert start.folder is not None
+    if start.is_reward:
+        scores = replace(section, name=str(start.folder))
         loaded = load_weights(scores, trainable=True, auto_class=AutoModelForSequenceClassification)
         made = OwnValue(backbone_of(loaded))
         _take_head(made, score_head(loaded).weight)
         return made
-    kept = replace(section, name=str(start / BESIDE))
+    kept = replace(section, name=str(start.folder / BESIDE))
     made = OwnValue(load_weights(kept, trainable=True, auto_class=AutoModel))
-    made.head.load(start)
+    made.head.load(start.folder)
     return made
 
 
@@ -120,32 +121,36 @@ def _take_head(made: ValueFunction, weight: Any) -> None:
     made.head.weight_H.copy_(weight[0])
 
 
-def _kind_of(folder: Path) -> ValueModel:
+def _beside(start: ModelSource) -> Path:
+    """The folder with the weights below a run's head, where they are not the policy's own."""
+    assert start.folder is not None
+    return start.folder if start.is_reward else start.folder / BESIDE
+
+
+def _kind_of(start: ModelSource) -> ValueModel:
     """What holds the states that the head of a run reads."""
-    if is_reward(folder):
-        return ValueModel.adapter if is_adapter(folder) else ValueModel.own
-    if (folder / BESIDE / ADAPTER_CONFIG).is_file():
+    place = _beside(start)
+    if (place / ADAPTER_CONFIG).is_file():
         return ValueModel.adapter
-    return ValueModel.own if (folder / BESIDE / "config.json").is_file() else ValueModel.shared
+    return ValueModel.own if (place / "config.json").is_file() else ValueModel.shared
 
 
-def _other_kind(folder: Path, kind: ValueModel, wanted: ValueModel) -> str:
-    if not is_reward(folder):
+def _other_kind(start: ModelSource, kind: ValueModel, wanted: ValueModel) -> str:
+    folder = start.folder
+    if not start.is_reward:
         return f"value.start: the value function of {folder} is of the kind {kind}: it goes on with value.model={kind}"
     what = "an adapter" if kind is ValueModel.adapter else "a full model"
     why = ", whose head reads states of its own and not the policy's" if wanted is ValueModel.shared else ""
     return f"value.start: {folder} is a reward run, {what}{why}: it goes on with value.model={kind}"
 
 
-def _adapter_problems(folder: Path, model: ModelConfig, lora: Mapping[str, Any]) -> list[str]:
+def _adapter_problems(start: ModelSource, model: ModelConfig, lora: Mapping[str, Any]) -> list[str]:
     """The value adapter must be one like the policy's: same base, same layers, same strength."""
     config, shapes = _adapter_of(model, lora)
-    policy = local_folder(model.name)
-    base = base_of(policy, model) if policy is not None and is_adapter(policy) else model
-    place = folder if is_reward(folder) else folder / BESIDE
+    base, folder, place = ModelSource.of(model).base, start.folder, _beside(start)
     bare = skeleton(model)
-    if not sits_on(folder, base, commit=getattr(bare.config, "_commit_hash", None)):
-        return [f"value.start: the adapter {folder} was trained on another base than {base.name}"]
+    if not start.sits_on(base, commit=getattr(bare.config, "_commit_hash", None)):
+        return [f"value.start: the adapter {folder} was trained on another base than {base.config.name}"]
     theirs: Any = PeftConfig.from_pretrained(str(place))
     problems = [
         f"value.start: {folder} has lora.{key}={getattr(theirs, key)}, and this run {getattr(config, key)}: the value "
@@ -161,8 +166,8 @@ def _adapter_problems(folder: Path, model: ModelConfig, lora: Mapping[str, Any])
 
 def _adapter_of(model: ModelConfig, lora: Mapping[str, Any]) -> tuple[Any, dict[str, Size]]:
     """The configuration of the policy's adapter, and the shape of each of its weights."""
-    folder = local_folder(model.name)
     if not lora:
+        folder = ModelSource.of(model).folder
         assert folder is not None
         return PeftConfig.from_pretrained(str(folder)), weight_shapes(folder / ADAPTER_WEIGHTS)
     bare = skeleton(model)

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel
 
-from alignkit.config import Init, ModelConfig, Quantization
+from alignkit.config import Init, Quantization
 from alignkit.models.adapters import Adapters
 from alignkit.models.reward import HEADS, adapter_and_head, head_beside
-from alignkit.models.source import ADAPTER_WEIGHTS, is_adapter, sits_on, weight_shapes
+from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,32 @@ class Backbone:
 
     Attributes:
         adapters: on it.
-        base: the section that it was loaded from.
+        base: where it was loaded from.
     """
 
     adapters: Adapters
-    base: ModelConfig
+    base: ModelSource
 
-    def is_base_of(self, run: Path) -> bool:
+    def is_base_of(self, run: ModelSource) -> bool:
         """Whether these are the weights that the adapter of a run was trained on."""
         config = self.adapters.model.get_base_model().config
-        return sits_on(run, self.base, commit=getattr(config, "_commit_hash", None))
+        return run.sits_on(self.base, commit=getattr(config, "_commit_hash", None))
 
 
-def obstacle(run: Path, backbone: Backbone | None) -> str | None:
+def obstacle(run: ModelSource, backbone: Backbone | None) -> str | None:
     """Why a reward run cannot sit on the backbone of the policy, in words; None where it can."""
     if backbone is None:
         return "every weight of the policy trains"
-    if not is_adapter(run):
+    if not run.is_adapter:
         return "it is no adapter"
-    if backbone.base.quantization is not Quantization.none:
+    if backbone.base.config.quantization is not Quantization.none:
         return "the policy's backbone is quantized"
-    if backbone.base.init is Init.random:
+    if backbone.base.config.init is Init.random:
         return "the policy's backbone is random, and its own"
     if not backbone.is_base_of(run):
         return "its base is another"
-    if more := _trained_beside(run):
+    assert run.folder is not None
+    if more := _trained_beside(run.folder):
         return f"it trains {more} too"
     return None
 

@@ -8,7 +8,6 @@ import torch
 
 from alignkit.config import ModelConfig
 from alignkit.errors import RewardError
-from alignkit.models.source import local_folder
 from alignkit.rewards.backbone import Backbone, obstacle
 from alignkit.rewards.classifier import Classifier, check_classifier
 from alignkit.rewards.function import PythonFunction, check_columns, check_function
@@ -66,9 +65,8 @@ def _scorer(
     if source.kind == "classifier":
         return Classifier(source, device=device)
     section = ModelConfig(source.name, dtype=model.dtype, attn_implementation=model.attn_implementation)
-    run, folder = RewardRun(section), local_folder(source.name)
-    assert folder is not None
-    why = obstacle(folder, backbone)
+    run = RewardRun(section)
+    why = obstacle(run.source, backbone)
     if backbone is None or why is not None:
         return ReadByRun(source, run.load(device), f"a model of its own: {why}")
     return ReadByRun(source, run.share(backbone, name, device=device), "on the policy's backbone")

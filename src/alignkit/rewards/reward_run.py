@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, RewardError
 from alignkit.models.load import check_model, load_tokenizer, num_positions
 from alignkit.models.reward import HEADS, SCORES, load_reward, reward_tokenizer, score_statistics, scores_of
-from alignkit.models.source import ADAPTER_WEIGHTS, is_adapter, local_folder, weight_shapes
+from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
 from alignkit.rewards.backbone import Backbone, sit_on
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
@@ -29,17 +28,17 @@ _NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored
 def check_reward_run(source: RewardSource) -> list[str]:
     """What is wrong with a reward run, one line each; its weights are not read."""
     name, place = source.name, source.at("model")
-    folder = local_folder(name)
-    if folder is None:
+    model = ModelSource.of(ModelConfig(name))
+    if model.folder is None:
         spelling = f"--reward {name}#LABEL" if source.is_option else f"{{classifier: {name}, label: LABEL}}"
         return [f"{place}: there is no run directory {name}; a classifier is named with its label: {spelling}"]
     try:
-        check_model(ModelConfig(name=name), wants_reward=True)
+        check_model(model.config, wants_reward=True)
     except AlignkitError as error:
         return [problem.replace("model.name", place, 1) for problem in error.problems]
-    labels = _labels(folder)
+    labels = _labels(model)
     if len(labels) == 1:
-        unkept = source.standardise and not (folder / SCORES).is_file()
+        unkept = source.standardise and not (model.folder / SCORES).is_file()
         why = "it kept no held-out scores, because its data section held no pairs out; leave it out"
         return [f"{source.at('standardise')} has no effect on {name}: {why}"] if unkept else []
     known = ", ".join(labels)
@@ -51,8 +50,10 @@ def check_reward_run(source: RewardSource) -> list[str]:
     return [f"{place}: {name} has {len(labels)} outputs, a reward has one; {way_out}"]
 
 
-def _labels(folder: Path) -> list[str]:
-    if not is_adapter(folder):
+def _labels(model: ModelSource) -> list[str]:
+    folder = model.folder
+    assert folder is not None
+    if not model.is_adapter:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return list(config.get("id2label", {0: "LABEL_0"}).values())
     heads = [shape for key, shape in weight_shapes(folder / ADAPTER_WEIGHTS).items() if key.endswith(HEADS)]
@@ -63,6 +64,7 @@ class RewardRun:
     """A reward model and how it reads; its weights are only in memory after `load` or `share`.
 
     Attributes:
+        source: the folder it is in.
         tokenizer: its own, with a pad token.
         template: its own, bound to the tokenizer.
     """
@@ -70,7 +72,7 @@ class RewardRun:
     def __init__(self, model: ModelConfig, template: TemplateConfig = _NATIVE) -> None:
         """Everything but the weights of the run that `model` names (`check_model` has passed)."""
         tokenizer = load_tokenizer(model)
-        self.config = model
+        self.source = ModelSource.of(model)
         self.template = load_template(template, tokenizer)
         self.tokenizer = reward_tokenizer(tokenizer, end_id=self.template.end_id)
         self._model: Any = None
@@ -79,15 +81,14 @@ class RewardRun:
 
     def load(self, device: torch.device) -> RewardRun:
         """Bring the weights to where they compute; none of them trains."""
-        self._model = load_reward(self.config, self.tokenizer).requires_grad_(False)
+        self._model = load_reward(self.source.config, self.tokenizer).requires_grad_(False)
         torch.nn.Module.to(self._model, device)
         return self
 
     def share(self, backbone: Backbone, name: str, *, device: torch.device) -> RewardRun:
         """Sit on the backbone of a policy as one more adapter, by this name (see `backbone.sit_on`)."""
-        folder = local_folder(self.config.name)
-        assert folder is not None
-        self._model = sit_on(backbone, folder, name, device=device)
+        assert self.source.folder is not None
+        self._model = sit_on(backbone, self.source.folder, name, device=device)
         # Its tokenizer's own may be the one id too many for this vocabulary; what fills up a row is never looked at.
         self._pad_id = 0
         self._computing = partial(backbone.adapters.computing, name)
@@ -117,7 +118,7 @@ class ReadByRun:
     def __init__(self, source: RewardSource, run: RewardRun, held: str) -> None:
         """Of a run whose weights are in memory."""
         self.source, self.run, self.held, self.num_cut = source, run, held, 0
-        folder = local_folder(source.name)
+        folder = run.source.folder
         assert folder is not None
         mean, std = score_statistics(folder) if source.standardise else (0.0, 1.0)
         self.mean, self.std = mean, max(std, 1e-6)

@@ -13,7 +13,7 @@ from alignkit.config import Dtype, ModelConfig, Quantization
 from alignkit.data.encode.templates import Template
 from alignkit.errors import AlignkitError
 from alignkit.models.load import check_model, default_dtype
-from alignkit.models.source import is_adapter, local_folder
+from alignkit.models.source import ModelSource
 from alignkit.runs.directory import read_manifest
 from alignkit.training.arguments import check_evaluation, chosen_arguments
 from alignkit.training.sharding import check_sharding
@@ -37,17 +37,18 @@ def check_sections(job: Any, stage: str) -> list[str]:
 
 def adapter_on_adapter(job: Any) -> list[str]:
     """One line where a new adapter is asked for on top of one."""
-    folder = local_folder(job.model.name)
-    if not job.lora or folder is None or not is_adapter(folder):
+    source = ModelSource.of(job.model)
+    if not job.lora or not source.is_adapter:
         return []
     return [
-        f"lora: {folder} is an adapter already: lora=none trains it further; for another one merge it into its base"
+        f"lora: {source.folder} is an adapter already: lora=none trains it further; for another one merge it into its "
+        "base"
     ]
 
 
 def other_template(model: ModelConfig, template: Template) -> str | None:
     """A line where a run was trained with another template than the one chosen now; None where it was not."""
-    folder = local_folder(model.name)
+    folder = ModelSource.of(model).folder
     kept = folder / "chat_template.jinja" if folder is not None and read_manifest(folder) is not None else None
     if kept is None or not kept.is_file() or kept.read_text(encoding="utf-8").strip() == template.jinja.strip():
         return None

@@ -10,7 +10,7 @@ from dataclasses import fields
 from alignkit.config import PpoJob, Quantization, ValueConfig, ValueModel
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.models.source import is_adapter, local_folder
+from alignkit.models.source import ModelSource
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws
@@ -126,12 +126,11 @@ def _schedule_problems(job: PpoJob) -> list[str]:
 
 def _value_problems(job: PpoJob) -> list[str]:
     value, problems = job.value, []
-    folder = local_folder(job.model.name)
     if value.model is not ValueModel.shared and value.detach:
         problems.append(
             f"value.detach has no effect with value.model={value.model}: its loss never trains the policy's own layers"
         )
-    if value.model is ValueModel.adapter and not job.lora and (folder is None or not is_adapter(folder)):
+    if value.model is ValueModel.adapter and not (job.lora or ModelSource.of(job.model).is_adapter):
         problems.append(
             "value.model=adapter needs a policy that is one too: lora=ppo puts LoRA on it, value.model=own trains a "
             "backbone for the values"

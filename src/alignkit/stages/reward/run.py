@@ -17,7 +17,7 @@ from alignkit.evaluate.card import report_card, write_card
 from alignkit.models.load import load_merged
 from alignkit.models.lora import build_lora
 from alignkit.models.reward import SCORES, as_reward_model, score_head, scores_of
-from alignkit.models.source import is_adapter, local_folder
+from alignkit.models.source import ModelSource
 from alignkit.runs.log import is_main_process, run_log
 from alignkit.runs.report import conclude
 from alignkit.stages import pairs
@@ -70,9 +70,10 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
             **pairs.orders(job, layout, args),
         )
         pairs.begin(job, trainer, prepared, layout, run_dir)
-        folder = local_folder(job.model.name)
-        if folder is not None and is_adapter(folder):
-            logger.info("%-9s the adapter %s is merged into its base, which is saved with this run", "start", folder)
+        if (source := ModelSource.of(job.model)).is_adapter:
+            logger.info(
+                "%-9s the adapter %s is merged into its base, which is saved with this run", "start", source.folder
+            )
         train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, prepared.template, end_id=None)
         kept_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
