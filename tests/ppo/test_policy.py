@@ -8,7 +8,7 @@ from alignkit.models.adapters import Adapters
 from alignkit.models.tiny import byte_tokenizer, random_model
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.scoring import pad_sequences
-from alignkit.ppo.value import VALUE, AdapterValue, ValueFunction
+from alignkit.ppo.value import VALUE_ADAPTER, AdapterValue, ValueFunction
 
 
 def test_layers_that_drop_out_by_themselves_do_not_where_they_are_recomputed() -> None:
@@ -52,7 +52,7 @@ def test_an_adapter_for_values_trains_what_leads_to_a_value() -> None:
     for weight in value.head.parameters():
         torch.nn.init.ones_(weight)
     value(rows, torch.zeros(1, 2, 16)).sum().backward()
-    trains = {name for name, w in adapters.model.named_parameters() if w.requires_grad and VALUE in name}
+    trains = {name for name, w in adapters.model.named_parameters() if w.requires_grad and VALUE_ADAPTER in name}
     assert trains == {name for name, w in adapters.model.named_parameters() if w.grad is not None}
     assert len(trains) == 2
     assert all(weight.grad is not None for weight in value.weights())

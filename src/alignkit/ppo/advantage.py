@@ -11,7 +11,7 @@ from alignkit.ppo.kl import token_kl
 def token_rewards(
     scores_B: Tensor, old_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, kl_coef: float
 ) -> Tensor:
-    """Reward of each token: −β (ln π_old − ln π_ref), and the row's score on top at its last one.
+    """Compute the reward of each token: −β (ln π_old − ln π_ref), plus the row's score at its last token.
 
     Ziegler et al. 2019, eq. 2, written token by token; Ouyang et al. 2022, eq. 2, without the pretraining term.
 
@@ -25,17 +25,17 @@ def token_rewards(
     Returns:
         `[B, T]`, 0 where there is no token.
     """
-    places_T = torch.arange(mask_BT.shape[-1], device=mask_BT.device)
-    last_B1 = places_T.where(mask_BT, -1).amax(-1, keepdim=True)
+    positions_T = torch.arange(mask_BT.shape[-1], device=mask_BT.device)
+    last_B1 = positions_T.where(mask_BT, -1).amax(-1, keepdim=True)
     penalties_BT = kl_coef * token_kl(old_logprobs_BT, ref_logprobs_BT, mask_BT, estimator="k1")
-    return torch.where(places_T == last_B1, scores_B[:, None], 0.0) - penalties_BT
+    return torch.where(positions_T == last_B1, scores_B[:, None], 0.0) - penalties_BT
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
+    """Compute generalized advantage estimates (Schulman et al. 2016, eq. 16).
 
-    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, where nothing is worth anything after a row's last token.
-    λ = 0 trusts the values (A = δ), λ = 1 the rewards (discounted rewards to come − V).
+    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, where V and A are 0 after a row's last token.
+    λ = 0 trusts the values (A = δ), λ = 1 the rewards (the discounted sum of rewards to come − V).
 
     Args:
         rewards_BT: of each token.
@@ -60,7 +60,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
 
 
 def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Number, sum and sum of squares of the masked values, `[3]` in float64.
+    """Return number, sum and sum of squares of the masked values, `[3]` in float64.
 
     Those of several batches or processes add up to those of all, which is what `whiten` is to be given.
     """

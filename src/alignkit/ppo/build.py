@@ -15,7 +15,7 @@ from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
 from alignkit.models.source import ModelSource
 from alignkit.ppo.policy import Policy
-from alignkit.ppo.value_init import value_function
+from alignkit.ppo.value_init import build_value_function
 from alignkit.rewards.backbone import Backbone
 from alignkit.sampling.settings import stop_ids
 
@@ -49,7 +49,7 @@ def build_policy(
     return Policy(
         loaded,
         adapters,
-        value_function(
+        build_value_function(
             value,
             model,
             adapters,

@@ -1,4 +1,4 @@
-"""How far the policy has gone from its reference, and the price of going further."""
+"""KL divergence of the policy from its reference, and the coefficient β of its penalty."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def token_kl(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, e
 
 
 def sequence_sums(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum over each row's tokens, `[B]`; of `token_kl`, the nats per sequence."""
+    """Sum over each row's tokens, `[B, T]` → `[B]`; of `token_kl`, nats per completion."""
     return values_BT.masked_fill(~mask_BT, 0.0).sum(-1)
 
 
 def token_sum(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over all tokens and their number, two scalars that add up over batches and processes.
+    """Return the sum over all tokens and their number, two scalars that add up over batches and processes.
 
-    Of `token_kl` their quotient is the nats per token.
+    Of `token_kl` their quotient is nats per token.
     """
     return values_BT.masked_fill(~mask_BT, 0.0).sum(), mask_BT.sum()
 
@@ -56,13 +56,13 @@ def token_sum(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
 class KLController:
     """The coefficient β of the KL penalty: fixed, or steered towards a target (Ziegler et al. 2019, §2.2).
 
-    After n rollouts whose KL per sequence was d, β is multiplied by 1 + clip(d / target − 1, ±max_error) · n /
+    After n completions whose mean KL was d, β is multiplied by 1 + clip(d / target − 1, ±max_error) · n /
     horizon: it settles where the KL is the target, and a wild batch moves it no further than a moderate one.
 
     Attributes:
         coef: β now.
-        target: nats per sequence; None keeps β fixed.
-        horizon: in rollouts; the smaller, the faster β moves. 10,000 in the code of the paper.
+        target: nats per completion; None keeps β fixed.
+        horizon: in completions; the smaller, the faster β moves. 10,000 in the code of the paper.
         max_error: bound of the relative error, 0.2 in the paper.
     """
 
@@ -72,7 +72,7 @@ class KLController:
     max_error: float = 0.2
 
     def update(self, kl: float, *, num_rollouts: int) -> None:
-        """Take notice of the mean KL per sequence of these rollouts."""
+        """Steer β after so many rollouts with this mean KL per completion, in nats."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -self.max_error), self.max_error)
             self.coef *= 1 + error * num_rollouts / self.horizon

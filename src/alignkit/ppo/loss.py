@@ -1,8 +1,8 @@
-"""The losses of PPO. Each is a sum over the tokens at hand divided by the number of tokens it is told.
+"""The losses of PPO. Each is a sum over the tokens of a piece of a minibatch, divided by `num_tokens`.
 
-Told the number in the global minibatch, the losses of its pieces (gradient accumulation, processes) add up to the loss
-of the whole, and so do their gradients; a mean over each piece would weigh tokens by how the batch happened to be cut.
-Under data parallelism, which averages gradients over processes, multiply the loss by the number of processes.
+With the number of tokens in the global minibatch, the losses of its pieces (gradient accumulation, processes) add up to
+the loss of the whole, and so do their gradients; a mean over each piece would weigh tokens by how the batch happened to
+be cut. Under data parallelism, which averages gradients over processes, multiply the loss by the number of processes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def policy_loss(
     clip_range: float,
     num_tokens: int | Tensor,
 ) -> PolicyLoss:
-    """−Σ min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) / num_tokens with ρ = π / π_old (Schulman et al. 2017, eq. 7).
+    """Compute −Σ min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) / num_tokens with ρ = π / π_old (Schulman et al. 2017, eq. 7).
 
     Args:
         logprobs_BT: of the drawn tokens under the policy in training.
@@ -86,14 +86,14 @@ def value_loss(
     clip_range: float,
     num_tokens: int | Tensor,
 ) -> ValueLoss:
-    """½ Σ max((V − R)², (clip(V, V_old ± ε) − R)²) / num_tokens.
+    """Compute ½ Σ max((V − R)², (clip(V, V_old ± ε) − R)²) / num_tokens.
 
-    The paper leaves the clipping out; it is that of its authors' code (openai/baselines, ppo2) and of Ziegler et al.'s.
+    The paper has no clipping here; it is that of its authors' code (openai/baselines, ppo2) and of Ziegler et al.'s.
 
     Args:
         values_BT: V under the value function in training.
         old_values_BT: V when the tokens were drawn, without gradient.
-        returns_BT: R, what they were worth, without gradient.
+        returns_BT: R, the values in hindsight, without gradient.
         mask_BT: where there are tokens.
         clip_range: ε, above 0; infinity does not clip.
         num_tokens: in the global minibatch.
@@ -110,10 +110,13 @@ def value_loss(
 
 
 def token_entropies(logits_BTV: Tensor) -> Tensor:
-    """Entropy −Σ p ln p of each next-token distribution in nats, `[..., V]` → `[...]`, with gradient; finite logits."""
+    """Compute the entropy −Σ p ln p of each row of finite logits, `[..., V]` → `[...]` in nats, with gradient."""
     return logits_BTV.logsumexp(-1) - (logits_BTV.softmax(-1) * logits_BTV).sum(-1)
 
 
 def entropy_bonus(entropies_BT: Tensor, mask_BT: Tensor, *, num_tokens: int | Tensor) -> Tensor:
-    """Σ H / num_tokens: times its coefficient, what the total loss is lowered by for a policy that keeps exploring."""
+    """Compute Σ H / num_tokens: times its coefficient, it lowers the loss of a policy that keeps exploring.
+
+    Schulman et al. 2017, the last term of eq. 9.
+    """
     return entropies_BT.masked_fill(~mask_BT, 0.0).sum() / num_tokens

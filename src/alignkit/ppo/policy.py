@@ -1,4 +1,4 @@
-"""Policy, value head and reference as one module: one pass gives log-probabilities and values."""
+"""Policy, value function and reference as one module: one pass gives log-probabilities and values."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
-from alignkit.ppo.reference import hold_reference, reference_adapter, what_is_held
+from alignkit.ppo.reference import describe_reference, hold_reference, reference_adapter
 from alignkit.ppo.scoring import CompletionScorer, Sequences
 from alignkit.ppo.value import ValueFunction
 
 
 class Policy(nn.Module):
-    """A causal language model in training, with its value head and the reference it is held to.
+    """A causal language model in training, with its value function and its reference.
 
     Dropout stays off throughout: the policy that samples must be the policy that is trained.
 
     Args:
         model: the policy; a `PeftModel` trains its adapter, any other model every weight.
         adapters: on the model, where it is a `PeftModel`.
-        value: what is expected of its completions.
+        value: expects the return of its completions, token by token.
         is_continued: its adapter was trained before, and is trained further.
         eos_ids: the tokens that end a completion.
         entropy_trains: the loss has an entropy bonus.
@@ -63,10 +63,10 @@ class Policy(nn.Module):
     @property
     def held(self) -> str:
         """What is in memory of policy, reference and value function, in words."""
-        return what_is_held(self.adapters) + self.value.held
+        return describe_reference(self.adapters) + self.value.held
 
     def train(self, mode: bool = True) -> Policy:
-        """Evaluation mode, whatever is asked, except for what recomputes activations: that asks for training mode."""
+        """Switch what recomputes activations to this mode, since it needs training mode, and the rest to evaluation."""
         super().train(False)
         recompute = [module for module in self.modules() if getattr(module, "gradient_checkpointing", False)]
         layers = [module for module in recompute if isinstance(module, GradientCheckpointingLayer)]
@@ -89,18 +89,18 @@ class Policy(nn.Module):
             self.model.enable_input_require_grads()
 
     def forward(self, rows: Sequences, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, entropies and values of the completion tokens, `[B, T]` each."""
+        """Compute log-probabilities, entropies and values of the completion tokens, `[B, T]` each."""
         scores = self.scorer(self.model, rows, temperature=temperature)
         hidden_BTH = scores.hidden_BTH.detach() if self.detach_values else scores.hidden_BTH
         return scores.logprobs_BT, scores.entropies_BT, self.value(rows, hidden_BTH)
 
     def logprobs(self, rows: Sequences, *, temperature: float) -> Tensor:
-        """Log-probabilities `[B, T]` of the completion tokens alone."""
+        """Compute the log-probabilities `[B, T]` of the completion tokens alone."""
         return self.scorer(self.model, rows, temperature=temperature).logprobs_BT
 
     @torch.no_grad()
     def reference_logprobs(self, rows: Sequences, *, temperature: float) -> Tensor:
-        """Log-probabilities `[B, T]` of the same tokens under the reference."""
+        """Compute the log-probabilities `[B, T]` of the same tokens under the reference."""
         if self.reference is not None:
             return self._reference_scorer(self.reference, rows, temperature=temperature).logprobs_BT
         assert self.adapters is not None
@@ -108,41 +108,41 @@ class Policy(nn.Module):
             return self.logprobs(rows, temperature=temperature)
 
     def policy_weights(self) -> list[nn.Parameter]:
-        """Those that train and are not the value function's."""
+        """Return the weights that train and are not the value function's."""
         values = set(map(id, self.value.weights()))
         return [weight for weight in self.parameters() if weight.requires_grad and id(weight) not in values]
 
     def save(self, folder: Path, *, is_main_process: bool) -> None:
-        """What trains, for a checkpoint; the reference is where it came from."""
+        """Write what trains, for a checkpoint; the reference is where it came from."""
         selected = {"selected_adapters": [FIRST], "save_embedding_layers": False} if self.adapters else {}
         self.model.save_pretrained(folder, is_main_process=is_main_process, **selected)
         if is_main_process:
             self.value.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Take what `save` wrote; of a policy without adapters, the value function alone."""
+        """Read what `save` wrote; of a policy without adapters, the value function alone."""
         if self.adapters is not None:
             self.adapters.set(FIRST, load_file(folder / ADAPTER_WEIGHTS))
         self.value.load(folder)
 
     def finished(self) -> Any:
-        """The trained model alone; the policy is not to be used after it."""
+        """Return the trained model alone; the policy must not be used after it."""
         if self.adapters is not None:
             self.adapters.drop_others()
         return self.model
 
 
 def _in_evaluation(layer: Any) -> Callable[..., Any]:
-    """The way a layer recomputes, with its training mode off while it computes: some apply dropout by it themselves."""
+    """Recompute a layer with its training mode off while it computes: some layers apply dropout by that mode."""
     recomputing = layer._gradient_checkpointing_func
 
     def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def evaluated(*given: Any, **named: Any) -> Any:
-            was, layer.training = layer.training, False
+            mode, layer.training = layer.training, False
             try:
                 return function(*given, **named)
             finally:
-                layer.training = was
+                layer.training = mode
 
         return recomputing(evaluated, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a PPO run: sample completions as it goes, kept rollouts, curves and the closing lines."""
+"""What a run of PPO shows and keeps: sample completions, `rollouts.jsonl`, curves and the closing lines."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from alignkit.training.metrics import cut_after
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 160  # characters of a text on the terminal; the files have all of it
-_TOGETHER = 2  # sample completions shown at once
+_WIDTH = 160  # characters of a text on the terminal; the files have all of it
+_NUM_SHOWN = 2  # sample completions shown at once
 PANELS = {
     "score": {"objective/score": "training", "eval_score": "held out"},
     "KL to the reference (nats a completion)": {"objective/kl": "training", "eval_kl": "held out"},
     "length (tokens)": {"rollout/length": "training", "eval_length": "held out"},
     "entropy (nats a token)": {"objective/entropy": "entropy"},
     "losses": {"loss/policy": "policy", "loss/value": "value"},
-    "variance of the returns that values explain": {"value/explained_variance": "explained variance"},
+    "variance of the returns that the values explain": {"value/explained_variance": "explained variance"},
 }
 
 
@@ -38,7 +38,7 @@ class RolloutFile(TrainerCallback):
 
     Args:
         path: of the file.
-        prompts: that were asked.
+        prompts: that were completed.
         keep: completions of each update to write.
         show_every: updates between two showings; 0 never.
     """
@@ -53,39 +53,42 @@ class RolloutFile(TrainerCallback):
             cut_after(self.path, state.global_step)
 
     def __call__(self, update: int, rollouts: Sequence[Rollout], kl_B: Sequence[float | None]) -> None:
-        """Take notice of the rollouts of an update, counted from 1, and of the KL of each that has a score, in nats."""
+        """Write and show rollouts of an update, counted from 1, with the KL of each that has a score, in nats."""
         with self.path.open("a", encoding="utf-8") as file:
-            for place in _spread(rollouts, self.keep):
-                rollout, kl = rollouts[place], kl_B[place]
+            for index in _choose(rollouts, self.keep):
+                rollout, kl = rollouts[index], kl_B[index]
                 prompt = self.prompts[rollout.prompt]
                 line = {"step": update, "source": prompt.source, "prompt": prompt.text, "completion": rollout.text}
                 line |= {"score": rollout.score, "scores": rollout.by_source, "kl": kl}
                 line |= {"length": len(rollout.ids), "has_ended": rollout.has_ended}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self.show_every and (update == 1 or update % self.show_every == 0):
-            for place in _spread(rollouts, _TOGETHER):
-                rollout = rollouts[place]
-                show(self.prompts[rollout.prompt].text, {_score(rollout): rollout.text})
+            show_rollouts([rollouts[index] for index in _choose(rollouts, _NUM_SHOWN)], self.prompts)
 
 
-def _spread(rollouts: Sequence[Rollout], num: int) -> list[int]:
-    """The places of some rollouts, of as many prompts as there are before a second one of the same prompt."""
-    return sorted(range(len(rollouts)), key=lambda place: (rollouts[place].generation, place))[:num]
+def _choose(rollouts: Sequence[Rollout], num: int) -> list[int]:
+    """Indices of some rollouts: one of each prompt comes before a second one of any."""
+    return sorted(range(len(rollouts)), key=lambda index: (rollouts[index].generation, index))[:num]
 
 
-def show(prompt: str, answers: Mapping[str, str]) -> None:
-    """A prompt and what was answered, each answer under its name."""
+def show(prompt: str, completions: Mapping[str, str]) -> None:
+    """Log a prompt and its completions, each under its name."""
     lines = [
-        f"prompt  {brief(prompt, _SHOWN)}",
-        *(f"  {name}  {brief(text, _SHOWN)}" for name, text in answers.items()),
+        f"prompt  {brief(prompt, _WIDTH)}",
+        *(f"  {name}  {brief(text, _WIDTH)}" for name, text in completions.items()),
     ]
     logger.info("\n%s", "\n".join(lines))
 
 
-def first_look(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> None:
-    """A few completions with their scores before the first update: a wrong reward shows here."""
+def show_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> None:
+    """Log completions with their scores."""
     for rollout in rollouts:
         show(prompts[rollout.prompt].text, {_score(rollout): rollout.text})
+
+
+def show_before_training(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> None:
+    """Log completions with their scores before the first update: a broken reward is noticed before training."""
+    show_rollouts(rollouts, prompts)
     logger.info("")
 
 
@@ -98,7 +101,7 @@ def conclude(
     after: Sequence[Rollout],
     kept_step: int | None,
 ) -> dict[str, Any]:
-    """Write `samples.jsonl` and `curves.png`, and say what came out and where it is.
+    """Write `samples.jsonl` and `curves.png`, and log the results and where they are.
 
     Args:
         run_dir: of the run; the trained model is in it already.
@@ -142,7 +145,7 @@ def conclude(
 
 
 def _figures(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> dict[str, dict[str, float]]:
-    """First and last value of score, KL and length, held out where there is an evaluation; the last is the kept one."""
+    """First and last value of score, KL and length, of training and held out; the last is that of the kept update."""
     figures: dict[str, dict[str, float]] = {}
     for key in ("eval_score", "eval_kl", "eval_length", "objective/score", "objective/kl", "rollout/length"):
         entries = [e for e in history if key in e and (kept_step is None or e["step"] <= kept_step)]

@@ -1,4 +1,4 @@
-"""The policy as it was at the start, held without a second copy of the backbone wherever there are adapters."""
+"""The reference: the policy as it was at the start, without a second copy of the backbone where there are adapters."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def hold_reference(model: Any, adapters: Adapters | None, *, is_continued: bool)
 
 
 def reference_adapter(adapters: Adapters) -> str | None:
-    """The adapter that the backbone computes with as the reference; None for none."""
+    """Return the adapter that the backbone computes with as the reference; None for none."""
     return REF if REF in adapters.model.peft_config else None
 
 
-def what_is_held(adapters: Adapters | None) -> str:
-    """What is in memory of policy and reference, in words."""
+def describe_reference(adapters: Adapters | None) -> str:
+    """Say what is in memory of policy and reference."""
     if adapters is None:
         return "two copies of the model: the policy, and the reference it must stay near"
     if reference_adapter(adapters):

@@ -1,4 +1,4 @@
-"""What happens when: which prompts an update asks, which completions a minibatch holds, settings that move."""
+"""The prompts of an update, the completions of a minibatch, and settings that change over the updates."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Sequence
 
 
 def prompts_of_update(num_all: int, update: int, *, num_prompts: int, seed: int, shuffle: bool) -> list[int]:
-    """The prompts of an update, by their places, in the order they are asked.
+    """Choose the prompts of an update, by their indices, in the order they are completed.
 
-    Prompts are dealt from one order after the other, each of all prompts and freshly shuffled, so that none is asked
-    twice before every other was asked once. A function of its arguments alone: a resumed run has nothing to restore.
+    Prompts are taken from one order after the other, each of all prompts and freshly shuffled, so that none is taken
+    twice before every other was taken once. A function of its arguments alone: a resumed run has nothing to restore.
 
     Args:
-        num_all: prompts there are.
+        num_all: number of prompts.
         update: counted from 0.
-        num_prompts: of one update.
+        num_prompts: prompts of one update.
         seed: of the orders.
-        shuffle: False deals them in the order of the data.
+        shuffle: False takes them in the order of the data.
     """
     first = update * num_prompts
-    dealt: list[int] = []
-    while len(dealt) < num_prompts:
-        lap, place = divmod(first + len(dealt), num_all)
+    chosen: list[int] = []
+    while len(chosen) < num_prompts:
+        lap, position = divmod(first + len(chosen), num_all)
         order = list(range(num_all))
         if shuffle:
             random.Random(f"prompts {seed} {lap}").shuffle(order)
-        dealt += order[place : place + num_prompts - len(dealt)]
-    return dealt
+        chosen += order[position : position + num_prompts - len(chosen)]
+    return chosen
 
 
 def minibatches(
     lengths: Sequence[int], *, num_mini_batches: int, update: int, epoch: int, seed: int
 ) -> list[list[int]]:
-    """The completions of each minibatch of a pass, by their places: a fresh seeded shuffle, cut into equal parts.
+    """Cut a fresh seeded shuffle into the minibatches of a pass, equal parts of the completions by their indices.
 
     Within a minibatch they are sorted by length, so that those that share a forward pass cost the least padding; the
     loss of a minibatch does not depend on the order in it.
@@ -50,11 +50,11 @@ def minibatches(
     size = len(order) // num_mini_batches
     assert size * num_mini_batches == len(order), "minibatches are of one size"
     cuts = [order[start : start + size] for start in range(0, len(order), size)]
-    return [sorted(cut, key=lambda place: (-lengths[place], place)) for cut in cuts]
+    return [sorted(cut, key=lambda index: (-lengths[index], index)) for cut in cuts]
 
 
 def linear(start: float, end: float | None, *, update: int, num_updates: int) -> float:
-    """A setting on a straight line from `start` at the first update to `end` at the last; None stays at the start."""
+    """Interpolate a setting linearly from `start` at the first update to `end` at the last; None stays at the start."""
     if end is None or num_updates < 2:
         return start
     return start + (end - start) * update / (num_updates - 1)

@@ -1,6 +1,6 @@
 """Log-probabilities, entropies and hidden states of completions in one pass of a causal model.
 
-Only the positions that predict a completion token meet the LM head, a few at a time: `[B, T, V]` never exists in
+The LM head computes only the positions that predict a completion token, a few at a time: `[B, T, V]` never exists in
 float32, neither forward nor backward.
 """
 

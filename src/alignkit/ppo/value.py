@@ -1,4 +1,4 @@
-"""What is expected of a completion from here on: a head on the states of a model, the policy's own or another's."""
+"""Value functions: a head that expects the return of a completion from the states of a model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from alignkit.ppo.scoring import Sequences, inputs_of, predicting_positions
 
 VALUE_HEAD = "value_head.safetensors"
 _WEIGHTS = "model.safetensors"
-BESIDE = "value"  # the folder of what computes the head's states, where that is not the policy
-VALUE = "value_function"  # the adapter
+VALUE_FOLDER = "value"  # of what computes the head's states, where that is not the policy
+VALUE_ADAPTER = "value_function"  # its name on the backbone
 
 
 class ValueHead(nn.Module):
     """A linear map from a hidden state to a value, in float32 whatever the model computes in.
 
-    It starts at zero: the first advantages are then the rewards themselves, and no accident of initialisation has to be
+    It starts at zero: the first advantages come from the rewards alone, and no random initial values have to be
     unlearned.
     """
 
@@ -35,7 +35,7 @@ class ValueHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     def forward(self, hidden_BTH: Tensor) -> Tensor:
-        """Values `[B, T]` of states `[B, T, H]`."""
+        """Compute values `[B, T]` of states `[B, T, H]`."""
         with torch.autocast(hidden_BTH.device.type, enabled=False):
             values_BT: Tensor = hidden_BTH.float() @ self.weight_H + self.bias
             return values_BT
@@ -48,7 +48,7 @@ class ValueHead(nn.Module):
 
 
 class ValueFunction(nn.Module):
-    """Shared: the head reads the policy's own states, and nothing else is held.
+    """A value function that is a head on the policy's own states, with nothing else in memory.
 
     Attributes:
         held: what is in memory for it beside the policy and the head, in words.
@@ -61,7 +61,7 @@ class ValueFunction(nn.Module):
         self.head = ValueHead(hidden_size)
 
     def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
-        """Values `[B, T]` before each completion token.
+        """Compute values `[B, T]` before each completion token.
 
         Args:
             rows: prompts and completions.
@@ -71,37 +71,37 @@ class ValueFunction(nn.Module):
         return values_BT
 
     def weights(self) -> list[nn.Parameter]:
-        """All that train."""
+        """Return all weights that train."""
         return list(self.parameters())
 
     def gradient_checkpointing_enable(self, **how: Any) -> None:
-        """Recompute activations in the backward pass, where it has some beside those of the policy's backbone."""
+        """Recompute activations in the backward pass, of layers that are not the policy's."""
 
     def save(self, folder: Path) -> None:
-        """Write what a later run can go on from, beside a policy that is saved in the same folder."""
+        """Write what a later run can continue, beside a policy that is saved in the same folder."""
         self.head.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Take the weights that `save` wrote."""
+        """Read the weights that `save` wrote."""
         self.head.load(folder)
 
 
 class AdapterValue(ValueFunction):
-    """The head reads states of the frozen backbone under an adapter of its own, which starts as the policy's does."""
+    """A value function on the frozen backbone, under an adapter of its own that starts as the policy's does."""
 
     held = "; the value function is a further adapter on it"
 
     def __init__(self, hidden_size: int, adapters: Adapters) -> None:
         super().__init__(hidden_size)
-        adapters.copy(VALUE, trains=True)
+        adapters.copy(VALUE_ADAPTER, trains=True)
         self.adapters = adapters
         read = set(map(id, backbone_of(adapters.model).parameters()))
-        for weight in adapters.parameters(VALUE):
+        for weight in adapters.parameters(VALUE_ADAPTER):
             weight.requires_grad_(id(weight) in read)  # the LM head's are not on the way to a value
-        self._weights = [weight for weight in adapters.parameters(VALUE) if id(weight) in read]
+        self._weights = [weight for weight in adapters.parameters(VALUE_ADAPTER) if id(weight) in read]
 
     def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
-        with self.adapters.computing(VALUE):
+        with self.adapters.computing(VALUE_ADAPTER):
             return super().forward(rows, _states(backbone_of(self.adapters.model), rows))
 
     def weights(self) -> list[nn.Parameter]:
@@ -109,17 +109,17 @@ class AdapterValue(ValueFunction):
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        (folder / BESIDE).mkdir(exist_ok=True)
-        _write(self.adapters.weights(VALUE), folder / BESIDE / ADAPTER_WEIGHTS)
-        self.adapters.model.peft_config[VALUE].save_pretrained(str(folder / BESIDE))
+        (folder / VALUE_FOLDER).mkdir(exist_ok=True)
+        _write(self.adapters.weights(VALUE_ADAPTER), folder / VALUE_FOLDER / ADAPTER_WEIGHTS)
+        self.adapters.model.peft_config[VALUE_ADAPTER].save_pretrained(str(folder / VALUE_FOLDER))
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        self.adapters.set(VALUE, load_file(folder / BESIDE / ADAPTER_WEIGHTS))
+        self.adapters.set(VALUE_ADAPTER, load_file(folder / VALUE_FOLDER / ADAPTER_WEIGHTS))
 
 
 class OwnValue(ValueFunction):
-    """The head reads states of a backbone of its own, which trains with every weight.
+    """A value function on a backbone of its own, which trains with every weight.
 
     Args:
         backbone: without the head that it came with.
@@ -140,16 +140,16 @@ class OwnValue(ValueFunction):
     def save(self, folder: Path) -> None:
         super().save(folder)
         # one file, and by the names in memory, as `load` reads it
-        self.backbone.save_pretrained(folder / BESIDE, max_shard_size="1TB", save_original_format=False)
-        (folder / BESIDE / _WEIGHTS).chmod(0o644)
+        self.backbone.save_pretrained(folder / VALUE_FOLDER, max_shard_size="1TB", save_original_format=False)
+        (folder / VALUE_FOLDER / _WEIGHTS).chmod(0o644)
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        self.backbone.load_state_dict(load_file(folder / BESIDE / _WEIGHTS))
+        self.backbone.load_state_dict(load_file(folder / VALUE_FOLDER / _WEIGHTS))
 
 
 def backbone_of(model: Any) -> PreTrainedModel:
-    """A model without its head, adapters inside it or not."""
+    """Return a model without its head, adapters inside it or not."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     backbone: PreTrainedModel = getattr(base, base.base_model_prefix)
     return backbone

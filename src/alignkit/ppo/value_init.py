@@ -1,4 +1,4 @@
-"""Where values start: at zero, where another PPO run left off, or at the scores of a reward run."""
+"""How a value function starts: at zero, where another run of PPO left off, or at the scores of a reward run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,21 @@ from alignkit.models.source import (
     ModelSource,
     weight_shapes,
 )
-from alignkit.ppo.value import BESIDE, VALUE, VALUE_HEAD, AdapterValue, OwnValue, ValueFunction, backbone_of
+from alignkit.ppo.value import (
+    VALUE_ADAPTER,
+    VALUE_FOLDER,
+    VALUE_HEAD,
+    AdapterValue,
+    OwnValue,
+    ValueFunction,
+    backbone_of,
+)
 
 _STRENGTH = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # of LoRA
 
 
 def check_value_start(value: ValueConfig, model: ModelConfig, lora: Mapping[str, Any]) -> list[str]:
-    """What is wrong with `value.start`, one line each; no weights are read.
+    """Find what is wrong with `value.start`, one line each; no weights are read.
 
     Args:
         value: the section, with a start.
@@ -50,7 +58,7 @@ def check_value_start(value: ValueConfig, model: ModelConfig, lora: Mapping[str,
         return _adapter_problems(start, model, lora)
     bare = skeleton(model)
     if kind is ValueModel.own:
-        theirs = skeleton(ModelConfig(str(_beside(start))))
+        theirs = skeleton(ModelConfig(str(_saved_in(start))))
         same = _shapes(theirs) == _shapes(bare)
         return [] if same else [f"value.start: {folder} has another architecture than {model.name}"]
     size, states = weight_shapes(folder / VALUE_HEAD)["weight_H"][0], bare.config.get_text_config().hidden_size
@@ -58,7 +66,7 @@ def check_value_start(value: ValueConfig, model: ModelConfig, lora: Mapping[str,
     return [] if size == states else [reads]
 
 
-def value_function(
+def build_value_function(
     value: ValueConfig,
     model: ModelConfig,
     adapters: Adapters | None,
@@ -67,7 +75,7 @@ def value_function(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
 ) -> ValueFunction:
-    """The value function that the section asks for, where it asks it to start.
+    """Build the value function that the section describes, with the weights it starts from.
 
     Args:
         value: the section, which `check_value_start` has passed.
@@ -80,21 +88,21 @@ def value_function(
     start = None if value.start is None else ModelSource.of(ModelConfig(value.start))
     if value.model is ValueModel.own:
         return _own(model, start, tokenizer=tokenizer, seed=seed)
-    made = ValueFunction(hidden_size)
+    function = ValueFunction(hidden_size)
     if value.model is ValueModel.adapter:
         assert adapters is not None
-        made = AdapterValue(hidden_size, adapters)
+        function = AdapterValue(hidden_size, adapters)
     if start is None:
-        return made
+        return function
     assert start.folder is not None
     if start.is_reward:
         assert adapters is not None
         weights, head = adapter_and_head(start.folder)
-        adapters.set(VALUE, weights)
-        _take_head(made, head)
+        adapters.set(VALUE_ADAPTER, weights)
+        _start_head_at(function, head)
     else:
-        made.load(start.folder)
-    return made
+        function.load(start.folder)
+    return function
 
 
 def _own(model: ModelConfig, start: ModelSource | None, *, tokenizer: PreTrainedTokenizerBase, seed: int) -> OwnValue:
@@ -106,33 +114,33 @@ def _own(model: ModelConfig, start: ModelSource | None, *, tokenizer: PreTrained
     if start.is_reward:
         scores = replace(section, name=str(start.folder))
         loaded = load_weights(scores, trainable=True, auto_class=AutoModelForSequenceClassification)
-        made = OwnValue(backbone_of(loaded))
-        _take_head(made, score_head(loaded).weight)
-        return made
-    kept = replace(section, name=str(start.folder / BESIDE))
-    made = OwnValue(load_weights(kept, trainable=True, auto_class=AutoModel))
-    made.head.load(start.folder)
-    return made
+        function = OwnValue(backbone_of(loaded))
+        _start_head_at(function, score_head(loaded).weight)
+        return function
+    saved = replace(section, name=str(start.folder / VALUE_FOLDER))
+    function = OwnValue(load_weights(saved, trainable=True, auto_class=AutoModel))
+    function.head.load(start.folder)
+    return function
 
 
 @torch.no_grad()
-def _take_head(made: ValueFunction, weight: Any) -> None:
-    """Expect of a completion what a reward model would score it if it ended here."""
-    made.head.weight_H.copy_(weight[0])
+def _start_head_at(function: ValueFunction, weight: Any) -> None:
+    """Expect of a completion the score that a reward model would give it if it ended here."""
+    function.head.weight_H.copy_(weight[0])
 
 
-def _beside(start: ModelSource) -> Path:
+def _saved_in(start: ModelSource) -> Path:
     """The folder with the weights below a run's head, where they are not the policy's own."""
     assert start.folder is not None
-    return start.folder if start.is_reward else start.folder / BESIDE
+    return start.folder if start.is_reward else start.folder / VALUE_FOLDER
 
 
 def _kind_of(start: ModelSource) -> ValueModel:
     """What holds the states that the head of a run reads."""
-    place = _beside(start)
-    if (place / ADAPTER_CONFIG).is_file():
+    saved = _saved_in(start)
+    if (saved / ADAPTER_CONFIG).is_file():
         return ValueModel.adapter
-    return ValueModel.own if (place / "config.json").is_file() else ValueModel.shared
+    return ValueModel.own if (saved / "config.json").is_file() else ValueModel.shared
 
 
 def _other_kind(start: ModelSource, kind: ValueModel, wanted: ValueModel) -> str:
@@ -147,18 +155,18 @@ def _other_kind(start: ModelSource, kind: ValueModel, wanted: ValueModel) -> str
 def _adapter_problems(start: ModelSource, model: ModelConfig, lora: Mapping[str, Any]) -> list[str]:
     """The value adapter must be one like the policy's: same base, same layers, same strength."""
     config, shapes = _adapter_of(model, lora)
-    base, folder, place = ModelSource.of(model).base, start.folder, _beside(start)
+    base, folder, saved = ModelSource.of(model).base, start.folder, _saved_in(start)
     bare = skeleton(model)
     if not start.sits_on(base, commit=getattr(bare.config, "_commit_hash", None)):
         return [f"value.start: the adapter {folder} was trained on another base than {base.config.name}"]
-    theirs: Any = PeftConfig.from_pretrained(str(place))
+    theirs: Any = PeftConfig.from_pretrained(str(saved))
     problems = [
         f"value.start: {folder} has lora.{key}={getattr(theirs, key)}, and this run {getattr(config, key)}: the value "
         "function's LoRA is the policy's, give both the same"
         for key in _STRENGTH
         if getattr(theirs, key) != getattr(config, key)
     ]
-    found = {key: shape for key, shape in weight_shapes(place / ADAPTER_WEIGHTS).items() if not key.endswith(HEADS)}
+    found = {key: shape for key, shape in weight_shapes(saved / ADAPTER_WEIGHTS).items() if not key.endswith(HEADS)}
     if not problems and found != shapes:
         problems.append(f"value.start: {folder} has LoRA on other layers than this run: give both the same lora.*")
     return problems

@@ -14,7 +14,7 @@ from alignkit.config import PpoJob
 from alignkit.models.save import save_model
 from alignkit.ppo.build import backbone_for_rewards, build_policy
 from alignkit.ppo.policy import Policy
-from alignkit.ppo.record import RolloutFile, conclude, first_look
+from alignkit.ppo.record import RolloutFile, conclude, show_before_training
 from alignkit.ppo.rollout import Rollout, RolloutGenerator
 from alignkit.ppo.trainer import PpoTrainer
 from alignkit.rewards.load import load_rewards
@@ -71,7 +71,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             prepared.data.ledger.write(run_dir / "rows.jsonl")
         announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
         before = _samples(job, trainer)
-        first_look(before, trainer.held_out or trainer.prompts)
+        show_before_training(before, trainer.held_out or trainer.prompts)
         train(trainer, resume=entry.resuming)
         for line in rewards.cuts():
             logger.warning("%s", line)
