@@ -1,15 +1,17 @@
-"""Print the README's tables of settings, from the job classes themselves.
+"""Print a table of a job's settings, from the job as it is composed when nothing but the required settings is given.
 
-python scripts/settings_table.py sft           # all settings of a stage
-python scripts/settings_table.py reward sft    # those that the second stage does not have, or has otherwise
+python scripts/settings_table.py sft           # all settings of a stage, or of any other command
+python scripts/settings_table.py reward sft    # those that the second one does not have, or has otherwise
 """
 
+import re
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
+from importlib import resources
 
-from omegaconf import MISSING
-
-from alignkit.config import JOBS, settings
+from alignkit.config import JOBS, MISSING, settings, stage_arguments
+from alignkit.launch import compose_job
 
 
 def table(stage: str, beside: str | None = None) -> str:
@@ -19,13 +21,27 @@ def table(stage: str, beside: str | None = None) -> str:
     return "\n".join(["| setting | default | what it is |", "|---|---|---|", *rows])
 
 
-def _rows(stage: str) -> list[str]:
-    lines = []
-    for key, item in settings(JOBS[stage]):
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        shown = "" if default == MISSING else f"`{_yaml(default)}`"
-        lines.append(f"| `{key}` | {shown} | {item.metadata['help'].replace('|', chr(92) + '|')} |")
-    return lines
+def _rows(stage: str) -> Iterator[str]:
+    missing = [key for key, _, value in settings(JOBS[stage]()) if value == MISSING]
+    for key, item, value in settings(compose_job(stage, [f"{key}=given" for key in missing])):
+        help, chosen = item.metadata["help"], key == "train"
+        yield _row(key, help + "; what is not below is upstream's default" if chosen else help, value, key in missing)
+        for name, argument in value.items() if chosen else ():
+            yield _row(f"train.{name}", _reason(stage, name), argument)
+
+
+def _row(key: str, help: str, value: object, blank: bool = False) -> str:
+    shown = "" if blank or key == "train" else f"`{_yaml(value)}`"
+    return f"| `{key}` | {shown} | {help.replace('|', chr(92) + '|')} |"
+
+
+def _reason(stage: str, argument: str) -> str:
+    """The comment behind an argument in conf/<stage>.yaml."""
+    text = resources.files("alignkit.conf").joinpath(f"{stage}.yaml").read_text("utf-8")
+    assert argument in stage_arguments(stage)
+    found = re.search(rf"^  {argument}: \S+ # (.+)$", text, re.MULTILINE)
+    assert found, f"train.{argument} of {stage} has no reason"
+    return found[1]
 
 
 def _yaml(value: object) -> str:

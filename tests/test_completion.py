@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.completion import complete
-from alignkit.config import JOBS, settings
+from alignkit.config import SftJob, settings
 from alignkit.mistakes import GROUPS, group_options
 from alignkit.upstream import LORA_CONFIG, LORA_OWNED, OPEN_SECTIONS, SFT_OWNED, argument_types
 
@@ -46,7 +46,7 @@ def test_words_by_value(begun: str, words: list[str]) -> None:
 
 
 def test_every_setting_and_group_is_offered_once_and_nothing_else() -> None:
-    plain = {f"{key}=" for key, _ in settings(JOBS["sft"])} - {"train=", "lora=", "model.config=", "data.columns="}
+    plain = {f"{key}=" for key, *_ in settings(SftJob())} - {"train=", "lora=", "model.config=", "data.columns="}
     upstream = {
         f"{section}.{name}="
         for section, (arguments, owned) in OPEN_SECTIONS["sft"].items()

@@ -7,13 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import omegaconf
 import pytest
 from omegaconf import OmegaConf
 
 import alignkit
-from alignkit.config import JOBS
+from alignkit.config import JOBS, MISSING, SftJob, StageJob
 from alignkit.launch import compose_job, launch
 from alignkit.mistakes import GROUPS, group_options
+from alignkit.sampling.settings import DRAW_SETTINGS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(alignkit.__file__).parent
@@ -148,9 +150,36 @@ def test_the_rows_that_ship_are_found_wherever_the_package_is(
 
 @pytest.mark.parametrize("stage", JOBS)
 def test_every_stage_has_its_defaults(stage: str) -> None:
-    assert (PACKAGE / "conf" / f"{stage}.yaml").is_file()
+    assert (PACKAGE / "conf" / f"{stage}.yaml").is_file() == issubclass(JOBS[stage], StageJob)
     path = ["data.path=d"] if hasattr(JOBS[stage](), "data") else []
     assert isinstance(compose_job(stage, ["model=tiny_gpt2", *path]), JOBS[stage])
+
+
+@pytest.mark.parametrize("stage", JOBS)
+def test_a_job_built_in_python_is_the_one_that_is_composed(stage: str) -> None:
+    built = JOBS[stage]()
+    built.model.name = "m"
+    words = ["model.name=m"]
+    if hasattr(built, "data"):
+        built.data.path = "d"
+        words.append("data.path=d")
+    assert built == compose_job(stage, words)
+
+
+def test_what_is_given_to_a_job_in_python_is_laid_over_the_stages_own_choices() -> None:
+    job = SftJob(train={"save_total_limit": 5, "learning_rate": 1e-4})
+    assert job.train == {"gradient_checkpointing": False, "save_total_limit": 5, "learning_rate": 1e-4}
+    assert SftJob().train == {"gradient_checkpointing": False, "save_total_limit": 2}
+
+
+@pytest.mark.parametrize("option", group_options("sampling"))
+def test_an_option_of_sampling_is_all_of_a_draw(option: str) -> None:
+    """So that what a command draws by, where nothing is chosen, leaves no trace beside it."""
+    assert contents(PACKAGE / "conf" / "sampling" / f"{option}.yaml").keys() == {"do_sample", *DRAW_SETTINGS}
+
+
+def test_a_missing_setting_is_spelled_as_omegaconf_spells_it() -> None:
+    assert MISSING == omegaconf.MISSING
 
 
 def test_every_shipped_template_has_its_option() -> None:

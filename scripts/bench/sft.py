@@ -49,7 +49,7 @@ def read_rows(path: str, tokenizer: Any) -> Iterator[dict[str, str]]:
     from alignkit.data.files import sources
     from alignkit.data.rows import formats
 
-    template = load_template(TemplateConfig(), tokenizer)
+    template = load_template(TemplateConfig("instruction"), tokenizer)
     (source,) = sources.parse_sources(path, setting="--rows", format="auto", columns={}, split=None)
     rows = [row.row for row in sources.read_rows(source, limit=None)]
     format_ = formats.detect_format(rows[0].keys(), rows[0])

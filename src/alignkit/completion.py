@@ -29,7 +29,7 @@ def complete(stage: str, incomplete: str) -> list[str]:
 def _keys(stage: str) -> list[str]:
     fields = {item.name for item in dataclasses.fields(JOBS[stage])}
     keys = ["config=", *(f"{group}=" for group in GROUPS if group in fields)]
-    keys += [f"{key}=" for key, item in settings(JOBS[stage]) if "dict" not in str(item.type)]
+    keys += [f"{key}=" for key, item, _ in settings(JOBS[stage]()) if "dict" not in str(item.type)]
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS.get(stage, {}).items():
         keys += [f"{section}.{name}=" for name in upstream.argument_types(argument_class) if name not in owned]
     return keys
@@ -59,8 +59,7 @@ def _values(stage: str, key: str, value: str) -> list[str]:
         return [f"{key}={option}" for option in group_options(key)]
     if key in _FILES:
         return [f"{key}={path}" for path in _files(value, only_yaml=key == "config")]
-    kinds = {name: item.default for name, item in settings(JOBS[stage])}
-    default = kinds.get(key)
+    default = {name: value for name, _, value in settings(JOBS[stage]())}.get(key)
     if isinstance(default, StrEnum):
         return [f"{key}={member}" for member in type(default)]
     if isinstance(default, bool):

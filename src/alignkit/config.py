@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar
 
-from omegaconf import MISSING
+MISSING: Any = "???"  # a setting that must be given, as OmegaConf writes it
 
 
 # Members are spelled as they are written in YAML, because OmegaConf matches an enum's names.
@@ -138,7 +140,8 @@ class DataConfig:
 
 @dataclass
 class TemplateConfig:
-    name: str = setting("a shipped template, or native for the tokenizer's own", "instruction")
+    # native: a run directory keeps the template it was trained with in its tokenizer.
+    name: str = setting("a shipped template, or native for the tokenizer's own", "native")
     file: str | None = setting("a Jinja chat template of your own, with {% generation %} markers", None)
 
 
@@ -158,39 +161,54 @@ class SamplingConfig:
 
 
 @dataclass
-class SftJob:
-    name: str = setting("the run is runs/sft/<name>", "default")
+class StageJob:
+    """What the four stages have in common.
+
+    `train` is laid over the stage's own choices among upstream's arguments, so that a job built in Python trains as
+    the command does.
+    """
+
+    stage: ClassVar[str]
+    name: str = setting("the run is runs/<command>/<name>", "default")
     seed: int = setting("of every random draw", 0, ge=0)
     resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
     overwrite: bool = setting("delete a finished run of this name first", False)
     early_stopping: int | None = setting(
         "stop after this many evaluations without improvement, and keep the best", None, ge=1
     )
-    samples: int = setting("prompts answered before and after training, written to samples.jsonl", 3, ge=0)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    train: dict[str, Any] = setting("arguments of the trainer", {})
+
+    def __post_init__(self) -> None:
+        self.train = {**stage_arguments(self.stage), **self.train}
+
+
+@dataclass
+class SampledJob(StageJob):
+    """A stage whose model answers a few prompts before and after training."""
+
+    samples: int = setting("prompts answered before and after training, written to samples.jsonl", 3, ge=0)
+    # Samples are a glance before and after, not an evaluation.
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=128))
+
+
+@dataclass
+class SftJob(SampledJob):
+    stage: ClassVar[str] = "sft"
+    # Training usually starts from a base model, whose tokenizer has no template of its own.
+    template: TemplateConfig = field(default_factory=lambda: TemplateConfig("instruction"))
     train: dict[str, Any] = setting("trl.SFTConfig, which is transformers.TrainingArguments and more", {})
 
 
 @dataclass
-class RewardJob:
-    name: str = setting("the run is runs/reward/<name>", "default")
-    seed: int = setting("of every random draw", 0, ge=0)
-    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
-    overwrite: bool = setting("delete a finished run of this name first", False)
-    early_stopping: int | None = setting(
-        "stop after this many evaluations without improvement, and keep the best", None, ge=1
-    )
+class RewardJob(StageJob):
+    stage: ClassVar[str] = "reward"
     use_margin: bool = setting(
         "subtract the pairs' margin column from the difference of scores, where they have one", True
     )
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
     train: dict[str, Any] = setting("trl.RewardConfig, which is transformers.TrainingArguments and more", {})
 
 
@@ -204,31 +222,10 @@ class ReferenceConfig:
 
 
 @dataclass
-class DpoJob:
-    name: str = setting("the run is runs/dpo/<name>", "default")
-    seed: int = setting("of every random draw", 0, ge=0)
-    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
-    overwrite: bool = setting("delete a finished run of this name first", False)
-    early_stopping: int | None = setting(
-        "stop after this many evaluations without improvement, and keep the best", None, ge=1
-    )
-    samples: int = setting("prompts answered before and after training, written to samples.jsonl", 3, ge=0)
-    model: ModelConfig = field(default_factory=ModelConfig)
+class DpoJob(SampledJob):
+    stage: ClassVar[str] = "dpo"
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     train: dict[str, Any] = setting("trl.DPOConfig, which is transformers.TrainingArguments and more", {})
-
-
-@dataclass
-class ScoreJob:
-    seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("responses scored together", 16, ge=1)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
 
 
 @dataclass
@@ -299,66 +296,70 @@ class ValueConfig:
 
 
 @dataclass
-class PpoJob:
-    name: str = setting("the run is runs/ppo/<name>", "default")
-    seed: int = setting("of every random draw", 0, ge=0)
-    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
-    overwrite: bool = setting("delete a finished run of this name first", False)
-    early_stopping: int | None = setting(
-        "stop after this many evaluations without improvement, and keep the best", None, ge=1
-    )
-    samples: int = setting("prompts answered and scored before and after training, written to samples.jsonl", 5, ge=0)
+class PpoJob(SampledJob):
+    stage: ClassVar[str] = "ppo"
     reward: list[Any] = setting("list of {function | classifier | model, weight, …}: scores add up", [])
-    model: ModelConfig = field(default_factory=ModelConfig)
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    samples: int = setting("prompts answered and scored before and after training, written to samples.jsonl", 5, ge=0)
+    # The policy itself draws: at another temperature another policy does, and is trained as such.
+    sampling: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0, max_new_tokens=64)
+    )
     ppo: PpoConfig = field(default_factory=PpoConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
     train: dict[str, Any] = setting("transformers.TrainingArguments", {})
 
 
 @dataclass
-class GenerateJob:
+class CommandJob:
+    """What the commands that look at a model have in common."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+
+
+@dataclass
+class BatchedJob(CommandJob):
+    """A command that scores rows or generates responses, several together."""
+
     seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("responses generated together", 16, ge=1)
+    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+
+
+@dataclass
+class PromptedJob(BatchedJob):
+    """A command that answers the rows of --prompts."""
+
+    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
+    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+
+
+@dataclass
+class GenerateJob(PromptedJob):
     num_samples: int = setting("responses to each prompt", 1, ge=1)
     deterministic_rows: bool = setting(
         "one response at a time, whatever batch_size: each is the same to the last bit in any company", False
     )
-    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
-    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
-    model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass
-class ChatJob:
+class CompareJob(PromptedJob):
+    logprobs: bool = setting("show how the log-probability of each token of the first run's responses changes", False)
+    # The likeliest tokens are the same each time: two models, not two draws, are compared.
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=False))
+
+
+@dataclass
+class ChatJob(CommandJob):
     seed: int = setting("of every random draw", 0, ge=0)
     system: str | None = setting("the system prompt, where the template has a place for one", None)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # Answers vary as a person expects of a chat, without the tail of unlikely tokens.
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0, top_p=0.9))
 
 
 @dataclass
-class CompareJob:
-    seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("responses generated together", 16, ge=1)
-    logprobs: bool = setting("show how the log-probability of each token of the first run's responses changes", False)
-    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
-    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
-    model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-
-
-@dataclass
-class EvaluateJob:
-    seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+class EvaluateJob(BatchedJob):
     num_prompts: int = setting("held-out prompts to answer; 0 leaves it at the loss", 32, ge=0)
     num_samples: int = setting("responses to each prompt", 4, ge=1)
     precision: float | None = setting(
@@ -366,30 +367,29 @@ class EvaluateJob:
     )
     beta: float = setting("of the implicit reward beta · (ln π − ln π_ref) on --pairs", 0.1, gt=0)
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # The model's own distribution: expectations are over it.
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
 
 
 @dataclass
-class TasksJob:
-    seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+class TasksJob(BatchedJob):
     limit: int | None = setting("first rows of each task to take; null takes all", None, ge=1)
     num_fewshot: int | None = setting("solved rows shown before each; null takes what the task says", None, ge=0)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
 
 
 @dataclass
-class MergeJob:
+class ScoreJob(BatchedJob):
+    # A row that cannot be scored says so where its score would be.
+    data: DataConfig = field(default_factory=lambda: DataConfig(max_dropped=1.0))
+
+
+@dataclass
+class MergeJob(CommandJob):
     max_difference: float | None = setting(
         "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
         None,
         gt=0,
     )
-    model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
 
 
 @dataclass
@@ -398,12 +398,11 @@ class VerifyJob:
 
 
 @dataclass
-class NextJob:
+class NextJob(CommandJob):
     num_tokens: int = setting("likeliest tokens to show", 12, ge=1)
     temperatures: list[float] = setting("show one after the other, in place of sampling.temperature", [])
-    model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # Greedy would leave one bar.
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
 
 
 JOBS: dict[str, type] = {
@@ -423,31 +422,39 @@ JOBS: dict[str, type] = {
 }
 
 
-def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Every setting of a job class with its dotted key, sections after the plain settings they follow."""
-    for item in dataclasses.fields(section):
-        default = item.default_factory
-        if isinstance(default, type) and dataclasses.is_dataclass(default):
-            yield from settings(default, f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, item
+def settings(job: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Every setting of a job, or of a section, with its dotted key and its value; plain ones first, then sections."""
+    values = [(item, getattr(job, item.name)) for item in dataclasses.fields(job)]
+    for item, value in values:
+        if not dataclasses.is_dataclass(value):
+            yield prefix + item.name, item, value
+    for item, value in values:
+        if dataclasses.is_dataclass(value):
+            yield from settings(value, f"{prefix}{item.name}.")
 
 
-def out_of_bounds(job: Any, prefix: str = "") -> list[str]:
+@cache
+def stage_arguments(stage: str) -> dict[str, Any]:
+    """Upstream's arguments that a stage chooses itself; conf/<stage>.yaml holds them, each with its reason."""
+    from omegaconf import OmegaConf  # not at the top: help asks this module for names, and is there at once
+
+    text = resources.files("alignkit.conf").joinpath(f"{stage}.yaml").read_text("utf-8")
+    chosen = OmegaConf.to_container(OmegaConf.select(OmegaConf.create(text), "train"))
+    assert isinstance(chosen, dict)
+    return {str(key): value for key, value in chosen.items()}
+
+
+def out_of_bounds(job: Any) -> list[str]:
     """One line for each setting outside its bounds; empty where all is well."""
     problems = []
-    for item in dataclasses.fields(job):
-        value, name = getattr(job, item.name), f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(value):
-            problems += out_of_bounds(value, f"{name}.")
-        elif (number := item.metadata.get("schedule")) and value is not None:
+    for key, item, value in settings(job):
+        if (number := item.metadata.get("schedule")) and value is not None:
             ends = value if isinstance(value, dict) and value.keys() == {"start", "end"} else {"": value}
             for end, part in ends.items():
-                problems += _no_number(f"{name}.{end}".rstrip("."), part, number) or _outside(
-                    f"{name}.{end}".rstrip("."), part, item.metadata
-                )
+                name = f"{key}.{end}".rstrip(".")
+                problems += _no_number(name, part, number) or _outside(name, part, item.metadata)
         elif isinstance(value, (int, float)):
-            problems += _outside(name, value, item.metadata)
+            problems += _outside(key, value, item.metadata)
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import mistakes
-from alignkit.config import JOBS, out_of_bounds, settings
+from alignkit.config import JOBS, StageJob, out_of_bounds, settings
 from alignkit.errors import ConfigError, RunError
 
 
@@ -98,7 +99,7 @@ def typed(stage: str, cfg: DictConfig) -> Any:
     with _hydra_words():
         node = OmegaConf.merge(OmegaConf.structured(JOBS[stage]), OmegaConf.to_container(cfg, resolve=True))
         assert isinstance(node, DictConfig)
-        missing = [key for key, _ in settings(JOBS[stage]) if OmegaConf.is_missing(node, key) or _is_missing(node, key)]
+        missing = [key for key, *_ in settings(JOBS[stage]()) if _is_missing(node, key)]
         if missing:
             raise ConfigError(*(f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing))
         job = OmegaConf.to_object(node)
@@ -116,7 +117,7 @@ def _name_problems(job: Any) -> list[str]:
 
 def _is_missing(node: DictConfig, key: str) -> bool:
     section, _, leaf = key.rpartition(".")
-    return bool(section) and OmegaConf.is_missing(OmegaConf.select(node, section), leaf)
+    return OmegaConf.is_missing(OmegaConf.select(node, section) if section else node, leaf)
 
 
 def _group_hint(key: str) -> str:
@@ -147,6 +148,8 @@ def _prepare(
         raise ConfigError(*problems)
     store = ConfigStore.instance()
     store.store(name=f"{stage}_schema", node=_schema(stage))
+    if not issubclass(JOBS[stage], StageJob):  # a stage has a file with its own choices among upstream's arguments
+        store.store(name=stage, node={"defaults": [f"{stage}_schema", *_groups(stage), "_self_"]})
     chosen = []
     for number, content in enumerate([*([given] if given else []), *overlays.values()]):
         store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
@@ -162,10 +165,15 @@ def _shipped(name: str) -> str:
 
 def _schema(stage: str) -> DictConfig:
     schema: DictConfig = OmegaConf.structured(JOBS[stage])
-    for key, item in settings(JOBS[stage]):
+    for key, item, _ in settings(JOBS[stage]()):
         if "dict" in str(item.type):
             OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     return schema
+
+
+def _groups(stage: str) -> list[dict[str, None]]:
+    """The groups a job has, with no option chosen: what is not chosen is as the job's class says."""
+    return [{item.name: None} for item in dataclasses.fields(JOBS[stage]) if item.name in mistakes.GROUPS]
 
 
 def _read_overlays(files: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -144,11 +144,11 @@ def _forbidden(content: Any, where: str = "") -> Iterator[str]:
 
 
 def _in_mapping(
-    values: Mapping[str, Any], stage: str, config_dir: Path | None, prefix: str = "", section: type | None = None
+    values: Mapping[str, Any], stage: str, config_dir: Path | None, prefix: str = "", section: Any = None
 ) -> Iterator[str]:
-    section = section or JOBS[stage]
+    section = section or JOBS[stage]()
     open_sections = upstream.OPEN_SECTIONS.get(stage, {})
-    known = {item.name: item for item in dataclasses.fields(section)}
+    known = {item.name: getattr(section, item.name) for item in dataclasses.fields(section)}
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if not prefix and key == "defaults":
@@ -159,15 +159,13 @@ def _in_mapping(
         if key not in known:
             yield f"unknown key '{dotted}'{_suggestion(dotted, stage)}"
             continue
-        subsection = known[key].default_factory
-        is_section = isinstance(subsection, type) and dataclasses.is_dataclass(subsection)
+        is_section = dataclasses.is_dataclass(known[key])
         if not prefix and key in GROUPS and isinstance(value, str):
             yield from _wrong_option(key, value, config_dir)
         elif is_section and isinstance(value, Mapping):
-            assert isinstance(subsection, type)
-            yield from _in_mapping(value, stage, config_dir, f"{dotted}.", subsection)
+            yield from _in_mapping(value, stage, config_dir, f"{dotted}.", known[key])
         elif is_section:
-            yield f"{dotted} is a section of settings: give it keys, such as {dotted}.{_first_setting(subsection)}"
+            yield f"{dotted} is a section of settings: give it keys, such as {dotted}.{_first_setting(known[key])}"
         elif dotted in open_sections and isinstance(value, Mapping):
             argument_class, owned = open_sections[dotted]
             yield from upstream.problems(value, argument_class, dotted, owned)
@@ -193,7 +191,7 @@ def _first_setting(section: Any) -> str:
 
 
 def _suggestion(dotted: str, stage: str) -> str:
-    keys = [key for key, _ in settings(JOBS[stage])]
+    keys = [key for key, *_ in settings(JOBS[stage]())]
     leaf = dotted.rsplit(".", 1)[-1]
     elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
     for open_section, (argument_class, _) in upstream.OPEN_SECTIONS.get(stage, {}).items():
@@ -217,12 +215,11 @@ def _wrong_option(group: str, value: str, config_dir: Path | None) -> Iterator[s
         yield f"no option '{value}' in the group '{group}', which has {', '.join(options)}{hint}"
 
 
-def _wrong_type(dotted: str, key: str, value: Any, section: type) -> Iterator[str]:
+def _wrong_type(dotted: str, key: str, value: Any, section: Any) -> Iterator[str]:
     if isinstance(value, str) and "${" in value:
         return
-    (item,) = [item for item in dataclasses.fields(section) if item.name == key]
-    if isinstance(item.default, StrEnum):
-        names = [str(member) for member in type(item.default)]
+    if isinstance(default := getattr(section, key), StrEnum):
+        names = [str(member) for member in type(default)]
         if not isinstance(value, str) or value not in names:
             yield f"{dotted} is {value!r}: choose {', '.join(names)}{did_you_mean(str(value), names)}"
         return

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.commands.merge import run
-from alignkit.config import Dtype, MergeJob, ModelConfig, TemplateConfig
+from alignkit.config import Dtype, MergeJob, ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.runs.directory import read_manifest
 
 
 def job(folder: Path, dtype: Dtype = Dtype.auto, max_difference: float | None = None) -> MergeJob:
-    return MergeJob(max_difference, ModelConfig(str(folder), dtype=dtype), TemplateConfig("native"))
+    return MergeJob(ModelConfig(str(folder), dtype=dtype), max_difference=max_difference)
 
 
 def refusal(*args: object, out: Path) -> list[str]:

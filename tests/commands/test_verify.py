@@ -9,7 +9,7 @@ import pytest
 
 from alignkit.commands import merge
 from alignkit.commands.verify import examine, run
-from alignkit.config import MergeJob, ModelConfig, TemplateConfig, VerifyJob
+from alignkit.config import MergeJob, ModelConfig, VerifyJob
 from alignkit.errors import AlignkitError
 from alignkit.runs.directory import MANIFEST
 
@@ -32,7 +32,7 @@ def test_a_run_an_adapter_and_what_is_merged_of_it_serve_what_was_trained(
     assert verdicts(run_dir) == {**fine, "adapter": "-"}
     assert verdicts(adapter_dir) == {**fine, "adapter": "ok"}
     out = tmp_path / "merged"
-    merge.run(MergeJob(None, ModelConfig(str(adapter_dir)), TemplateConfig("native")), out=out)
+    merge.run(MergeJob(ModelConfig(str(adapter_dir))), out=out)
     assert verdicts(out) == {**fine, "adapter": "-"}
     capsys.readouterr()
     run(VerifyJob(ModelConfig(str(out))))

@@ -23,7 +23,7 @@ def check_samples(samples: int, sampling: SamplingConfig) -> list[str]:
     """What is wrong with `sampling`, one line each; that it says how samples are drawn where there are none, too."""
     problems = check_sampling(sampling)
     if samples == 0:
-        default = SamplingConfig(max_new_tokens=sampling.max_new_tokens)  # a stage has an opinion of its own about it
+        default = SamplingConfig(max_new_tokens=sampling.max_new_tokens)  # it differs between the stages
         given = [item.name for item in fields(sampling) if getattr(sampling, item.name) != getattr(default, item.name)]
         problems += [
             f"sampling.{name} has no effect with samples=0: leave it out, or ask for samples" for name in given

@@ -305,7 +305,7 @@ def load():
     assert os.environ["RANK"] == "0", "only the main process reads"
     byte = byte_tokenizer()
     data = DataConfig(path="rows.jsonl", eval_fraction=0.5)
-    return load_pairs(data, load_template(TemplateConfig(), byte), byte, max_length=99, seed=0)
+    return load_pairs(data, load_template(TemplateConfig("instruction"), byte), byte, max_length=99, seed=0)
 
 data = shared(load, Path("encoded"))
 sets = {name: dataset[:] for name, dataset in data.datasets().items()}
