@@ -19,7 +19,7 @@ from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.lora import build_lora
 from alignkit.models.source import ModelSource
 from alignkit.models.tiny import byte_tokenizer, random_model
-from alignkit.rewards.backbone import Backbone, obstacle
+from alignkit.rewards.backbone import Backbone, why_not_shared
 from alignkit.rewards.load import load_rewards
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import parse_rewards
@@ -148,7 +148,7 @@ def test_two_runs_sit_side_by_side() -> None:
     ],
 )
 def test_what_cannot_be_shared_says_why(run: str, why: str | None) -> None:
-    assert obstacle(run_named(run), backbone("gpt2")) == why
+    assert why_not_shared(run_named(run), backbone("gpt2")) == why
     rewards = load_rewards(parse_rewards([{"model": run}]), ModelConfig(), device=CPU, backbone=backbone("gpt2"))
     assert (f"(a model of its own: {why})" in str(rewards)) == (why is not None)
     assert all(score is not None for score in rewards.score(SAMPLES).total)
@@ -160,13 +160,13 @@ def test_a_backbone_that_is_not_what_the_run_was_trained_on_is_not_shared() -> N
         (ModelConfig("gpt2", quantization=Quantization.nf4), "the policy's backbone is quantized"),
         (ModelConfig("gpt2", init=Init.random), "the policy's backbone is random, and its own"),
     ):
-        assert obstacle(run_named("gpt2-lora"), Backbone(under.adapters, ModelSource.of(base))) == why
+        assert why_not_shared(run_named("gpt2-lora"), Backbone(under.adapters, ModelSource.of(base))) == why
 
 
 def test_a_copy_of_the_base_is_the_base(tmp_path: Path) -> None:
     shutil.copytree("gpt2", tmp_path / "copy")
     under = Backbone(backbone("gpt2").adapters, run_named(tmp_path / "copy"))
-    assert obstacle(run_named("gpt2-lora"), under) is None
+    assert why_not_shared(run_named("gpt2-lora"), under) is None
 
 
 def test_a_base_from_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_ppo_learns_the_same_bits_and_saves_the_policy_alone(
     ppo.run(job(), tmp_path / "shared")
     said = capsys.readouterr().out
     assert "reward    1 × gpt2-lora (on the policy's backbone)\n" in said
-    monkeypatch.setattr("alignkit.rewards.load.obstacle", lambda run, backbone: "for the sake of comparison")
+    monkeypatch.setattr("alignkit.rewards.load.why_not_shared", lambda run, backbone: "for the sake of comparison")
     ppo.run(job(), tmp_path / "own")
     assert "1 × gpt2-lora (a model of its own: for the sake of comparison)" in capsys.readouterr().out
     for place in ("", "checkpoints/checkpoint-2"):

@@ -293,7 +293,7 @@ def test_a_classifier_gives_the_probability_of_its_label(classifier: Path) -> No
     found = {}
     rewards = load({"classifier": "classifier", "label": "POSITIVE"})
     rewards.score(samples)
-    assert rewards.cuts() == ["reward[0]: 1 answers were longer than classifier can read, and were cut"]
+    assert rewards.truncations() == ["reward[0]: 1 answers were longer than classifier can read, and were truncated"]
     for label in ("POSITIVE", "NEGATIVE"):
         for output in ("probability", "logit"):
             source = {"classifier": "classifier", "label": label, "output": output, "batch_size": 2}

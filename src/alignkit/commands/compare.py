@@ -144,7 +144,7 @@ def _reward(
             answer.reward = score
         if len(scores) > 1:
             column.wins = win_rate(scores[-1], scores[0], seed=job.seed)
-    for line in reward.cuts():
+    for line in reward.truncations():
         logger.warning("%s", line)
 
 

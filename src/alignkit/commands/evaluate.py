@@ -228,7 +228,7 @@ def _reward(
         scores = rewards.score_answers(reward, prompts, [text for texts in one.responses.texts for text in texts])
         one.scores = _by_prompt(scores, job.num_samples)
         one.reward = expectation(one.scores)
-    for line in reward.cuts():
+    for line in reward.truncations():
         logger.warning("%s", line)
 
 

@@ -53,7 +53,7 @@ def score_answers(rewards: Rewards, prompts: Prompts, answers: Sequence[str]) ->
 
 def warn(rewards: Rewards, policy: ServedModel, finish_reasons: Sequence[str], sampling: SamplingConfig) -> None:
     """Say where a reward run reads in another template than the policy answers in, or what was cut off as if whole."""
-    for line in rewards.other_templates(policy.template.jinja, policy.name):
+    for line in rewards.template_mismatches(policy.template.jinja, policy.name):
         logger.warning("%s", line)
     num_cut = sum(reason == "length" for reason in finish_reasons)
     for source, _ in rewards.sources:
@@ -61,7 +61,7 @@ def warn(rewards: Rewards, policy: ServedModel, finish_reasons: Sequence[str], s
             logger.warning(
                 "%s: %s scores %s of %s responses of %s as if they had ended, where sampling.max_new_tokens=%d cut "
                 "them off",
-                source.place,
+                source.setting,
                 source.name,
                 f"{num_cut:,}",
                 f"{len(finish_reasons):,}",

@@ -1,1 +1,1 @@
-"""What a completion is worth: to a run of `alignkit reward`, to a text classifier, or to a Python function."""
+"""Rewards: scores of completions by a run of `alignkit reward`, a text classifier, or a Python function."""

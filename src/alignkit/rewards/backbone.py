@@ -29,13 +29,13 @@ class Backbone:
     base: ModelSource
 
     def is_base_of(self, run: ModelSource) -> bool:
-        """Whether these are the weights that the adapter of a run was trained on."""
+        """Tell whether these are the weights that the adapter of a run was trained on."""
         config = self.adapters.model.get_base_model().config
         return run.sits_on(self.base, commit=getattr(config, "_commit_hash", None))
 
 
-def obstacle(run: ModelSource, backbone: Backbone | None) -> str | None:
-    """Why a reward run cannot sit on the backbone of the policy, in words; None where it can."""
+def why_not_shared(run: ModelSource, backbone: Backbone | None) -> str | None:
+    """Say why a reward run cannot share the backbone of the policy; None where it can."""
     if backbone is None:
         return "every weight of the policy trains"
     if not run.is_adapter:
@@ -52,17 +52,17 @@ def obstacle(run: ModelSource, backbone: Backbone | None) -> str | None:
     return None
 
 
-def sit_on(backbone: Backbone, run: Path, name: str, *, device: torch.device) -> PreTrainedModel:
-    """Put the adapter of a reward run on the backbone of the policy.
+def add_reward_adapter(backbone: Backbone, run: Path, name: str, *, device: torch.device) -> PreTrainedModel:
+    """Add the adapter of a reward run to the backbone of the policy.
 
     Args:
-        backbone: to which there is no `obstacle`.
+        backbone: for which `why_not_shared` is None.
         run: the folder.
         name: of the adapter on the backbone.
         device: where the backbone computes.
 
     Returns:
-        What computes scores while the adapter does.
+        What computes scores while the adapter is active.
     """
     config: Any = PeftConfig.from_pretrained(str(run))
     config.task_type, config.modules_to_save = backbone.adapters.model.active_peft_config.task_type, None

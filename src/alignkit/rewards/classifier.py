@@ -16,23 +16,23 @@ _LONGEST = 512  # tokens, where the tokenizer does not say
 
 
 def check_classifier(source: RewardSource) -> list[str]:
-    """What is wrong with a classifier and its label, one line each; its weights are not read."""
-    name, place = source.name, source.at("classifier")
+    """Find what is wrong with a classifier and its label, one line each; its weights are not read."""
+    name, setting = source.name, source.setting_of("classifier")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        return [f"{place}: {name} cannot be read: {' '.join(str(error).split())[:200]}"]
+        return [f"{setting}: {name} cannot be read: {' '.join(str(error).split())[:200]}"]
     architectures = config.architectures or []
     if not any("SequenceClassification" in architecture for architecture in architectures):
-        return [f"{place}: {name} is a {', '.join(architectures) or config.model_type}, no text classifier"]
+        return [f"{setting}: {name} is a {', '.join(architectures) or config.model_type}, no text classifier"]
     if source.label in config.label2id:
         return []
     known = [str(known) for known in config.label2id]
     guess = did_you_mean(str(source.label), known)
-    return [f"{source.at('label')}: {name} has no label '{source.label}', it has {', '.join(known)}{guess}"]
+    return [f"{source.setting_of('label')}: {name} has no label '{source.label}', it has {', '.join(known)}{guess}"]
 
 
-class Classifier:
+class ClassifierScorer:
     """A text classifier and one of its labels.
 
     Attributes:
@@ -57,18 +57,20 @@ class Classifier:
             self.batch_size = 1
 
     def _first_position(self) -> int:
-        """RoBERTa and its kin count positions from behind that of the padding token, and have so many fewer."""
+        """Models like RoBERTa count positions from behind that of the padding token, and have so many fewer."""
         tables = (table for name, table in self.model.named_modules() if name.endswith("position_embeddings"))
         paddings = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
         return max(paddings, default=-1) + 1
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
-        """The label's probability (or logit) for each sample.
+        """Return the label's probability (or logit) for each sample.
 
         A plain text is read with its beginning, an answer in a conversation alone. What is longer than the classifier
         can read loses its end.
         """
-        texts = [sample.prompt + sample.completion if sample.asked.plain else sample.completion for sample in samples]
+        texts = [
+            sample.prompt + sample.completion if sample.conversation.plain else sample.completion for sample in samples
+        ]
         cuts = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         return [score for cut in cuts for score in self._together(cut)]
 

@@ -22,30 +22,32 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def check_function(source: RewardSource) -> list[str]:
-    """What is wrong with a function before it is called, one line each."""
+    """Find what is wrong with a function before it is called, one line each."""
     try:
-        function = load_function(source.name, source.place)
+        function = load_function(source.name, source.setting)
     except AlignkitError as error:
         return list(error.problems)
     if inspect.iscoroutinefunction(function):
-        return [f"{source.place}: {source.name} is asynchronous: {_CALLED}, without async"]
+        return [f"{source.setting}: {source.name} is asynchronous: {_CALLED}, without async"]
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some built-in functions have none that Python could tell
-        return [f"{source.place}: {source.name} has no signature to read; call it in a function of your own: {_CALLED}"]
+    except ValueError:  # some built-in functions have none that Python can read
+        return [
+            f"{source.setting}: {source.name} has no signature to read; call it in a function of your own: {_CALLED}"
+        ]
     parameters = list(signature.parameters.values())
     takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     if sum(p.kind in _POSITIONAL for p in parameters) < 2 and not takes_any:
         shown = f"{source.name.rpartition(':')[2]}{signature}"
-        return [f"{source.place}: {shown} has the wrong signature: {_CALLED}"]
+        return [f"{source.setting}: {shown} has the wrong signature: {_CALLED}"]
     return []
 
 
 def check_columns(source: RewardSource, columns: Sequence[str]) -> list[str]:
-    """One line for each column that the function asks for and no row has."""
-    parameters = _further(load_function(source.name, source.place))
+    """Return one line for each column that the function takes and no row has."""
+    parameters = _columns_of(load_function(source.name, source.setting))
     needed = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in columns]
-    who = f"{source.place}: {source.name} asks for"
+    who = f"{source.setting}: {source.name} asks for"
     if source.is_option:
         return [f"{who} '{name}', and gets prompts and completions alone here: give it a default" for name in needed]
     return [
@@ -55,28 +57,28 @@ def check_columns(source: RewardSource, columns: Sequence[str]) -> list[str]:
     ]
 
 
-def _further(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters after prompts and completions that are named."""
+def _columns_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The named parameters after prompts and completions: the columns that it takes."""
     parameters = list(inspect.signature(function).parameters.values())
     named = [p for p in parameters if p.kind in _POSITIONAL]
     return [*named[2:], *(p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)]
 
 
-class PythonFunction:
-    """A reward function, called in batches with a time-out; it reads every completion whole."""
+class FunctionScorer:
+    """A reward function, called in batches with a time-out; no completion is too long for it."""
 
     num_cut = 0
 
     def __init__(self, source: RewardSource) -> None:
         self.source = source
-        self.function = load_function(source.name, source.place)
+        self.function = load_function(source.name, source.setting)
         parameters = inspect.signature(self.function).parameters.values()
         self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        self.wanted = [p.name for p in _further(self.function)]
-        self.has_told = False
+        self.wanted = [p.name for p in _columns_of(self.function)]
+        self.has_warned = False
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
-        """What the function gave, numpy's and torch's numbers as Python's.
+        """Call the function in batches; numbers of numpy and torch become Python's.
 
         Raises:
             RewardError: it raised, took too long or returned another number of scores, and `on_error` is stop.
@@ -101,20 +103,20 @@ class PythonFunction:
             except RewardError as alone:
                 if not may_skip:
                     raise RewardError(f"{alone}; the sample is {sample}") from alone
-                self._tell(f"{alone}; the sample is {sample}")
+                self._warn_once(f"{alone}; the sample is {sample}")
                 scores.append(None)
         if not may_skip:  # it fails on no single sample, or there was only one
             (first, *_) = samples
             raise RewardError(f"{error}; the first of its {len(samples)} samples is {first.source}") from error
         if not scores:
-            self._tell(f"{error}; the sample is {samples[0]}")
+            self._warn_once(f"{error}; the sample is {samples[0]}")
         return scores or [None] * len(samples)
 
-    def _tell(self, failure: str) -> None:
-        """The first of the failures that are skipped; the others are counted."""
-        if not self.has_told:
+    def _warn_once(self, failure: str) -> None:
+        """Log the first of the failures that are skipped; the others are counted."""
+        if not self.has_warned:
             logger.warning("%s: such completions are left out (on_error: skip)", failure)
-        self.has_told = True
+        self.has_warned = True
 
     def _call(self, samples: Sequence[Sample]) -> list[Any]:
         prompts, completions = [sample.prompt for sample in samples], [sample.completion for sample in samples]
@@ -127,30 +129,30 @@ class PythonFunction:
             if name in there and name not in ("prompts", "completions")
         }
         scores: list[Any] | None
-        kind, scores = self._in_time(lambda: _read(self.function(prompts, completions, **columns)))
-        who = f"{self.source.place}: {self.source.name}"
+        kind, scores = self._call_in_time(lambda: _read(self.function(prompts, completions, **columns)))
+        who = f"{self.source.setting}: {self.source.name}"
         if scores is None:
             raise RewardError(f"{who} returned {kind}: {_CALLED}")
         if len(scores) != len(samples):
             raise RewardError(f"{who} returned {len(scores)} scores for {len(samples)} completions: {_CALLED}")
         return scores
 
-    def _in_time(self, call: Callable[[], Any]) -> Any:
+    def _call_in_time(self, call: Callable[[], Any]) -> Any:
         # A daemon: a function that never returns must not keep the process from ending.
-        answers: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
+        results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
 
         def work() -> None:
             try:
-                answers.put((call(), None))
+                results.put((call(), None))
             except BaseException as error:  # the user's code may raise anything
-                answers.put((None, error))
+                results.put((None, error))
 
         threading.Thread(target=work, daemon=True, name=self.source.name).start()
-        who, seconds = f"{self.source.place}: {self.source.name}", self.source.timeout
+        who, seconds = f"{self.source.setting}: {self.source.name}", self.source.timeout
         try:
-            returned, error = answers.get(timeout=seconds)
+            returned, error = results.get(timeout=seconds)
         except queue.Empty:
-            way_out = "lower batch_size" if self.source.is_option else f"raise {self.source.at('timeout')}"
+            way_out = "lower batch_size" if self.source.is_option else f"raise {self.source.setting_of('timeout')}"
             raise RewardError(f"{who} took longer than {seconds:g} seconds; {way_out}") from None
         if error is not None:
             raise RewardError(f"{who} raised {type(error).__name__}: {error}") from error

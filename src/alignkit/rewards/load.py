@@ -1,4 +1,4 @@
-"""From reward sources to what scores completions."""
+"""From reward sources to loaded rewards: the checks before, and what scores completions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 from alignkit.config import ModelConfig
 from alignkit.errors import RewardError
-from alignkit.rewards.backbone import Backbone, obstacle
-from alignkit.rewards.classifier import Classifier, check_classifier
-from alignkit.rewards.function import PythonFunction, check_columns, check_function
-from alignkit.rewards.reward_run import ReadByRun, RewardRun, check_reward_run
-from alignkit.rewards.sample import Scorer
+from alignkit.rewards.backbone import Backbone, why_not_shared
+from alignkit.rewards.classifier import ClassifierScorer, check_classifier
+from alignkit.rewards.function import FunctionScorer, check_columns, check_function
+from alignkit.rewards.reward_run import RewardRun, RewardRunScorer, check_reward_run
+from alignkit.rewards.sample import RewardScorer
 from alignkit.rewards.source import RewardSource
 from alignkit.rewards.weighted import Rewards
 
@@ -20,12 +20,12 @@ _CHECKS = {"function": check_function, "classifier": check_classifier, "model": 
 
 
 def check_rewards(sources: Sequence[RewardSource]) -> list[str]:
-    """What is wrong with the sources, one line each; user code is imported, no model is loaded."""
+    """Find what is wrong with the sources, one line each; user code is imported, no model is loaded."""
     return [problem for source in sources for problem in _CHECKS[source.kind](source)]
 
 
 def check_reward_columns(sources: Sequence[RewardSource], columns: Sequence[str]) -> None:
-    """Refuse functions that ask for columns which no prompt has.
+    """Refuse functions that take columns which no prompt has.
 
     Args:
         sources: which `check_rewards` has passed.
@@ -59,14 +59,14 @@ def load_rewards(
 
 def _scorer(
     source: RewardSource, model: ModelConfig, device: torch.device, backbone: Backbone | None, name: str
-) -> Scorer:
+) -> RewardScorer:
     if source.kind == "function":
-        return PythonFunction(source)
+        return FunctionScorer(source)
     if source.kind == "classifier":
-        return Classifier(source, device=device)
+        return ClassifierScorer(source, device=device)
     section = ModelConfig(source.name, dtype=model.dtype, attn_implementation=model.attn_implementation)
     run = RewardRun(section)
-    why = obstacle(run.source, backbone)
+    why = why_not_shared(run.source, backbone)
     if backbone is None or why is not None:
-        return ReadByRun(source, run.load(device), f"a model of its own: {why}")
-    return ReadByRun(source, run.share(backbone, name, device=device), "on the policy's backbone")
+        return RewardRunScorer(source, run.load(device), f"a model of its own: {why}")
+    return RewardRunScorer(source, run.share(backbone, name, device=device), "on the policy's backbone")

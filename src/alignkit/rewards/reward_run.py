@@ -1,4 +1,4 @@
-"""A reward that is a run of `alignkit reward`, in its own words: its tokenizer, its template, its score head."""
+"""A reward that is a run of `alignkit reward`, which reads with its own tokenizer and template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alignkit.errors import AlignkitError, RewardError
 from alignkit.models.load import check_model, load_tokenizer, num_positions
 from alignkit.models.reward import HEADS, SCORES, load_reward, reward_tokenizer, score_statistics, scores_of
 from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
-from alignkit.rewards.backbone import Backbone, sit_on
+from alignkit.rewards.backbone import Backbone, add_reward_adapter
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
 
@@ -26,28 +26,28 @@ _NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored
 
 
 def check_reward_run(source: RewardSource) -> list[str]:
-    """What is wrong with a reward run, one line each; its weights are not read."""
-    name, place = source.name, source.at("model")
+    """Find what is wrong with a reward run, one line each; its weights are not read."""
+    name, setting = source.name, source.setting_of("model")
     model = ModelSource.of(ModelConfig(name))
     if model.folder is None:
         spelling = f"--reward {name}#LABEL" if source.is_option else f"{{classifier: {name}, label: LABEL}}"
-        return [f"{place}: there is no run directory {name}; a classifier is named with its label: {spelling}"]
+        return [f"{setting}: there is no run directory {name}; a classifier is named with its label: {spelling}"]
     try:
         check_model(model.config, wants_reward=True)
     except AlignkitError as error:
-        return [problem.replace("model.name", place, 1) for problem in error.problems]
+        return [problem.replace("model.name", setting, 1) for problem in error.problems]
     labels = _labels(model)
     if len(labels) == 1:
         unkept = source.standardise and not (model.folder / SCORES).is_file()
         why = "it kept no held-out scores, because its data section held no pairs out; leave it out"
-        return [f"{source.at('standardise')} has no effect on {name}: {why}"] if unkept else []
+        return [f"{source.setting_of('standardise')} has no effect on {name}: {why}"] if unkept else []
     known = ", ".join(labels)
     way_out = (
         f"as a classifier it takes a label, {name}#{labels[0]}: it has {known}"
         if source.is_option
         else f"take it as a classifier and one of its labels, {known}"
     )
-    return [f"{place}: {name} has {len(labels)} outputs, a reward has one; {way_out}"]
+    return [f"{setting}: {name} has {len(labels)} outputs, a reward has one; {way_out}"]
 
 
 def _labels(model: ModelSource) -> list[str]:
@@ -86,9 +86,9 @@ class RewardRun:
         return self
 
     def share(self, backbone: Backbone, name: str, *, device: torch.device) -> RewardRun:
-        """Sit on the backbone of a policy as one more adapter, by this name (see `backbone.sit_on`)."""
+        """Sit on the backbone of a policy as one more adapter, by this name (see `backbone.add_reward_adapter`)."""
         assert self.source.folder is not None
-        self._model = sit_on(backbone, self.source.folder, name, device=device)
+        self._model = add_reward_adapter(backbone, self.source.folder, name, device=device)
         # Its tokenizer's own may be the one id too many for this vocabulary; what fills up a row is never looked at.
         self._pad_id = 0
         self._computing = partial(backbone.adapters.computing, name)
@@ -107,7 +107,7 @@ class RewardRun:
             return scores_of(self._model, rows, pad_id=self._pad_id, batch_size=batch_size, on_progress=on_progress)
 
 
-class ReadByRun:
+class RewardRunScorer:
     """Scores samples as a reward run was trained to read them.
 
     Attributes:
@@ -135,27 +135,27 @@ class ReadByRun:
             RewardError: its template refuses samples, one line each, and `on_error` is stop.
         """
         encodings = encode_rows(
-            [_answered(sample.asked, sample.completion) for sample in samples],
+            [_with_answer(sample.conversation, sample.completion) for sample in samples],
             self.run.template,
             self.run.tokenizer,
             train_on=TrainOn.last_turn,
             control_tokens=ControlTokens.neutralise,  # what a policy says is never a turn of its own making
         )
         refused = [
-            f"{self.source.place}: {self.source.name} cannot read {sample}: its template refuses it: {row}"
+            f"{self.source.setting}: {self.source.name} cannot read {sample}: its template refuses it: {row}"
             for sample, row in zip(samples, encodings, strict=True)
             if isinstance(row, str)
         ]
         if refused and self.source.on_error is OnError.stop:
             raise RewardError(*refused)
-        places = [place for place, row in enumerate(encodings) if isinstance(row, Encoding)]
-        rows = [self._up_to_the_end(encodings[place]) for place in places]
+        indices = [index for index, row in enumerate(encodings) if isinstance(row, Encoding)]
+        rows = [self._until_end(encodings[index]) for index in indices]
         scores: list[float | None] = [None] * len(samples)
-        for place, score in zip(places, self.run.scores(rows, batch_size=self.source.batch_size), strict=True):
-            scores[place] = (score - self.mean) / self.std
+        for index, score in zip(indices, self.run.scores(rows, batch_size=self.source.batch_size), strict=True):
+            scores[index] = (score - self.mean) / self.std
         return scores
 
-    def _up_to_the_end(self, encoding: Any) -> list[int]:
+    def _until_end(self, encoding: Any) -> list[int]:
         end = encoding.responses[-1][1] if encoding.responses else len(encoding.input_ids)
         ids: list[int] = encoding.input_ids[:end]
         longest = self.run.num_positions
@@ -165,7 +165,7 @@ class ReadByRun:
         return ids
 
 
-def _answered(asked: Conversation, completion: str) -> Conversation:
-    if asked.plain:
-        return Conversation((Message("assistant", asked.messages[0].content + completion),), plain=True)
-    return Conversation((*asked.messages, Message("assistant", completion)))
+def _with_answer(prompt: Conversation, completion: str) -> Conversation:
+    if prompt.plain:
+        return Conversation((Message("assistant", prompt.messages[0].content + completion),), plain=True)
+    return Conversation((*prompt.messages, Message("assistant", completion)))

@@ -1,4 +1,4 @@
-"""What is scored, and what scores it."""
+"""A completion to score, and what every reward source is once it is loaded."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ class Sample:
 
     Attributes:
         source: where its prompt came from, such as `file:N`.
-        asked: the prompt: messages, or the beginning of a plain text.
+        conversation: the prompt: messages, or the beginning of a plain text.
         completion: the text of the answer, without the end token.
         columns: the row that the prompt came in, for functions.
     """
 
     source: str
-    asked: Conversation
+    conversation: Conversation
     completion: str
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
-        """The words that were asked last, or the beginning of the plain text."""
-        return self.asked.question()
+        """The last message of the user, or the beginning of the plain text."""
+        return self.conversation.question()
 
     def __str__(self) -> str:
         """For messages."""
         return f"{self.source}, prompt {self.prompt[:60]!r}, completion {self.completion[:60]!r}"
 
 
-class Scorer(Protocol):
+class RewardScorer(Protocol):
     """A reward source, loaded.
 
     Attributes:
@@ -45,8 +45,8 @@ class Scorer(Protocol):
     num_cut: int
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
-        """What it gives for each sample: a number where all is well; None where it has none and may skip it.
+        """Score samples: a number for each; None for one that it failed on and may skip.
 
         Raises:
-            RewardError: it failed on a sample, which may not be skipped.
+            RewardError: it failed on a sample that it may not skip.
         """

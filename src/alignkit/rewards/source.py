@@ -1,4 +1,4 @@
-"""Which rewards are asked for: the setting `reward` of a job, or the option `--reward` of a command."""
+"""Reward sources: from the setting `reward` of a job, or the option `--reward` of a command."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class RewardSource:
     """One reward; exactly one of `function`, `classifier` and `model` is given.
 
     Attributes:
-        place: where it was set, such as `reward[0]`.
+        setting: where it was set, such as `reward[0]`.
         function: `file.py:function` or `module:function`, called `(prompts, completions, **columns) -> list[float]`.
         classifier: a hub id or folder of a text classifier.
         model: a run directory of `alignkit reward`.
         label: of the classifier, whose score counts.
         output: of the classifier: the label's probability, or its logit.
-        standardise: of a reward run: less the mean and over the spread of its held-out scores.
+        standardise: of a reward run: subtract the mean of its held-out scores, divide by their standard deviation.
         weight: what its scores are multiplied by; may be negative.
-        on_error: an exception, None or NaN stops the run, or takes the completion out of the update and counts it.
+        on_error: whether an exception, None or NaN stops the run, or leaves the completion out of the update, counted.
         timeout: seconds a call of the function may take.
         batch_size: completions in one call.
     """
 
-    place: str
+    setting: str
     function: str | None = None
     classifier: str | None = None
     model: str | None = None
@@ -59,15 +59,15 @@ class RewardSource:
     @property
     def is_option(self) -> bool:
         """It was given on the command line, where a source has a name and nothing else can be set."""
-        return self.place == _OPTION
+        return self.setting == _OPTION
 
-    def at(self, key: str) -> str:
-        """Where one of its keys was set, such as `reward[0].label`."""
-        return self.place if self.is_option else f"{self.place}.{key}"
+    def setting_of(self, key: str) -> str:
+        """Return where one of its keys was set, such as `reward[0].label`."""
+        return self.setting if self.is_option else f"{self.setting}.{key}"
 
 
 def parse_rewards(reward: Sequence[Any]) -> list[RewardSource]:
-    """The setting `reward` as sources.
+    """Parse the setting `reward`.
 
     Raises:
         RewardError: one line for each mistake in its keys and values.
@@ -76,19 +76,19 @@ def parse_rewards(reward: Sequence[Any]) -> list[RewardSource]:
     if not reward:
         problems.append("reward is missing: give a list of sources, such as reward: [{function: my_rewards.py:polite}]")
     for index, item in enumerate(reward):
-        place = f"reward[{index}]"
-        mistakes = _mistakes(item, place)
+        setting = f"reward[{index}]"
+        mistakes = _mistakes(item, setting)
         problems += mistakes
         if not mistakes:
             given = {**item, "on_error": OnError(item.get("on_error", OnError.stop))}
-            sources.append(RewardSource(place=place, **given))
+            sources.append(RewardSource(setting=setting, **given))
     if problems:
         raise RewardError(*problems)
     return sources
 
 
 def parse_option(name: str, *, batch_size: int) -> RewardSource:
-    """The option `--reward` as a source: `file.py:function`, `classifier#label`, or a run of `alignkit reward`.
+    """Parse the option `--reward`: `file.py:function`, `classifier#label`, or a run of `alignkit reward`.
 
     Args:
         name: as it was typed; a folder of just this name is a reward run.
@@ -102,37 +102,37 @@ def parse_option(name: str, *, batch_size: int) -> RewardSource:
     return RewardSource(_OPTION, function=name, batch_size=batch_size)
 
 
-def _mistakes(item: Any, place: str) -> list[str]:
+def _mistakes(item: Any, setting: str) -> list[str]:
     if not isinstance(item, Mapping):
-        return [f"{place} is {item!r}: it must be a source, such as {{function: my_rewards.py:polite}}"]
-    known = [entry.name for entry in fields(RewardSource) if entry.name != "place"]
-    problems = [f"{place}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in item if key not in known]
+        return [f"{setting} is {item!r}: it must be a source, such as {{function: my_rewards.py:polite}}"]
+    known = [entry.name for entry in fields(RewardSource) if entry.name != "setting"]
+    problems = [f"{setting}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in item if key not in known]
     kinds = [kind for kind in _KINDS if item.get(kind) is not None]
     if len(kinds) != 1:
-        problems.append(f"{place} names {' and '.join(kinds) or 'no source'}: give one of {', '.join(_KINDS)}")
+        problems.append(f"{setting} names {' and '.join(kinds) or 'no source'}: give one of {', '.join(_KINDS)}")
     for key, kind in _ONLY_FOR.items():
         if item.get(key) is not None and kinds and kinds[0] != kind:
-            problems.append(f"{place}.{key} has no effect on a {kinds[0]}: only a {kind} has it")
+            problems.append(f"{setting}.{key} has no effect on a {kinds[0]}: only a {kind} has it")
     problems += [
-        f"{place}.{key} is {item[key]!r}: it must be a name"
+        f"{setting}.{key} is {item[key]!r}: it must be a name"
         for key in (*_KINDS, "label")
         if item.get(key) is not None and (not isinstance(item[key], str) or not item[key].strip())
     ]
     problems += [
-        f"{place}.{key} is {item[key]!r}: it must be {words}"
+        f"{setting}.{key} is {item[key]!r}: it must be {words}"
         for key, words in (("weight", "a number other than 0"), ("timeout", "seconds above 0"))
         if key in item and not _is_number(item[key], above_zero=key == "timeout")
     ]
     if not isinstance(item.get("standardise", False), bool):
-        problems.append(f"{place}.standardise is {item['standardise']!r}: it must be true or false")
+        problems.append(f"{setting}.standardise is {item['standardise']!r}: it must be true or false")
     size = item.get("batch_size", 1)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        problems.append(f"{place}.batch_size is {size!r}: it must be a whole number above 0")
+        problems.append(f"{setting}.batch_size is {size!r}: it must be a whole number above 0")
     for key, choices in (("on_error", [str(member) for member in OnError]), ("output", list(_OUTPUTS))):
         if key in item and item[key] not in choices:
-            problems.append(f"{place}.{key} is {item[key]!r}: choose {', '.join(choices)}")
+            problems.append(f"{setting}.{key} is {item[key]!r}: choose {', '.join(choices)}")
     if kinds == ["classifier"] and item.get("label") is None:
-        problems.append(f"{place}.label is missing: which label's score is the reward?")
+        problems.append(f"{setting}.label is missing: which label's score is the reward?")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Reward sources together: weighted, their scores add up."""
+"""The weighted sum of reward sources."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from alignkit.config import OnError
 from alignkit.errors import RewardError
-from alignkit.rewards.reward_run import ReadByRun
-from alignkit.rewards.sample import Sample, Scorer
+from alignkit.rewards.reward_run import RewardRunScorer
+from alignkit.rewards.sample import RewardScorer, Sample
 from alignkit.rewards.source import RewardSource
 
 
 @dataclass
 class Scores:
-    """What completions were worth.
+    """Scores of completions.
 
     Attributes:
         total: weighted sums over the sources; None for a completion that a source skipped.
@@ -29,31 +29,36 @@ class Scores:
 
 @dataclass
 class Rewards:
-    """All sources, loaded."""
+    """All reward sources, loaded."""
 
-    sources: list[tuple[RewardSource, Scorer]]
+    sources: list[tuple[RewardSource, RewardScorer]]
 
     def __str__(self) -> str:
-        """The sum, and where the weights of its reward runs are."""
-        held = [f" ({scorer.held})" if isinstance(scorer, ReadByRun) else "" for _, scorer in self.sources]
+        """Write the sum, and where the weights of its reward runs are."""
+        held = [f" ({scorer.held})" if isinstance(scorer, RewardRunScorer) else "" for _, scorer in self.sources]
         parts = [f"{source.weight:g} × {source.name}" for source, _ in self.sources]
         return " + ".join(map("".join, zip(parts, held, strict=True)))
 
-    def cuts(self) -> list[str]:
-        """One line for each source that could not read every answer whole."""
+    def truncations(self) -> list[str]:
+        """Return one line for each source that could not read every answer whole."""
         return [
-            f"{source.place}: {scorer.num_cut:,} answers were longer than {source.name} can read, and were cut"
+            f"{source.setting}: {scorer.num_cut:,} answers were longer than {source.name} can read, and were truncated"
             for source, scorer in self.sources
             if scorer.num_cut
         ]
 
-    def other_templates(self, jinja: str, policy: str) -> list[str]:
-        """One line for each reward run that was trained with another template than that of the policy, by its name."""
+    def template_mismatches(self, jinja: str, policy: str) -> list[str]:
+        """Return one line for each reward run that was trained with another template than that of the policy.
+
+        Args:
+            jinja: the template of the policy.
+            policy: its name.
+        """
         return [
-            f"{source.place}: {source.name} was trained with another template than {policy} answers in; it reads every "
-            "answer in its own"
+            f"{source.setting}: {source.name} was trained with another template than {policy} answers in; it reads "
+            "every answer in its own"
             for source, scorer in self.sources
-            if isinstance(scorer, ReadByRun) and scorer.jinja.strip() != jinja.strip()
+            if isinstance(scorer, RewardRunScorer) and scorer.jinja.strip() != jinja.strip()
         ]
 
     def score(self, samples: Sequence[Sample]) -> Scores:
@@ -84,7 +89,7 @@ def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sampl
         if not is_number and source.on_error is OnError.stop:
             way_out = "" if source.is_option else "; on_error: skip leaves such completions out"
             raise RewardError(
-                f"{source.place}: {source.name} gave {score!r} for {sample}: a score must be a finite number{way_out}"
+                f"{source.setting}: {source.name} gave {score!r} for {sample}: a score must be a finite number{way_out}"
             )
         scores.append(float(score) if is_number else None)
     return scores

@@ -63,7 +63,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         if job.value.start is not None:
             entry.parents += lineage(job.value.start)
         entry.begin()
-        of_rewards = rewards.other_templates(prepared.template.jinja, job.model.name)
+        of_rewards = rewards.template_mismatches(prepared.template.jinja, job.model.name)
         for line in filter(None, [other_template(job.model, prepared.template), *of_rewards]):
             logger.warning("%s", line)
         trainer = _trainer(job, run_dir, args, policy, prepared, rewards)
@@ -73,7 +73,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         before = _samples(job, trainer)
         show_before_training(before, trainer.held_out or trainer.prompts)
         train(trainer, resume=entry.resuming)
-        for line in rewards.cuts():
+        for line in rewards.truncations():
             logger.warning("%s", line)
         if trainer.num_skipped:
             logger.warning("%s completions had no score and were left out of their updates", f"{trainer.num_skipped:,}")
