@@ -322,13 +322,14 @@ def evaluate(
         return
     given: dict[str, Any] = {"model": {"name": first}}
     manifest = read_manifest(Path(first)) or {}
-    from alignkit.commands.evaluate import check_runs
     from alignkit.commands.evaluate import run as measured
+    from alignkit.evaluate.arguments import check_models, check_new_file
 
     if not any(word.startswith(("data=", "data.path=", "config=")) for word in settings):
         if manifest.get("stage") != "sft":
             missing = f"data.path is missing: {first} is no run of alignkit sft, which knows the rows it held out"
-            raise ConfigError(*check_runs(runs, ModelConfig(first), out), f"{missing}; give it as data.path=…")
+            problems = check_models(runs, ModelConfig(first), distinct=True) + check_new_file(out)
+            raise ConfigError(*problems, f"{missing}; give it as data.path=…")
         given["data"] = manifest["job"]["data"]
     job = compose_job("evaluate", settings, **given)
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from alignkit.evaluate.statistics import bootstrap_mean, expectation, student_quantile, suggestion, win_rate
+from alignkit.evaluate.statistics import bootstrap_mean, expectation, fewest_responses, student_quantile, win_rate
 
 
 def test_an_expectation_by_value() -> None:
@@ -59,12 +59,12 @@ def test_the_parts_are_those_of_the_simulation() -> None:
 
 def test_a_suggestion_reaches_what_was_wished() -> None:
     found = expectation([[1.0, 3.0], [4.0, 6.0], [9.0, 7.0]])  # σ²_b = 8, σ²_w = 2
-    assert suggestion(found, 1.0) == (39, 1)  # 10 · 1.96² = 38.4
-    assert suggestion(found, 1.0, most_prompts=100) == (39, 1)
-    num_prompts, num_samples = suggestion(found, 1.0, most_prompts=35) or (0, 0)
+    assert fewest_responses(found, 1.0) == (39, 1)  # 10 · 1.96² = 38.4
+    assert fewest_responses(found, 1.0, most_prompts=100) == (39, 1)
+    num_prompts, num_samples = fewest_responses(found, 1.0, most_prompts=35) or (0, 0)
     assert (num_prompts, num_samples) == (35, 2)
     assert 1.96**2 * (8 / 35 + 2 / (35 * 2)) < 1.0 < 1.96**2 * (8 / 35 + 2 / 35)
-    assert suggestion(found, 1.0, most_prompts=20) is None  # 8 / 20 alone is too much
+    assert fewest_responses(found, 1.0, most_prompts=20) is None  # 8 / 20 alone is too much
 
 
 def test_the_bootstrap_is_seeded_and_covers() -> None:

@@ -14,8 +14,8 @@ from rich.text import Text
 from alignkit.config import ChatJob, SamplingConfig, out_of_bounds
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean
+from alignkit.evaluate.arguments import check_models
 from alignkit.evaluate.served_model import ServedModel
-from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
 from alignkit.sampling.settings import check_sampling
@@ -209,13 +209,5 @@ def _as_json(message: Message) -> dict[str, Any]:
 
 
 def _check(job: ChatJob, runs: Sequence[str]) -> None:
-    problems = check_sampling(job.sampling)
-    if not runs:
-        problems.append("there is no model: name a run directory, a model folder or a hub id")
-    for name in runs:
-        try:
-            check_model(replace(job.model, name=name))
-        except AlignkitError as error:
-            problems += error.problems
-    if problems:
+    if problems := check_sampling(job.sampling) + check_models(runs, job.model):
         raise ConfigError(*problems)

@@ -11,17 +11,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.config import CompareJob, ModelConfig
-from alignkit.errors import AlignkitError, ConfigError
-from alignkit.evaluate import rewards
+from alignkit.config import CompareJob
+from alignkit.errors import ConfigError
+from alignkit.evaluate.arguments import check_models, check_new_file
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison, summary
 from alignkit.evaluate.likelihood import Row, token_logprobs
+from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
-from alignkit.evaluate.served_model import ServedModel, progress_bar
+from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
+from alignkit.evaluate.served_model import ServedModel, check_same_tokens, response_ids
 from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import aligned
-from alignkit.models.load import check_model
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import check_sampling
@@ -50,7 +51,7 @@ def run(
     with run_log():
         _check(job, runs, prompts, prompts_path, reward, out)
         found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
-        policies = [ServedModel.of(section, job.template) for section in _sections(job, runs)]
+        policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
         encoded = [policy.encode(found) for policy in policies]
         for policy, rows in zip(policies, encoded, strict=True):
             policy.check_lengths(found, rows, job.sampling)
@@ -67,30 +68,6 @@ def run(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         console.print(f"all of it: {out}", markup=False, highlight=False)
-
-
-def check_same_tokens(policies: Sequence[ServedModel], encoded: Sequence[list[list[int]]], asked_by: str) -> None:
-    """Refuse models whose log-probabilities are of other tokens, or of tokens after another prompt.
-
-    Raises:
-        ConfigError: one line for each model that differs from the first.
-    """
-    first, *others = policies
-    vocabulary = first.tokenizer.get_vocab()
-    problems = []
-    for policy, rows in zip(others, encoded[1:], strict=True):
-        if policy.tokenizer.get_vocab() != vocabulary:
-            problems.append(
-                f"{asked_by}: {first.name} and {policy.name} have different tokenizers, so the log-probabilities of "
-                "their tokens cannot be compared: leave it out"
-            )
-        elif rows != encoded[0] or policy.template.end_id != first.template.end_id:
-            problems.append(
-                f"{asked_by}: {first.name} and {policy.name} were trained with different templates, so the same "
-                "response follows other tokens: leave it out, or choose one template"
-            )
-    if problems:
-        raise ConfigError(*problems)
 
 
 def _compared(
@@ -121,25 +98,18 @@ def _compared(
 
 
 def _completions(job: CompareJob, policy: ServedModel, rows: Sequence[list[int]]) -> list[Completion]:
-    with progress_bar(policy.name) as progress:
-        bar = progress.add_task("", total=len(rows))
-        return policy.complete(
-            rows,
-            job.sampling,
-            seed=job.seed,
-            batch_size=job.batch_size,
-            on_progress=lambda done: progress.update(bar, completed=done),
-        )
+    with progress_bar(policy.name, len(rows)) as on_progress:
+        return policy.complete(rows, job.sampling, seed=job.seed, batch_size=job.batch_size, on_progress=on_progress)
 
 
 def _reward(
     job: CompareJob, policies: Sequence[ServedModel], found: Prompts, comparison: Comparison, name: str
 ) -> None:
-    reward = rewards.load(name, job.model, batch_size=job.batch_size)
+    reward = load_reward(name, job.model, batch_size=job.batch_size)
     scores = []
     for policy, column in zip(policies, comparison.columns, strict=True):
-        rewards.warn(reward, policy, [answer.finish_reason for answer in column.answers], job.sampling)
-        scores.append(rewards.score_answers(reward, found, [answer.text for answer in column.answers]))
+        warn_of_reward(reward, policy, [answer.finish_reason for answer in column.answers], job.sampling)
+        scores.append(score_answers(reward, found, [answer.text for answer in column.answers]))
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
         if len(scores) > 1:
@@ -151,15 +121,6 @@ def _reward(
 def _answer(policy: ServedModel, completion: Completion, job: CompareJob) -> Answer:
     text = policy.text(completion, job.sampling)
     return Answer(text, completion.finish_reason, completion.num_tokens, completion.logprob)
-
-
-def response_ids(completion: Completion) -> list[int]:
-    """The tokens of a response, its end token included."""
-    return completion.token_ids + ([] if completion.end_id is None else [completion.end_id])
-
-
-def _sections(job: CompareJob, runs: Sequence[str]) -> list[ModelConfig]:
-    return [replace(job.model, name=name) for name in runs]
 
 
 def _check(
@@ -174,16 +135,11 @@ def _check(
     problems += check_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
     if len(runs) < 2:
         problems.append("there is nothing to compare: name two models or more")
-    problems += [f"{name} is named twice" for name in dict.fromkeys(runs) if list(runs).count(name) > 1]
-    for section in _sections(job, runs):
-        try:
-            check_model(section)
-        except AlignkitError as error:
-            problems += error.problems
+    if runs:
+        problems += check_models(runs, job.model, distinct=True)
     if reward is not None:
-        problems += rewards.check(reward)
-    if out is not None and out.exists():
-        problems.append(f"--out {out} exists already: name another file or remove it")
+        problems += check_reward(reward)
+    problems += check_new_file(out)
     if problems:
         raise ConfigError(*problems)
 

@@ -12,11 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from alignkit.config import GenerateJob
-from alignkit.errors import AlignkitError, ConfigError, Interrupted
-from alignkit.evaluate.answers import AnswerFile, check_out, fingerprint, weights_mark
+from alignkit.errors import ConfigError, Interrupted
+from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
+from alignkit.evaluate.arguments import check_section
+from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
-from alignkit.evaluate.served_model import ServedModel, progress_bar, sample_keys
-from alignkit.models.load import check_model
+from alignkit.evaluate.served_model import ServedModel, sample_keys
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import check_sampling
@@ -59,9 +60,8 @@ def _answer(
 ) -> None:
     places = [row for row in range(len(rows)) for _ in range(job.num_samples)]
     started, num_tokens, num_before = time.perf_counter(), 0, file.num_done if file else 0
-    with progress_bar("generating") as progress:
-        bar = progress.add_task("", total=len(places), completed=num_before)
-        for lines in _chunks(job, policy, found, rows, places, num_before, lambda n: progress.update(bar, completed=n)):
+    with progress_bar("generating", len(places), num_done=num_before) as on_progress:
+        for lines in _chunks(job, policy, found, rows, places, num_before, on_progress):
             num_tokens += sum(line["num_tokens"] for line in lines)
             if file is None:
                 _show(lines)
@@ -123,11 +123,7 @@ def _settings(job: GenerateJob, rows: list[list[int]]) -> dict[str, Any]:
 def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, out: Path | None) -> None:
     problems = check_sampling(job.sampling)
     prompt_problems = check_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
-    problems += check_out(out)
-    try:
-        check_model(job.model)
-    except AlignkitError as error:
-        problems += error.problems
+    problems += check_answer_file(out) + check_section(job.model)
     if problems := problems + prompt_problems:
         raise ConfigError(*problems)
 

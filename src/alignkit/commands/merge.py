@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
-from alignkit.config import Dtype, MergeJob, ModelConfig
+from alignkit.config import Dtype, MergeJob
 from alignkit.errors import AlignkitError, ConfigError, ModelError
-from alignkit.evaluate.likelihood import Row, token_logprobs
+from alignkit.evaluate.adapter_merge import (
+    ARITHMETIC,
+    BOUNDS,
+    largest_difference,
+    logprobs_in,
+    merge_adapter,
+    merged_dtype,
+)
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_rows
 from alignkit.models.load import check_model, load_model
 from alignkit.models.save import save_model
-from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, lineage
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
-
-# Above what rounding does: of the merged weights, to float32 or to 8 or 11 significant bits, and of the arithmetic.
-BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
-# Float32 arithmetic hides what the rounding of float32 weights does: SmolLM2 135M is 3e-5 from itself in float64, where
-# an adapter on it is 7e-6 from the merged model. Beside weights of fewer bits it is nothing.
-ARITHMETIC = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
-_BATCH_SIZE = 8
 
 
 def run(job: MergeJob, *, out: Path) -> None:
@@ -47,26 +42,26 @@ def run(job: MergeJob, *, out: Path) -> None:
     _check(job, out)
     with run_log():
         exact = replace(job.model, dtype=Dtype.float32)
-        policy = ServedModel.of(exact, job.template).load(seed=0)
-        rows = example_rows(policy)
+        model = ServedModel.of(exact, job.template).load(seed=0)
+        rows = example_rows(model)
         dtype = merged_dtype(job.model)
         arithmetic = ARITHMETIC[dtype]
-        before = _logprobs(policy.weights, rows, policy.pad_id, arithmetic)
-        merged = _merged(policy)
+        before = logprobs_in(arithmetic, model.weights, rows, pad_id=model.pad_id)
+        merged = merge_adapter(model)
         torch.nn.Module.to(merged, dtype)
         aside = out.with_name(f".{out.name}.unchecked")
         shutil.rmtree(aside, ignore_errors=True)
         try:
             entry = Run(aside, "merge", asdict(job), parents=lineage(job.model.name))
             entry.begin()
-            save_model(merged, policy.tokenizer, aside, jinja=policy.template.jinja, end_id=policy.template.end_id)
-            policy.unload()
-            written = load_model(replace(exact, name=str(aside)), tokenizer=policy.tokenizer, seed=0, trainable=False)
-            difference = _largest(before, _logprobs(written, rows, policy.pad_id, arithmetic))
+            save_model(merged, model.tokenizer, aside, jinja=model.template.jinja, end_id=model.template.end_id)
+            model.unload()
+            written = load_model(replace(exact, name=str(aside)), tokenizer=model.tokenizer, seed=0, trainable=False)
+            difference = largest_difference(before, logprobs_in(arithmetic, written, rows, pad_id=model.pad_id))
             bound = job.max_difference if job.max_difference is not None else BOUNDS[dtype]
             figures = (
                 f"{difference:.2e} nats over {sum(map(len, before)):,} tokens of {len(rows)} rows "
-                f"(bound {bound:g}, {_plain(dtype)} weights in {_plain(arithmetic)} arithmetic)"
+                f"(bound {bound:g}, {_dtype_name(dtype)} weights in {_dtype_name(arithmetic)} arithmetic)"
             )
             if not difference <= bound:
                 raise ModelError(
@@ -82,42 +77,7 @@ def run(job: MergeJob, *, out: Path) -> None:
         logger.info("model               %s", out)
 
 
-def compare_merged(policy: ServedModel, rows: Sequence[Row], arithmetic: torch.dtype) -> float:
-    """How far a loaded adapter's log-probabilities move, at most, when it is merged in memory; it is used up."""
-    before = _logprobs(policy.weights, rows, policy.pad_id, arithmetic)
-    return _largest(before, _logprobs(_merged(policy), rows, policy.pad_id, arithmetic))
-
-
-def merged_dtype(model: ModelConfig) -> torch.dtype:
-    """What was asked for, or what the base is stored in."""
-    if model.dtype is not Dtype.auto:
-        return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}[model.dtype]
-    stored: Any = skeleton(model).config.dtype
-    return stored if stored in BOUNDS else torch.float32
-
-
-def _merged(policy: ServedModel) -> PreTrainedModel:
-    adapted = policy.weights
-    assert isinstance(adapted, PeftModel)
-    plain: PreTrainedModel = adapted.merge_and_unload()
-    return plain
-
-
-def _logprobs(model: PreTrainedModel, rows: Sequence[Row], pad_id: int, arithmetic: torch.dtype) -> list[torch.Tensor]:
-    """The float32 weights come back as they were: the wider dtype holds each of them."""
-    if model.device.type == "mps":  # which has no float64
-        torch.nn.Module.to(model, "cpu")
-    torch.nn.Module.to(model, arithmetic)
-    found = token_logprobs(model, rows, pad_id=pad_id, batch_size=_BATCH_SIZE)
-    torch.nn.Module.to(model, torch.float32)
-    return found
-
-
-def _largest(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
-    return float((torch.cat(list(before)) - torch.cat(list(after))).abs().max())
-
-
-def _plain(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

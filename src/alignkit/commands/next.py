@@ -15,12 +15,13 @@ from rich.text import Text
 from torch import Tensor
 
 from alignkit.config import ModelConfig, NextJob, SamplingConfig
-from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit.errors import ConfigError, DataError
+from alignkit.evaluate.arguments import check_models
 from alignkit.evaluate.next_plot import plot_next, plot_walk
-from alignkit.evaluate.next_view import Token, View
+from alignkit.evaluate.next_view import NextTokens, Token
 from alignkit.evaluate.prompts import read_prompts
 from alignkit.evaluate.served_model import ServedModel
-from alignkit.models.load import check_model, num_positions
+from alignkit.models.load import num_positions
 from alignkit.runs.log import run_log
 from alignkit.sampling.distribution import distribution, entropy
 from alignkit.sampling.settings import check_sampling
@@ -47,7 +48,7 @@ def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None,
         console.print(f"picture: {png}", markup=False, highlight=False)
 
 
-def _views(job: NextJob, model: ModelConfig, prompt: str, response: str | None) -> Iterator[View]:
+def _views(job: NextJob, model: ModelConfig, prompt: str, response: str | None) -> Iterator[NextTokens]:
     policy = ServedModel.of(model, job.template)
     (ids,) = policy.encode(read_prompts([prompt], None, format="auto", columns={}))
     response_ids: list[int] = []
@@ -74,7 +75,7 @@ def _views(job: NextJob, model: ModelConfig, prompt: str, response: str | None) 
         else:
             tokens = [_token(policy, token, whole_TV[t], left_TV[t]) for t, token in enumerate(response_ids)]
         entropies = (entropy(whole_TV[0]).item(), entropy(left_TV[0]).item())
-        yield View(label, tokens, int((left_TV[0] > 0).sum()), whole_TV.shape[-1], entropies)
+        yield NextTokens(label, tokens, int((left_TV[0] > 0).sum()), whole_TV.shape[-1], entropies)
 
 
 def _before_and_after(
@@ -103,7 +104,7 @@ def _shown(policy: ServedModel, token: int) -> str:
     return repr(text)[1:-1].replace(" ", "·")
 
 
-def _next_table(view: View) -> Group:
+def _next_table(view: NextTokens) -> Group:
     before, after = view.entropies
     kept = f"; truncation keeps {view.num_kept}, entropy {after:.3f}" if view.num_kept < view.num_tokens else ""
     summary = Text(f"{view.num_tokens} tokens, entropy {before:.3f} nats{kept}")
@@ -122,7 +123,7 @@ def _next_table(view: View) -> Group:
     return Group(Text(view.label, style="bold"), summary, table)
 
 
-def _walk_table(view: View) -> Group:
+def _walk_table(view: NextTokens) -> Group:
     table = Table(box=None, pad_edge=False, show_edge=False)
     for heading in ("rank", "before", "after", "entropy"):
         table.add_column(heading, justify="right")
@@ -151,12 +152,6 @@ def _check(job: NextJob, runs: Sequence[str], prompt: str, png: Path | None) -> 
         problems.append("temperatures and sampling.temperature both say how flat it is: give one of them")
     if png is not None and png.suffix != ".png":
         problems.append(f"--png {png}: the name of a picture ends in .png")
-    for name in runs:
-        try:
-            check_model(replace(job.model, name=name))
-        except AlignkitError as error:
-            problems += error.problems
-    if not runs:
-        problems.append("there is no model: name a run directory, a model folder or a hub id")
+    problems += check_models(runs, job.model)
     if problems:
         raise ConfigError(*problems)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alignkit.config import ScoreJob, TrainOn
 from alignkit.data.batches.batching import IGNORED
@@ -18,9 +17,11 @@ from alignkit.data.files.sources import read_rows
 from alignkit.data.sets.dataset import check_data, load_sft, sources_of
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.pairs import check_pair_data, load_pairs
-from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit.errors import ConfigError, DataError
+from alignkit.evaluate.arguments import check_new_file, check_section
 from alignkit.evaluate.card import report_card
-from alignkit.models.load import check_model, computing_device, longest_row
+from alignkit.evaluate.progress import progress_bar
+from alignkit.models.load import computing_device, longest_row
 from alignkit.models.skeleton import skeleton
 from alignkit.rewards.reward_run import RewardRun
 from alignkit.runs.log import run_log
@@ -58,12 +59,7 @@ def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:
     problems = (check_pair_data if pairs else check_data)(job.data)
     if job.data.eval_path is not None or job.data.eval_fraction:
         problems.append("data.eval_path and data.eval_fraction have no effect: every row is scored")
-    if out is not None and out.exists():
-        problems.append(f"--out {out} exists already: name another file or remove it")
-    try:
-        check_model(job.model, wants_reward=True)
-    except AlignkitError as error:
-        problems += error.problems
+    problems += check_new_file(out) + check_section(job.model, wants_reward=True)
     if problems:
         raise ConfigError(*problems)
 
@@ -119,12 +115,8 @@ def _up_to_the_end(rows: Any) -> Iterator[list[int]]:
 
 def _scores(job: ScoreJob, reward: RewardRun, rows: Sequence[Sequence[int]]) -> list[float]:
     reward.load(computing_device())
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(rows))
-        return reward.scores(
-            rows, batch_size=job.batch_size, on_progress=lambda done: progress.update(bar, completed=done)
-        )
+    with progress_bar("scoring", len(rows)) as on_progress:
+        return reward.scores(rows, batch_size=job.batch_size, on_progress=on_progress)
 
 
 def _num_kept(ledger: Ledger) -> int:

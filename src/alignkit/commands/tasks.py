@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
-from alignkit.commands.evaluate import check_runs, write_json
 from alignkit.config import TasksJob
 from alignkit.errors import ConfigError, did_you_mean
+from alignkit.evaluate.arguments import check_models, check_new_file
+from alignkit.evaluate.report import write_report
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.table import aligned
 from alignkit.runs.log import run_log
@@ -57,15 +58,16 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
         ConfigError, ModelError: the user's mistake, before a model is loaded.
     """
     with run_log():
-        if problems := check_runs(runs, job.model, out) + check_tasks(tasks, job.num_fewshot):
+        problems = check_models(runs, job.model, distinct=True) + check_new_file(out)
+        if problems := problems + check_tasks(tasks, job.num_fewshot):
             raise ConfigError(*dict.fromkeys(problems))
         policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
         found = {policy.name: _measured(job, policy, tasks) for policy in policies}
     console = Console(soft_wrap=True)
-    console.print(table(found), markup=False, highlight=False)
+    console.print(metrics_table(found), markup=False, highlight=False)
     if out is not None:
         measured = [{"name": name, "tasks": [asdict(metric) for metric in metrics]} for name, metrics in found.items()]
-        write_json(out, {"settings": asdict(job), "runs": measured})
+        write_report(out, settings=asdict(job), runs=measured)
 
 
 @cache
@@ -167,7 +169,7 @@ def _metrics(results: Mapping[str, Any]) -> list[Metric]:
     return metrics
 
 
-def table(found: Mapping[str, Sequence[Metric]]) -> str:
+def metrics_table(found: Mapping[str, Sequence[Metric]]) -> str:
     """One line a metric, one column a model; ± is the standard error."""
     rows: dict[str, dict[str, str]] = {}
     for model, metrics in found.items():

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.text import Text
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from alignkit.commands.merge import ARITHMETIC, BOUNDS, compare_merged, merged_dtype
 from alignkit.config import ControlTokens, Dtype, ModelConfig, TemplateConfig, VerifyJob
 from alignkit.data.encode.masking import encode_prompt
 from alignkit.data.encode.rendering import RowRefused, first_difference, join_segments
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
+from alignkit.evaluate.adapter_merge import ARITHMETIC, BOUNDS, merge_difference, merged_dtype
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_answers, example_rows, training_sections
 from alignkit.models.load import check_model, load_tokenizer
@@ -175,6 +175,6 @@ def _adapter(folder: Path, model: ModelConfig) -> Finding:
         return Finding("adapter", "-", "there is none")
     policy = ServedModel.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)
     bound = BOUNDS[torch.float32]
-    difference = compare_merged(policy, example_rows(policy), ARITHMETIC[merged_dtype(model)])
+    difference = merge_difference(policy, example_rows(policy), ARITHMETIC[merged_dtype(model)])
     detail = f"merged into its base it differs by {difference:.2e} nats at most (bound {bound:g})"
     return Finding("adapter", "ok" if difference <= bound else "FAIL", detail)

@@ -59,7 +59,7 @@ class AnswerFile:
         return len(lines)
 
 
-def check_out(out: Path | None) -> list[str]:
+def check_answer_file(out: Path | None) -> list[str]:
     """What is wrong with `--out` before anything is read, one line each; empty where all is well."""
     if out is None:
         return []

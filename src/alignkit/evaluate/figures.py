@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from alignkit.evaluate.statistics import Expectation, Interval, bootstrap_mean, win_rate
+from alignkit.evaluate.statistics import Expectation, Interval, bootstrap_mean, fewest_responses, win_rate
 from alignkit.evaluate.table import aligned
 
 
@@ -74,7 +74,7 @@ def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
     return (tuple(words[start : start + n]) for start in range(len(words) - n + 1))
 
 
-def table(figures: Sequence[Figures]) -> str:
+def figures_table(figures: Sequence[Figures]) -> str:
     """One line a model; an interval is of 95 %."""
     return aligned([one.name for one in figures], [_row(one) for one in figures])
 
@@ -136,3 +136,21 @@ def _differences(first: Figures, other: Figures, *, seed: int) -> dict[str, str]
 
 def _signed(found: Interval) -> str:
     return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def precision_lines(figures: Sequence[Figures], half_width: float) -> list[str]:
+    """Say how many responses bring the 95 % interval of each model's reward down to ± `half_width`."""
+    return ["", *(_precision_line(one.name, one.reward, half_width) for one in figures if one.reward is not None)]
+
+
+def _precision_line(name: str, reward: Expectation, half_width: float) -> str:
+    sizes = fewest_responses(reward, half_width)
+    assert sizes is not None
+    here = fewest_responses(reward, half_width, most_prompts=reward.num_prompts)
+    if here is None:
+        these = f"these {reward.num_prompts} prompts alone cannot reach it"
+    elif here[0] == reward.num_prompts:
+        these = f"with these {reward.num_prompts} prompts alone num_samples={here[1]} would do"
+    else:
+        these = "these prompts are enough"
+    return f"{name}: ± {half_width:g} takes num_prompts={sizes[0]} num_samples={sizes[1]}; {these}"

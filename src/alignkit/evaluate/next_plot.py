@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.evaluate.next_view import View
+from alignkit.evaluate.next_view import NextTokens
 
 _BEFORE, _AFTER = "#9ecae1", "#0072B2"
 
 
-def plot_next(views: Sequence[View], path: Path) -> None:
+def plot_next(views: Sequence[NextTokens], path: Path) -> None:
     """A bar for each of the likeliest tokens, one panel a view: light before truncation, dark after it."""
     figure, panels = _panels(len(views), width=4.6, height=1.2 + 0.3 * max(len(view.tokens) for view in views))
     for axes, view in zip(panels, views, strict=True):
@@ -27,7 +27,7 @@ def plot_next(views: Sequence[View], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def plot_walk(views: Sequence[View], path: Path) -> None:
+def plot_walk(views: Sequence[NextTokens], path: Path) -> None:
     """The probability of each token of a response, one panel a view, with its rank above the bar."""
     width = max(4.6, 0.32 * max(len(view.tokens) for view in views))
     figure, panels = _panels(len(views), width=width, height=3.2, stacked=True)

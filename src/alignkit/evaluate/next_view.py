@@ -25,7 +25,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class View:
+class NextTokens:
     """What one model says with one setting of the temperature.
 
     Attributes:

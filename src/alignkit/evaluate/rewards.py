@@ -18,7 +18,7 @@ from alignkit.rewards.weighted import Rewards
 logger = logging.getLogger(__name__)
 
 
-def check(name: str) -> list[str]:
+def check_reward(name: str) -> list[str]:
     """What is wrong with `--reward`, one line each; a function's file is imported, no model is loaded."""
     source = parse_option(name, batch_size=1)
     try:
@@ -29,8 +29,8 @@ def check(name: str) -> list[str]:
         return list(error.problems)
 
 
-def load(name: str, model: ModelConfig, *, batch_size: int) -> Rewards:
-    """The reward that `check` found nothing wrong with; a model is in memory from now on.
+def load_reward(name: str, model: ModelConfig, *, batch_size: int) -> Rewards:
+    """The reward that `check_reward` found nothing wrong with; a model is in memory from now on.
 
     Args:
         name: the option.
@@ -51,7 +51,9 @@ def score_answers(rewards: Rewards, prompts: Prompts, answers: Sequence[str]) ->
     return [score for score in scores if score is not None]  # none is: what cannot be scored has stopped it
 
 
-def warn(rewards: Rewards, policy: ServedModel, finish_reasons: Sequence[str], sampling: SamplingConfig) -> None:
+def warn_of_reward(
+    rewards: Rewards, policy: ServedModel, finish_reasons: Sequence[str], sampling: SamplingConfig
+) -> None:
     """Say where a reward run reads in another template than the policy answers in, or what was cut off as if whole."""
     for line in rewards.template_mismatches(policy.template.jinja, policy.name):
         logger.warning("%s", line)

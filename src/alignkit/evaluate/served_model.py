@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import ControlTokens, ModelConfig, Quantization, SamplingConfig, TemplateConfig
 from alignkit.data.encode.masking import encode_prompts
 from alignkit.data.encode.templates import Template, load_template
-from alignkit.errors import DataError
+from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.prompts import Prompts
 from alignkit.models.load import load_model, load_tokenizer, num_positions
 from alignkit.models.skeleton import skeleton
@@ -137,7 +134,30 @@ def sample_keys(num_prompts: int, num_samples: int) -> list[int | str]:
     return [row if sample == 0 else f"{row}.{sample}" for row in range(num_prompts) for sample in range(num_samples)]
 
 
-def progress_bar(what: str) -> Progress:
-    """A bar on standard error, which standard output knows nothing of."""
-    columns: list[Any] = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=Console(stderr=True))
+def response_ids(completion: Completion) -> list[int]:
+    """List the tokens of a response, its end token included."""
+    return completion.token_ids + ([] if completion.end_id is None else [completion.end_id])
+
+
+def check_same_tokens(models: Sequence[ServedModel], encoded: Sequence[list[list[int]]], setting: str) -> None:
+    """Refuse models whose log-probabilities are of other tokens, or of tokens after another prompt.
+
+    Raises:
+        ConfigError: one line for each model that differs from the first.
+    """
+    first, *others = models
+    vocabulary = first.tokenizer.get_vocab()
+    problems = []
+    for model, rows in zip(others, encoded[1:], strict=True):
+        if model.tokenizer.get_vocab() != vocabulary:
+            problems.append(
+                f"{setting}: {first.name} and {model.name} have different tokenizers, so the log-probabilities of "
+                "their tokens cannot be compared: leave it out"
+            )
+        elif rows != encoded[0] or model.template.end_id != first.template.end_id:
+            problems.append(
+                f"{setting}: {first.name} and {model.name} were trained with different templates, so the same "
+                "response follows other tokens: leave it out, or choose one template"
+            )
+    if problems:
+        raise ConfigError(*problems)

@@ -83,21 +83,23 @@ def expectation(values_NK: Sequence[Sequence[float]]) -> Expectation:
     )
 
 
-def suggestion(found: Expectation, wished: float, *, most_prompts: int | None = None) -> tuple[int, int] | None:
-    """The fewest responses N·K whose 95 % interval is expected to be ± `wished`.
+def fewest_responses(
+    found: Expectation, half_width: float, *, most_prompts: int | None = None
+) -> tuple[int, int] | None:
+    """The fewest responses N·K whose 95 % interval is expected to be ± `half_width`.
 
     Var(mean) = σ²_b / N + σ²_w / (N·K): for a given number of responses one of each prompt is best. Only where prompts
     run out are more samples of each worth their cost.
 
     Args:
         found: from a first look, with K of at least 2.
-        wished: half the width of the interval.
+        half_width: half the width of the interval.
         most_prompts: how many there are; None where new ones can be had.
 
     Returns:
         N and K; None where no number of samples of these prompts reaches it.
     """
-    squared = (wished / NormalDist().inv_cdf(0.975)) ** 2
+    squared = (half_width / NormalDist().inv_cdf(0.975)) ** 2
     var_within = 0.0 if math.isnan(found.var_within) else found.var_within
     num_prompts = max(2, math.ceil((found.var_between + var_within) / squared))
     if most_prompts is None or num_prompts <= most_prompts:

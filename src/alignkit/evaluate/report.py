@@ -1,0 +1,28 @@
+"""The file of `--out`: everything that a command measured, with the settings that it measured with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+def write_report(out: Path, *, settings: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
+    """Write the settings and what was measured of each run as JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = _without_nan({"settings": settings, "runs": runs})
+    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    Console(stderr=True, soft_wrap=True).print(f"all of it: {out}", markup=False, highlight=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace infinities and NaN by None: JSON has neither."""
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
