@@ -89,7 +89,7 @@ def test_commands_answer_in_a_line(policy: ServedModel) -> None:
 
 def test_a_schedule_means_nothing_in_a_conversation(policy: ServedModel) -> None:
     chat = Chat([policy], SamplingConfig())
-    assert "only PPO has a start and an end" in chat.command('/temperature {"start": 1, "end": 2}')
+    assert "which only alignkit ppo can follow" in chat.command('/temperature {"start": 1, "end": 2}')
 
 
 def test_a_conversation_that_grows_too_long_is_told(policy: ServedModel) -> None:

@@ -324,7 +324,7 @@ def test_a_model_without_a_cache_answers_slowly(
     for prompt, completion in zip(prompts(), completions, strict=True):
         theirs = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
         assert completion.token_ids == [token for token in theirs if token != STOP]
-    assert f"{type(model).__name__} keeps no key/value cache" in caplog.text
+    assert f"{type(model).__name__} has no key/value cache" in caplog.text
 
 
 def test_a_model_that_hides_its_state_is_refused() -> None:

@@ -50,7 +50,7 @@ def test_a_schedule_moves_in_a_straight_line() -> None:
 def test_a_schedule_is_refused_where_there_is_no_time() -> None:
     assert check_sampling(MOVING, over_time=True) == []
     assert check_sampling(MOVING)[0] == (
-        "sampling.temperature goes from 1.5 to 0.5, and only PPO has a start and an end: give one value"
+        "sampling.temperature is a schedule, from 1.5 to 0.5, which only alignkit ppo can follow: give one value"
     )
     assert len(check_sampling(MOVING)) == 3
 
@@ -80,7 +80,7 @@ def test_bounds_of_numbers_that_may_move(name: str, value: object, problem: str)
 
 def test_stop_strings() -> None:
     assert check_sampling(SamplingConfig(stop=["a", ""])) == [
-        "sampling.stop holds an empty text, which would end everything"
+        "sampling.stop holds an empty text, which would end every response"
     ]
     assert generation_config(SamplingConfig(stop=["\n\n"]), eos_ids=[2], pad_id=0).stop_strings == ["\n\n"]
 

@@ -1,7 +1,7 @@
 """The key/value cache of a batch whose rows come and go, laid out so that a step writes its column and copies nothing.
 
 Rows end in the same, newest column; what lies left of a row's first token is not its own, and the attention mask hides
-it. So a place in the batch is free for the next row as it is, and columns that no row reaches back to can go.
+it. So the slot of a row that ended is free for the next row as it is, and columns that no row reaches back to can go.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _ROOM = 32  # columns: what is there is copied once in as many steps
 
 
 class BatchCache:
-    """What a model remembers of its rows.
+    """The keys and values of a batch of rows.
 
     Args:
         cache: as the model made it of the first tokens of every row.
 
     Attributes:
         cache: to be handed to the model.
-        takes_rows: whether a row can be put into a place, and columns can go. Not where a model keeps something else
+        takes_rows: whether a row can be put into a slot, and columns can go. Not where a model keeps something else
             than keys and values by column, such as a recurrent state: there rows can only be dropped.
     """
 
@@ -34,17 +34,17 @@ class BatchCache:
         if self.takes_rows:
             cache.layers = [_with_room(layer) if type(layer) is DynamicLayer else layer for layer in layers]
 
-    def keep(self, places_K: Tensor) -> None:
-        """Drop all rows but these."""
-        self.cache.reorder_cache(places_K)
+    def keep(self, slots_K: Tensor) -> None:
+        """Drop all rows but those in these slots."""
+        self.cache.reorder_cache(slots_K)
 
-    def put(self, places_K: Tensor, other: BatchCache) -> None:
-        """Make K rows of another cache, of no more columns, the rows at these places."""
+    def put(self, slots_K: Tensor, other: BatchCache) -> None:
+        """Make K rows of another cache, of no more columns, the rows in these slots."""
         assert self.takes_rows, "this cache takes no rows"
         for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             for old, new in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
                 width = min(old.shape[-2], new.shape[-2])  # a window may be narrower than the columns
-                old[places_K, :, -width:] = new[:, :, -width:]
+                old[slots_K, :, -width:] = new[:, :, -width:]
 
     def narrow(self, width: int) -> None:
         """Keep the newest columns only."""
@@ -88,7 +88,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Keep the rows at these places."""
+        """Keep the rows in these slots."""
         super().reorder_cache(beam_idx)
         self._hold()
 

@@ -1,7 +1,7 @@
-"""What the sampling settings make of a model's logits: pure functions on tensors `[..., V]` of floats.
+"""The distribution that the sampling settings make of a model's logits: pure functions on tensors `[..., V]`.
 
 Each filter returns logits of the same shape with the tokens it takes out at minus infinity; the softmax of the result
-is the renormalised distribution. They agree with the logits processors of transformers' `generate`, in its order:
+is the renormalized distribution. They agree with the logits processors of transformers' `generate`, in its order:
 repetition penalty, temperature, top-k, top-p, min-p.
 """
 
@@ -15,7 +15,7 @@ from alignkit.sampling.settings import draws
 
 
 def distribution(logits: Tensor, sampling: SamplingConfig, previous_ids: Tensor | None = None) -> Tensor:
-    """The probabilities from which the next token is drawn.
+    """Compute the probabilities from which the next token is drawn.
 
     Args:
         logits: `[..., V]`, one row per next token; taken to float32.
@@ -27,14 +27,14 @@ def distribution(logits: Tensor, sampling: SamplingConfig, previous_ids: Tensor 
     Returns:
         `[..., V]` probabilities that sum to 1.
     """
-    logits = shaped(logits, sampling, previous_ids)
+    logits = filter_logits(logits, sampling, previous_ids)
     if draws(sampling):
         return logits.softmax(-1)
     return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
-def shaped(logits: Tensor, sampling: SamplingConfig, previous_ids: Tensor | None = None) -> Tensor:
-    """The logits of `distribution`, before it makes probabilities of them or takes the largest."""
+def filter_logits(logits: Tensor, sampling: SamplingConfig, previous_ids: Tensor | None = None) -> Tensor:
+    """Compute the logits of `distribution`, before it makes probabilities of them or takes the largest."""
     logits = logits.float()
     if sampling.repetition_penalty is not None:
         assert previous_ids is not None, "a repetition penalty needs the tokens before"
@@ -115,7 +115,7 @@ def apply_repetition_penalty(logits: Tensor, previous_ids: Tensor, penalty: floa
     """Make tokens that came before less likely (Keskar et al. 2019, §4.1).
 
     Their logits are divided by the penalty where positive and, as transformers does it, multiplied where negative.
-    1 changes nothing; below 1 repetition is favoured. A token counts once however often it came.
+    1 changes nothing; below 1 repetition is favored. A token counts once however often it came.
 
     Args:
         logits: `[..., V]`.
@@ -126,11 +126,11 @@ def apply_repetition_penalty(logits: Tensor, previous_ids: Tensor, penalty: floa
     # One column more than the vocabulary catches -1; scatter has no way to leave an entry out.
     seen = torch.zeros(*logits.shape[:-1], num_tokens + 1, dtype=torch.bool, device=logits.device)
     seen.scatter_(-1, previous_ids.where(previous_ids >= 0, num_tokens), True)
-    penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return torch.where(seen[..., :-1], penalised, logits)
+    penalized = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen[..., :-1], penalized, logits)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Shannon entropy −Σ p ln p in nats, `[..., V]` → `[...]`: 0 for a certain token, ln V where all are alike."""
+    """Compute the Shannon entropy −Σ p ln p in nats, `[..., V]` → `[...]`: 0 for a certain token, ln V where all are alike."""
     terms: Tensor = torch.special.entr(probabilities)
     return terms.sum(-1)

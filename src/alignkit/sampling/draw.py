@@ -1,6 +1,6 @@
 """A seeded draw that belongs to its row alone, whatever batch the row is drawn in.
 
-A random generator hands out numbers in the order they are asked for, so what a row gets would hang on its neighbours.
+A random generator hands out numbers in the order they are asked for, so what a row gets would depend on its neighbors.
 Here a random number is a function of (seed, row, step, token) instead: nothing is consumed, nothing has to be stored
 to go on later, and every device makes the same numbers.
 """
@@ -29,7 +29,7 @@ def draw(probabilities_BV: Tensor, *, seed: int, rows: Sequence[int | str], step
     Args:
         probabilities_BV: float32; need not sum to 1.
         seed: of the whole generation.
-        rows: B keys that tell the rows apart, such as their places in the input.
+        rows: B keys that tell the rows apart, such as their indices in the input.
         steps: how many tokens each row had drawn before.
 
     Returns:
@@ -47,7 +47,7 @@ def draw(probabilities_BV: Tensor, *, seed: int, rows: Sequence[int | str], step
 
 
 def race_keys(seed: int, rows: Sequence[int | str], steps: Sequence[int], device: torch.device) -> Tensor:
-    """What makes the random numbers of each row at its step: `[B, 2]` int32, a hash."""
+    """Hash seed, row and step into the key of each row's random numbers, `[B, 2]` int32."""
     digests = [
         blake2b(f"{seed} {row} {step}".encode(), digest_size=8).digest() for row, step in zip(rows, steps, strict=True)
     ]
@@ -56,7 +56,7 @@ def race_keys(seed: int, rows: Sequence[int | str], steps: Sequence[int], device
 
 
 def exponentials(keys_B2: Tensor, numbers: Tensor) -> Tensor:
-    """Independent Exp(1) numbers `[B, N]` in float32, from 2⁻³² to 16.6, a function of (key, number).
+    """Make independent Exp(1) numbers `[B, N]` in float32, from 2⁻³² to 16.6, a function of (key, number).
 
     The number is scrambled, then encrypted under the key (the construction of Even & Mansour 1997 around a 32-bit
     mixer). The 31 bits used mean that odds longer than 1e-9 are met only roughly.
@@ -73,22 +73,22 @@ def exponentials(keys_B2: Tensor, numbers: Tensor) -> Tensor:
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """The same on the device, without waiting for what the device has to do before."""
+    """Copy a tensor to the device without waiting for the work that is queued there."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def _race(weights_BN: Tensor, exponentials_BN: Tensor) -> Tensor:
-    """`[B, 1]` places of those that arrive first."""
+    """`[B, 1]` positions of those that arrive first."""
     return (weights_BN / exponentials_BN).argmax(-1, keepdim=True)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """The 32-bit mixer `lowbias32` (Wellons, hash-prospector, 2018), in place: each bit in sways each bit out."""
+    """The 32-bit mixer `lowbias32` (Wellons, hash-prospector, 2018), in place: each bit of the input affects every bit of the output."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
         bits.bitwise_xor_(_shifted(bits, shift)).mul_(factor)
     return bits.bitwise_xor_(_shifted(bits, 16))
 
 
-def _shifted(bits: Tensor, places: int) -> Tensor:
+def _shifted(bits: Tensor, num_bits: int) -> Tensor:
     """Shift right with zeros coming in; torch's own shift of int32 repeats the sign."""
-    return bits.bitwise_right_shift(places).bitwise_and_(0xFFFFFFFF >> places)
+    return bits.bitwise_right_shift(num_bits).bitwise_and_(0xFFFFFFFF >> num_bits)

@@ -18,18 +18,18 @@ from transformers import PreTrainedModel
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
 from alignkit.sampling.cache import BatchCache
-from alignkit.sampling.distribution import shaped
+from alignkit.sampling.distribution import filter_logits
 from alignkit.sampling.draw import draw, upload
 from alignkit.sampling.settings import draws
 
 logger = logging.getLogger(__name__)
 
-_CHANGE = 1 / 8  # of the rows have ended: a pass over a few prompts costs about as much as one over one
+_REFILL = 1 / 8  # of the rows have ended: a pass over a few prompts costs about as much as one over one
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model said to one prompt.
+    """A response of the model to one prompt.
 
     Attributes:
         token_ids: the response, without the end token; a stop string's tokens are in it.
@@ -69,22 +69,22 @@ def generate(
     """Complete every prompt.
 
     Prompts of like length share a batch, the longest first, so that a batch too large for the memory fails at once; the
-    place of a row that ended goes to the next prompt. What a row draws is a function of (seed, its key, step) and the
+    slot of a row that ended goes to the next prompt. What a row draws is a function of (seed, its key, step) and the
     model's logits alone: the batch size changes no token, except where the rounding of the logits decides. With a batch
     size of 1 the shapes are a function of the row alone too, and so is every bit.
 
     Args:
         model: a causal language model, a PEFT model too; without a key/value cache it is slow.
         prompts: token ids, at least one each.
-        sampling: settings without problems (see `settings.check`).
+        sampling: settings without problems (see `check_sampling`).
         eos_ids: the tokens that end a response; they are not drawn before `min_new_tokens`.
         pad_id: any valid id; it fills the left of shorter prompts, unseen.
         seed: of every draw.
         batch_size: most prompts at once.
-        keys: what tells the rows' draws apart, one for each prompt; None takes their places 0, 1, ….
+        keys: what tells the rows' draws apart, one for each prompt; None takes their indices 0, 1, ….
         decode: token ids to text; only `sampling.stop` asks for it.
-        on_progress: told how many completions are finished, each time some are.
-        on_token: told the place of a prompt and a token of its response, as it is drawn.
+        on_progress: called with the number of finished completions, each time one finishes.
+        on_token: called with the index of a prompt and a token of its response, as it is drawn.
 
     Returns:
         One completion per prompt, in the order of the prompts.
@@ -96,8 +96,8 @@ def generate(
     assert decode is not None or not sampling.stop, "stop strings are looked for in text"
     _check_lengths(model, prompts, sampling.max_new_tokens)
     keys = range(len(prompts)) if keys is None else keys
-    rows = [_Row(place, prompt, key) for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True))]
-    waiting = sorted(rows, key=lambda row: (len(row.prompt), -row.place))
+    rows = [_Row(index, prompt, key) for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))]
+    waiting = sorted(rows, key=lambda row: (len(row.prompt), -row.index))
     batch = _Batch(model, waiting, batch_size, sampling, eos_ids, pad_id, seed, decode, on_token)
     was_training = model.training
     model.train(False)
@@ -112,7 +112,7 @@ def generate(
 
 
 def cut_at_stop(text: str, sampling: SamplingConfig) -> str:
-    """A response's text up to the first stop string in it."""
+    """Cut a response's text at the first stop string in it."""
     return text[: min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=len(text))]
 
 
@@ -121,7 +121,7 @@ class _Row:
     """A prompt in flight.
 
     Attributes:
-        place: among the prompts.
+        index: among the prompts.
         prompt: its tokens.
         key: what tells its draws apart.
         drawn: the response so far.
@@ -129,7 +129,7 @@ class _Row:
         completion: once it has ended.
     """
 
-    place: int
+    index: int
     prompt: Sequence[int]
     key: int | str
     drawn: list[int] = field(default_factory=list)
@@ -142,7 +142,7 @@ class _Row:
 
 
 class _Batch:
-    """The rows in flight, right-aligned in columns: places of rows that ended go to those that wait.
+    """The rows in flight, right-aligned in columns: slots of rows that ended go to those that wait.
 
     Args:
         waiting: the next one last.
@@ -170,29 +170,29 @@ class _Batch:
         self.takes_positions, self.keeps_cache = "position_ids" in parameters, "past_key_values" in parameters
         if not self.keeps_cache:
             self.size = 1  # a state that runs over the tokens may run over padding too
-            _say_slow(type(base).__name__)
+            _warn_slow(type(base).__name__)
         self.rows: list[_Row] = []
 
     def run(self) -> Iterator[_Row]:
-        """Every row when it has ended."""
+        """Yield every row when it has ended."""
         while self.waiting:
             self.rows = self._next(self.size)
             self.ids_BS, self.logits_BV, self.cache = self._prefill(self.rows)
             while True:
                 ids_B = self._draw()
                 yield from self._record(ids_B)
-                ended = [place for place, row in enumerate(self.rows) if row.completion is not None]
+                ended = [slot for slot, row in enumerate(self.rows) if row.completion is not None]
                 if len(ended) == len(self.rows):
                     break
                 self._feed(ids_B, ended)
-                if len(ended) >= _CHANGE * len(self.rows):
-                    self._change(ended)
+                if len(ended) >= _REFILL * len(self.rows):
+                    self._refill(ended)
 
     def _next(self, num_rows: int) -> list[_Row]:
         return [self.waiting.pop() for _ in range(min(num_rows, len(self.waiting)))]
 
     def _prefill(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor, BatchCache]:
-        """The tokens of prompts `[B, S]`, -1 on padding, and what the model makes of them."""
+        """Tokens of prompts `[B, S]`, -1 on padding, the logits behind them `[B, V]`, and their cache."""
         width = max(len(row.prompt) for row in rows)
         padded = [[-1] * (width - len(row.prompt)) + list(row.prompt) for row in rows]
         ids_BS = torch.tensor(padded, device=self.model.device)
@@ -200,27 +200,27 @@ class _Batch:
         return ids_BS, logits_BV, BatchCache(cache)
 
     def _feed(self, ids_B: Tensor, ended: Sequence[int]) -> None:
-        """Make the drawn tokens the newest column; a row that ended is fed padding until its place is taken."""
+        """Make the drawn tokens the newest column; a row that ended is fed padding until its slot is taken."""
         if ended:
-            ids_B = ids_B.index_fill(0, self._places(ended), -1)
+            ids_B = ids_B.index_fill(0, self._on_device(ended), -1)
         self.ids_BS = torch.cat([self.ids_BS, ids_B[:, None]], dim=-1)
         self.logits_BV, _ = self._forward(self.ids_BS, self.cache.cache)
 
-    def _change(self, ended: Sequence[int]) -> None:
-        """Give the places of rows that ended to the next prompts; where none waits, drop them."""
+    def _refill(self, ended: Sequence[int]) -> None:
+        """Give the slots of rows that ended to the next prompts; where none waits, drop them."""
         fresh = self._next(len(ended)) if self.cache.takes_rows else []
         if fresh:
             ids_KS, logits_KV, cache = self._prefill(fresh)
-            taken_K, width = self._places(ended[: len(fresh)]), self.ids_BS.shape[-1]
-            self.ids_BS[taken_K] = pad(ids_KS, (width - ids_KS.shape[-1], 0), value=-1)
-            self.logits_BV[taken_K] = logits_KV
-            self.cache.put(taken_K, cache)
-            for place, row in zip(ended, fresh, strict=False):
-                self.rows[place] = row
+            slots_K, width = self._on_device(ended[: len(fresh)]), self.ids_BS.shape[-1]
+            self.ids_BS[slots_K] = pad(ids_KS, (width - ids_KS.shape[-1], 0), value=-1)
+            self.logits_BV[slots_K] = logits_KV
+            self.cache.put(slots_K, cache)
+            for slot, row in zip(ended, fresh, strict=False):
+                self.rows[slot] = row
         if len(fresh) < len(ended):
-            kept = [place for place, row in enumerate(self.rows) if row.completion is None]
-            kept_K = self._places(kept)
-            self.rows = [self.rows[place] for place in kept]
+            kept = [slot for slot, row in enumerate(self.rows) if row.completion is None]
+            kept_K = self._on_device(kept)
+            self.rows = [self.rows[slot] for slot in kept]
             self.ids_BS, self.logits_BV = self.ids_BS[kept_K], self.logits_BV[kept_K]
             self.cache.keep(kept_K)
         width = max(row.length for row in self.rows)
@@ -228,8 +228,8 @@ class _Batch:
             self.ids_BS = self.ids_BS[:, -width:]
             self.cache.narrow(width)
 
-    def _places(self, places: Sequence[int]) -> Tensor:
-        return upload(torch.tensor(places), self.model.device)
+    def _on_device(self, slots: Sequence[int]) -> Tensor:
+        return upload(torch.tensor(slots), self.model.device)
 
     def _forward(self, ids_BS: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the next token, and the cache, which has seen all columns but the newest; None has seen none."""
@@ -253,25 +253,25 @@ class _Batch:
     def _draw(self) -> Tensor:
         """The next token of each row."""
         logits_BV, sampling = self.logits_BV, self.sampling
-        held = [place for place, row in enumerate(self.rows) if len(row.drawn) < sampling.min_new_tokens]
-        if held:
+        may_not_end = [slot for slot, row in enumerate(self.rows) if len(row.drawn) < sampling.min_new_tokens]
+        if may_not_end:
             logits_BV = logits_BV.clone()
-            logits_BV[self._places(held)[:, None], self.eos_ids] = -torch.inf
-        logits_BV = shaped(logits_BV, sampling, self.ids_BS)
+            logits_BV[self._on_device(may_not_end)[:, None], self.eos_ids] = -torch.inf
+        logits_BV = filter_logits(logits_BV, sampling, self.ids_BS)
         if not draws(sampling):
             return logits_BV.argmax(-1)
         keys, steps = [row.key for row in self.rows], [len(row.drawn) for row in self.rows]
         return draw(logits_BV.softmax(-1), seed=self.seed, rows=keys, steps=steps)
 
     def _record(self, ids_B: Tensor) -> Iterator[_Row]:
-        """Note the drawn tokens; the rows that end with them."""
+        """Note the drawn tokens, and yield the rows that end with them."""
         logprobs_B = self.logits_BV.log_softmax(-1).gather(-1, ids_B[:, None]).squeeze(-1)
         ids, logprobs = torch.stack([ids_B.float(), logprobs_B]).tolist()  # at once: each look waits for the device
         for row, token, logprob in zip(self.rows, map(int, ids), logprobs, strict=True):
             if row.completion is not None:
                 continue
             if not math.isfinite(logprob):
-                raise ModelError(f"prompt {row.place + 1}: the model's logits are not finite numbers")
+                raise ModelError(f"prompt {row.index + 1}: the model's logits are not finite numbers")
             row.logprobs.append(logprob)
             reason = self._reason(row, token)
             if reason is not None:
@@ -285,12 +285,12 @@ class _Batch:
             return "stop"
         row.drawn.append(token)
         if self.on_token is not None:
-            self.on_token(row.place, token)
-        if self._says_stop(row.drawn):
+            self.on_token(row.index, token)
+        if self._ends_in_stop_string(row.drawn):
             return "stop_string"
         return "length" if len(row.drawn) == self.sampling.max_new_tokens else None
 
-    def _says_stop(self, drawn: list[int]) -> bool:
+    def _ends_in_stop_string(self, drawn: list[int]) -> bool:
         if not self.sampling.stop:
             return False
         assert self.decode is not None
@@ -301,8 +301,10 @@ class _Batch:
 
 
 @cache
-def _say_slow(model: str) -> None:
-    logger.warning("%s keeps no key/value cache: its responses come one by one, each read anew for every token", model)
+def _warn_slow(model: str) -> None:
+    logger.warning(
+        "%s has no key/value cache: it generates one response at a time, and rereads it for every token", model
+    )
 
 
 def _check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""The sampling section: what in it contradicts itself, and what it says in transformers' words."""
+"""The sampling section: its contradictions, its schedules, and the same settings as transformers has them."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ SCHEDULABLE = (*DRAW_SETTINGS, "repetition_penalty")
 
 
 def draws(sampling: SamplingConfig) -> bool:
-    """Whether tokens are drawn, or the likeliest is taken: `do_sample`, else whether a setting of a draw is there."""
+    """Tell whether tokens are drawn, or the likeliest is taken: `do_sample`, else whether a setting of a draw is set."""
     if sampling.do_sample is not None:
         return sampling.do_sample
     return any(getattr(sampling, name) is not None for name in DRAW_SETTINGS)
 
 
 def check_sampling(sampling: SamplingConfig, prefix: str = "sampling.", *, over_time: bool = False) -> list[str]:
-    """One line for each setting that would have no effect or contradicts another; empty where all is well.
+    """Return one line for each setting that would have no effect or contradicts another.
 
     The bounds of each setting alone are `config.out_of_bounds`' to check.
 
     Args:
         sampling: the section.
         prefix: of its settings' names.
-        over_time: whoever asks goes from a start to an end, so that a schedule means something.
+        over_time: the settings are those of a training, over which a schedule runs.
     """
     problems = []
     for name in SCHEDULABLE if not over_time else ():
         if isinstance(value := getattr(sampling, name), dict):
             problems.append(
-                f"{prefix}{name} goes from {value['start']} to {value['end']}, and only PPO has a start and an end: "
+                f"{prefix}{name} is a schedule, from {value['start']} to {value['end']}, which only alignkit ppo can follow: "
                 "give one value"
             )
-    problems += [f"{prefix}stop holds an empty text, which would end everything" for text in sampling.stop if not text]
+    problems += [
+        f"{prefix}stop holds an empty text, which would end every response" for text in sampling.stop if not text
+    ]
     if not draws(sampling):
         for name in DRAW_SETTINGS:
             if (value := getattr(sampling, name)) is not None:
@@ -54,7 +56,7 @@ def check_sampling(sampling: SamplingConfig, prefix: str = "sampling.", *, over_
 
 
 def sampling_at(sampling: SamplingConfig, progress: float) -> SamplingConfig:
-    """The settings in force at a moment: what goes from a start to an end has moved there in a straight line.
+    """Return the settings at a point of training: what has a start and an end is interpolated linearly.
 
     Args:
         sampling: settings without problems (see `check_sampling` with `over_time`).
@@ -73,7 +75,7 @@ def sampling_at(sampling: SamplingConfig, progress: float) -> SamplingConfig:
 
 
 def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_id: int) -> GenerationConfig:
-    """The section as transformers knows it, for `model.generate` and for the folder of a saved model.
+    """Return the section as transformers has it, for `model.generate` and for the folder of a saved model.
 
     What `generate` finds unset it takes from the model's own generation config, where many models ship a temperature
     and truncations, and then from its own defaults, which keep the top 50. So everything that shapes the distribution
@@ -113,7 +115,7 @@ def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_i
 
 
 def stop_ids(model: PreTrainedModel, end_id: int) -> list[int]:
-    """The token that ends a turn of the template, then whatever else the model's own generation config stops at."""
+    """Return the token that ends a turn of the template, then those at which the model's own generation config stops."""
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     others = known if isinstance(known, list) else [] if known is None else [known]
     return list(dict.fromkeys([end_id, *others]))
