@@ -131,6 +131,6 @@ def apply_repetition_penalty(logits: Tensor, previous_ids: Tensor, penalty: floa
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Compute the Shannon entropy −Σ p ln p in nats, `[..., V]` → `[...]`: 0 for a certain token, ln V where all are alike."""
+    """Compute the Shannon entropy −Σ p ln p in nats, `[..., V]` → `[...]`: 0 for a certain token, ln V for uniform."""
     terms: Tensor = torch.special.entr(probabilities)
     return terms.sum(-1)

@@ -83,7 +83,7 @@ def _race(weights_BN: Tensor, exponentials_BN: Tensor) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """The 32-bit mixer `lowbias32` (Wellons, hash-prospector, 2018), in place: each bit of the input affects every bit of the output."""
+    """The 32-bit mixer `lowbias32` (Wellons, hash-prospector, 2018), in place: every bit in affects every bit out."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
         bits.bitwise_xor_(_shifted(bits, shift)).mul_(factor)
     return bits.bitwise_xor_(_shifted(bits, 16))

@@ -14,7 +14,7 @@ SCHEDULABLE = (*DRAW_SETTINGS, "repetition_penalty")
 
 
 def draws(sampling: SamplingConfig) -> bool:
-    """Tell whether tokens are drawn, or the likeliest is taken: `do_sample`, else whether a setting of a draw is set."""
+    """Tell whether tokens are drawn or the likeliest is taken: `do_sample`, else whether a draw setting is given."""
     if sampling.do_sample is not None:
         return sampling.do_sample
     return any(getattr(sampling, name) is not None for name in DRAW_SETTINGS)
@@ -34,8 +34,8 @@ def check_sampling(sampling: SamplingConfig, prefix: str = "sampling.", *, over_
     for name in SCHEDULABLE if not over_time else ():
         if isinstance(value := getattr(sampling, name), dict):
             problems.append(
-                f"{prefix}{name} is a schedule, from {value['start']} to {value['end']}, which only alignkit ppo can follow: "
-                "give one value"
+                f"{prefix}{name} is a schedule, from {value['start']} to {value['end']}, which only alignkit ppo can "
+                "follow: give one value"
             )
     problems += [
         f"{prefix}stop holds an empty text, which would end every response" for text in sampling.stop if not text
@@ -115,7 +115,7 @@ def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_i
 
 
 def stop_ids(model: PreTrainedModel, end_id: int) -> list[int]:
-    """Return the token that ends a turn of the template, then those at which the model's own generation config stops."""
+    """Return the token that ends a turn of the template, then those at which the model's generation config stops."""
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     others = known if isinstance(known, list) else [] if known is None else [known]
     return list(dict.fromkeys([end_id, *others]))
