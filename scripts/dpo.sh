@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Preferences without a reward model, as two stages: SFT, then DPO from its run directory.
+# Learn from preferences without a reward model, in two stages: SFT, then DPO from its run directory.
 #
-#   bash scripts/dpo.sh                                       # seconds: a tiny random model on rows that ship
+#   bash scripts/dpo.sh                                       # seconds: a tiny random model on demo rows
 #   bash scripts/dpo.sh NAME MODEL ROWS PAIRS [key=value]...  # yours: a hub id or folder, rows, chosen/rejected pairs
 #
 # Words after PAIRS (such as train.max_steps=50) go to both stages.

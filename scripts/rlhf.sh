@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# RLHF as three stages, each naming the one before by its run directory: SFT, a reward model, PPO.
+# RLHF in three stages: SFT, a reward model, PPO. Each stage takes the run directory of the one before as its model.
 #
-#   bash scripts/rlhf.sh                                       # seconds: a tiny random model on rows that ship
+#   bash scripts/rlhf.sh                                       # seconds: a tiny random model on demo rows
 #   bash scripts/rlhf.sh NAME MODEL ROWS PAIRS [key=value]...  # yours: a hub id or folder, rows, chosen/rejected pairs
 #
-# Words after PAIRS go to every stage, or, after its name and a colon, to one: seed=1 sft:template=chatml
-# sft:train.max_steps=50 ppo:ppo.num_updates=20. The template of later stages is that of the SFT run.
+# Words after PAIRS go to every stage; a word that begins with a stage and a colon goes to that stage: seed=1
+# sft:template=chatml sft:train.max_steps=50 ppo:ppo.num_updates=20. Later stages use the template of the SFT run.
 set -euo pipefail
 name=${1:-rlhf}
 if [ $# -eq 0 ]; then

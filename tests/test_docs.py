@@ -38,7 +38,7 @@ NUM_COMMANDS = {
     "docs/data.md": (2, 2),
     "docs/performance.md": (6, 0),
     "docs/ppo.md": (5, 2),
-    "docs/python.md": (1, 1),
+    "docs/python.md": (0, 0),
     "docs/scaling.md": (6, 2),
     "docs/settings.md": (0, 0),
 }
@@ -174,8 +174,10 @@ def run_page(page: str, main: Main) -> None:
 
 
 def shorter(command: Command) -> list[str]:
-    short = ["sampling.max_new_tokens=8"] if command.words[1] in ("sft", "generate", "dpo") else []
-    return short + (["train.max_steps=10"] if "name=longer" in command.words else [])
+    short = {"sft": "sampling.max_new_tokens=8", "generate": "sampling.max_new_tokens=8"}
+    short |= {"dpo": "sampling.max_new_tokens=8", "ppo": "ppo.num_updates=2"}
+    words = [short[command.words[1]]] if command.words[1] in short else []
+    return words + (["train.max_steps=10"] if "name=longer" in command.words else [])
 
 
 def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -244,7 +246,9 @@ def test_readme_runs_from_a_fresh_clone(readme_runs: Path) -> None:
     assert (readme_runs / "runs/sft/notebook/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("page", [page for page in TEXTS if page != "README.md" and NUM_COMMANDS[page][1]])
+@pytest.mark.parametrize(
+    "page", [page for page in TEXTS if page != "README.md" and (NUM_COMMANDS[page][1] or blocks(page, "python"))]
+)
 def test_the_commands_of_a_page_run_after_those_of_the_readme(
     page: str, readme_runs: Path, tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,3 +352,25 @@ def test_the_readme_links_every_page_and_is_short() -> None:
 @pytest.mark.parametrize("page", [page for page in TEXTS if page != "README.md"])
 def test_a_page_says_first_what_it_answers(page: str) -> None:
     assert TEXTS[page].splitlines()[2].startswith("This page answers: ")
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def named_paths() -> Iterator[str]:
+    """Each file or folder that CONTRIBUTING names, in its sentences or in its drawings."""
+    for word in re.findall(r"[\w./<>-]*/[\w./<>-]*|[\w-]+\.(?:py|yaml|md|toml|txt)\b", CONTRIBUTING):
+        if "NAME" not in word and not word.startswith((".venv/", "//")):
+            yield word.strip(".")
+
+
+@pytest.mark.parametrize("word", sorted(set(named_paths())))
+def test_a_path_that_contributing_names_exists(word: str) -> None:
+    pattern = re.sub(r"<\w+>", "*", word)
+    assert [*ROOT.glob(pattern), *(ROOT / "src" / "alignkit").glob(pattern)]
+
+
+@pytest.mark.parametrize(("path", "name"), re.findall(r"`([\w/.]+\.py): (\w+)`", CONTRIBUTING))
+def test_a_name_that_contributing_places_in_a_file_is_there(path: str, name: str) -> None:
+    text = (ROOT / "src" / "alignkit" / path).read_text(encoding="utf-8")
+    assert re.search(rf"^(def |class )?{name}\b", text, re.MULTILINE)
