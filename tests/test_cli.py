@@ -64,6 +64,15 @@ def test_every_command_has_help_with_an_example_or_its_words(main: Main, command
     assert command in main("--help")[1]
 
 
+def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
+    out = " ".join(main("dpo", "--help")[1].split())
+    assert (
+        "Settings are name, seed, resume, overwrite, early_stopping, samples and the sections model, data, template, "
+        "lora, train, sampling and reference; --cfg job shows them all with their values. The run is written to "
+        "runs/dpo/<name>."
+    ) in out
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

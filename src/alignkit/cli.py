@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -11,18 +12,38 @@ from typing import Annotated, Any
 
 import typer
 
+from alignkit.config import JOBS
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(
     name="alignkit",
-    help="Take a pretrained language model through alignment, exactly.",
+    help="Align a pretrained language model by SFT, reward models, DPO and PPO, and measure the result.",
     rich_markup_mode=None,  # Rich doubles the time of --help
     pretty_exceptions_enable=False,  # a traceback with locals can print tokens
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-STAGES = ("sft", "reward", "dpo", "ppo")
+# What each stage does, and an example of its settings.
+STAGES = {
+    "sft": (
+        "Train a model by supervised fine-tuning (SFT). The loss sees the response, never the prompt.",
+        "config=configs/smoke/sft.yaml train.learning_rate=1e-4",
+    ),
+    "reward": (
+        "Train a reward model on chosen/rejected pairs. Its accuracy is measured on held-out pairs.",
+        "config=configs/smoke/reward.yaml model=run model.name=runs/sft/smoke template=native",
+    ),
+    "dpo": (
+        "Train a policy by direct preference optimization (DPO). It learns from chosen/rejected pairs, without a "
+        "reward model.",
+        "config=configs/smoke/dpo.yaml model=run model.name=runs/sft/smoke template=native train.beta=0.1",
+    ),
+    "ppo": (
+        "Train a policy by PPO against any reward. A reward is a reward model, a classifier, or a Python function.",
+        "config=configs/smoke/ppo.yaml ppo.num_updates=20",
+    ),
+}
 SHOWN = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -42,21 +63,39 @@ def _complete(context: typer.Context, incomplete: str) -> list[str]:
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[config=FILE] [key=value]...", help="Files and settings; later ones win.", autocompletion=_complete
+        metavar="[config=FILE] [key=value]...",
+        help="Configuration files and settings. A later one overrides an earlier one.",
+        autocompletion=_complete,
     ),
 ]
 RunsAndWords = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN... [key=value]...",
-        help="Run directories, model folders or hub ids; and settings.",
+        help="Run directories, model folders or hub ids, and settings.",
         autocompletion=_complete,
     ),
 ]
 Reward = Annotated[
-    str | None, typer.Option(help="Score responses with file.py:function, a reward run, or CLASSIFIER#LABEL.")
+    str | None, typer.Option(help="Reward of a response: file.py:function, a reward run, or CLASSIFIER#LABEL.")
 ]
-ConfigDir = Annotated[Path | None, typer.Option(help="Folder with your own model/, data/, lora/ … options.")]
+Prompt = Annotated[list[str] | None, typer.Option(help="A prompt. It may be given several times.")]
+Prompts = Annotated[Path | None, typer.Option(help="Data file of prompts. A .txt file holds one prompt per line.")]
+Html = Annotated[Path | None, typer.Option(help="Also write the result to this file, as one self-contained HTML page.")]
+Json = Annotated[Path | None, typer.Option(help="Also write all results to this file, as JSON.")]
+JsonLines = Annotated[
+    Path | None, typer.Option(help="Write the result to this file, as JSON lines, instead of the terminal.")
+]
+ConfigDir = Annotated[
+    Path | None, typer.Option(help="Folder with group options of your own in model/, data/, lora/, …")
+]
+Cfg = Annotated[str | None, typer.Option(help="Print the composed configuration (job, hydra or all), and run nothing.")]
+Multirun = Annotated[
+    bool, typer.Option("--multirun", "-m", help="Run every combination of the settings that have several values.")
+]
+Info = Annotated[
+    str | None, typer.Option(help=f"Print how the configuration is composed ({', '.join(INFO)}), and run nothing.")
+]
 
 
 def _runs_and_words(words: list[str]) -> tuple[list[str], list[str]]:
@@ -80,83 +119,31 @@ def _root(
     pass
 
 
-Cfg = Annotated[str | None, typer.Option(help="Show the composed job, hydra or all; run nothing.")]
-Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Run every combination of a sweep.")]
-Info = Annotated[str | None, typer.Option(help=f"Show how it is composed: {', '.join(INFO)}.")]
+def _register(stage: str, what: str, example: str) -> None:
+    @app.command(stage, help=f"{what}\n\nalignkit {stage} {example}\n\n{_settings_of(stage)}")
+    def command(
+        words: Words = None,
+        cfg: Cfg = None,
+        multirun: Multirun = False,
+        config_dir: ConfigDir = None,
+        info: Info = None,
+    ) -> None:
+        _launch(stage, words, cfg, multirun, config_dir, info)
 
 
-@app.command()
-def sft(
-    words: Words = None,
-    cfg: Cfg = None,
-    multirun: Multirun = False,
-    config_dir: ConfigDir = None,
-    info: Info = None,
-) -> None:
-    """Supervised fine-tuning: the loss sees the response, never the prompt.
-
-    alignkit sft config=configs/smoke/sft.yaml train.learning_rate=1e-4
-
-    Settings are name, seed, resume, overwrite, samples, early_stopping and the sections model, data, template, lora,
-    sampling and train; --cfg job shows them all with their values. The run is written to runs/sft/<name>.
-    """
-    _launch("sft", words, cfg, multirun, config_dir, info)
+def _settings_of(stage: str) -> str:
+    """Where the settings of a stage are found, and which there are."""
+    fields = dataclasses.fields(JOBS[stage])
+    sections = [item.name for item in fields if "Config" in str(item.type) or "dict" in str(item.type)]
+    plain = [item.name for item in fields if item.name not in sections]
+    return (
+        f"Settings are {', '.join(plain)} and the sections {', '.join(sections[:-1])} and {sections[-1]}; "
+        f"--cfg job shows them all with their values. The run is written to runs/{stage}/<name>."
+    )
 
 
-@app.command()
-def reward(
-    words: Words = None,
-    cfg: Cfg = None,
-    multirun: Multirun = False,
-    config_dir: ConfigDir = None,
-    info: Info = None,
-) -> None:
-    """A reward model from chosen/rejected pairs, with a report card on held-out ones.
-
-    alignkit reward config=configs/smoke/reward.yaml model=run model.name=runs/sft/smoke template=native
-
-    Settings are name, seed, resume, overwrite, early_stopping, use_margin and the sections model, data, template, lora
-    and train; --cfg job shows them all with their values. The run is written to runs/reward/<name>.
-    """
-    _launch("reward", words, cfg, multirun, config_dir, info)
-
-
-@app.command()
-def dpo(
-    words: Words = None,
-    cfg: Cfg = None,
-    multirun: Multirun = False,
-    config_dir: ConfigDir = None,
-    info: Info = None,
-) -> None:
-    """Direct preference optimisation: a better policy from chosen/rejected pairs, without a reward model.
-
-    alignkit dpo config=configs/smoke/dpo.yaml model=run model.name=runs/sft/smoke template=native train.beta=0.1
-
-    Settings are name, seed, resume, overwrite, samples, early_stopping and the sections model, reference, data,
-    template, lora, sampling and train; --cfg job shows them all with their values. The run is written to
-    runs/dpo/<name>.
-    """
-    _launch("dpo", words, cfg, multirun, config_dir, info)
-
-
-@app.command()
-def ppo(
-    words: Words = None,
-    cfg: Cfg = None,
-    multirun: Multirun = False,
-    config_dir: ConfigDir = None,
-    info: Info = None,
-) -> None:
-    """Reinforcement learning from any reward by PPO: a reward model, a classifier, or your own Python function.
-
-    alignkit ppo config=configs/smoke/ppo.yaml ppo.num_updates=20
-
-    Settings are name, seed, resume, overwrite, samples, early_stopping, reward and the sections model, data, template,
-    lora, sampling, ppo, value and train; --cfg job shows them all with their values. The run is written to
-    runs/ppo/<name>.
-    """
-    _launch("ppo", words, cfg, multirun, config_dir, info)
+for _stage, _texts in STAGES.items():
+    _register(_stage, *_texts)
 
 
 def _launch(
@@ -172,19 +159,24 @@ def _launch(
 
 @app.command()
 def inspect(
-    stage: Annotated[str, typer.Argument(help=", ".join(STAGES))],
+    stage: Annotated[str, typer.Argument(help=f"The stage whose data to show: {', '.join(STAGES)}.")],
     words: Words = None,
-    rows: Annotated[int, typer.Option(help="How many rows to show.", min=0)] = 5,
-    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print every kept row as one JSON object, nothing else.")
-    ] = False,
+    rows: Annotated[int, typer.Option(help="Number of rows to show.", min=0)] = 5,
+    html: Html = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per kept row, and nothing else.")] = False,
     assert_: Annotated[
-        Path | None, typer.Option("--assert", help="Compare with a saved --json; exit 2 and show where they differ.")
+        Path | None,
+        typer.Option(
+            "--assert",
+            help="Compare with a saved output of --json. Where they differ, show how and exit with status 2.",
+        ),
     ] = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """See exactly what the loss sees, or what PPO's policy is asked, without loading a model."""
+    """Show the tokens and the loss mask of each row.
+
+    For ppo, show the prompts. No weights are loaded.
+    """
     from importlib import import_module
 
     from alignkit.errors import ConfigError, check_writable, did_you_mean
@@ -204,13 +196,15 @@ def inspect(
 
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(help="A run directory, a model folder or a hub id.")],
+    run: Annotated[str, typer.Argument(help="Run directory, model folder or hub id.")],
     words: Words = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A data file of prompts; .txt holds one a line.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of the terminal.")] = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    out: JsonLines = None,
 ) -> None:
-    """Answer prompts with a model, rendered by the template it was trained with.
+    """Generate responses to prompts.
+
+    The prompts are rendered by the chat template that the model was trained with.
 
     alignkit generate runs/sft/tiny --prompt "Repeat the word." sampling.temperature=0.7 sampling.top_k=50
     """
@@ -225,11 +219,15 @@ def generate(
 @app.command()
 def next(
     words: RunsAndWords,
-    prompt: Annotated[str, typer.Option(help="What the model is asked.")],
-    response: Annotated[str | None, typer.Option(help="Walk along this response instead.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
+    prompt: Annotated[str, typer.Option(help="The prompt.")],
+    response: Annotated[
+        str | None, typer.Option(help="Show every token of this response instead of the first one.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw the distribution into this PNG file.")] = None,
 ) -> None:
-    """Look at the distribution of the next token: probability, rank, entropy, before and after truncation.
+    """Show the distribution of the next token.
+
+    For each token: probability and rank, before and after truncation. For the distribution: the entropy.
 
     alignkit next runs/sft/tiny --prompt "Repeat the word moon." sampling=nucleus temperatures=[0.5,1,2]
     """
@@ -246,7 +244,9 @@ def next(
 
 @app.command()
 def chat(words: RunsAndWords) -> None:
-    """Talk with one or several models, in the template they were trained with; /help says what else can be typed.
+    """Chat with one or several models.
+
+    Each model uses the chat template it was trained with. Type /help for the commands of the chat.
 
     alignkit chat runs/sft/base runs/sft/tuned sampling.temperature=0.7 system="Be brief."
     """
@@ -272,13 +272,15 @@ def _typed_lines() -> Iterator[str]:
 @app.command()
 def compare(
     words: RunsAndWords,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A data file of prompts; .txt holds one a line.")] = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     reward: Reward = None,
-    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
+    html: Html = None,
+    out: Json = None,
 ) -> None:
-    """The same prompts through several models, side by side; the first is the one the others are held against.
+    """Compare the responses of several models to the same prompts.
+
+    The first model is the baseline.
 
     alignkit compare runs/sft/base runs/sft/tuned --prompts prompts.txt --html compare.html logprobs=true
     """
@@ -297,16 +299,25 @@ def compare(
 def evaluate(
     words: RunsAndWords,
     reward: Reward = None,
-    reference: Annotated[str | None, typer.Option(help="The model to measure the KL divergence from.")] = None,
-    pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs, for the implicit reward.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval instead: names or YAML files, a,b.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Reference model. The KL divergence from it is measured.")
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(help="File of chosen/rejected pairs. The accuracy of the implicit reward is measured on them."),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Run these lm-eval tasks instead: names or YAML files, with commas between them.")
+    ] = None,
+    out: Json = None,
 ) -> None:
-    """Measure models on held-out rows; without a data section, on those the first run held out itself.
+    """Measure models on held-out rows, or on tasks of lm-eval.
+
+    Without a data section, the rows are those that the training of the first model held out.
 
     alignkit evaluate runs/sft/base runs/sft/tuned --reward my_rewards.py:polite --reference runs/sft/base
 
-    With --tasks, on tasks of lm-eval instead; the settings are seed, batch_size, limit, num_fewshot, model, template.
+    With --tasks, the settings are seed, batch_size, limit and num_fewshot, and the sections model and template.
 
     alignkit evaluate runs/sft/base runs/sft/tuned --tasks arc_easy,my_task.yaml limit=100
     """
@@ -354,11 +365,13 @@ def _evaluate_tasks(
 
 @app.command()
 def merge(
-    run: Annotated[str, typer.Argument(help="A run directory, or another folder, with an adapter.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    run: Annotated[str, typer.Argument(help="Run directory, or another folder, with a LoRA adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],
     words: Words = None,
 ) -> None:
-    """Add an adapter into its weights, and check that nothing else changed.
+    """Merge a LoRA adapter into its base model, and check the result.
+
+    The merged model must give the same log-probabilities as the model with the adapter.
 
     alignkit merge runs/sft/lora models/mine model.dtype=bfloat16
     """
@@ -372,10 +385,13 @@ def merge(
 
 @app.command()
 def verify(
-    run: Annotated[str, typer.Argument(help="A run directory or a model folder.")],
+    run: Annotated[str, typer.Argument(help="Run directory or model folder.")],
     words: Words = None,
 ) -> None:
-    """Check that a folder serves what was trained: the same tokens in, the same end, the same weights."""
+    """Check that a folder serves the model that was trained.
+
+    A server that loads it must see the same prompt tokens, stop at the same tokens, and have the same weights.
+    """
     from alignkit.launch import compose_job
 
     job = compose_job("verify", words or [], model={"name": run})
@@ -386,11 +402,13 @@ def verify(
 
 @app.command()
 def score(
-    run: Annotated[str, typer.Argument(help="A reward run.")],
+    run: Annotated[str, typer.Argument(help="Run directory of alignkit reward.")],
     words: Words = None,
-    pairs: Annotated[str | None, typer.Option(help="Chosen/rejected pairs: accuracy and margins.")] = None,
-    rows: Annotated[str | None, typer.Option(help="Prompts with responses: the same rows with a score.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of the terminal.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="File of chosen/rejected pairs. Their accuracy and margins are measured.")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="File of prompts with responses. Each row gets a score.")] = None,
+    out: JsonLines = None,
 ) -> None:
     """Score responses with a reward model.
 
@@ -414,9 +432,12 @@ def score(
 
 @app.command()
 def demo(
-    keep: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
+    keep: Annotated[Path, typer.Option(help="Folder to write the runs of the demo to.")] = Path("runs/demo"),
 ) -> None:
-    """Take a tiny model from nothing through alignment: SFT, a reward model, PPO and DPO, and what each says."""
+    """Train a tiny model by SFT, a reward model, PPO and DPO.
+
+    It starts from random weights, needs no download, and shows what the model says after each stage.
+    """
     from alignkit.demo import show
 
     show(keep)
