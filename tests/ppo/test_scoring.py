@@ -121,3 +121,18 @@ def test_gradients_in_chunks_are_those_of_the_whole(model: Any, monkeypatch: pyt
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("indices", [[0], [1], [2], [2, 0], [1, 2], [0, 1, 2]])
+def test_rows_taken_are_those_padded_alone(indices: list[int]) -> None:
+    taken = rows(min_new_tokens=2).take(indices)
+    alone = rows(2, [PROMPTS[index] for index in indices], [COMPLETIONS[index] for index in indices])
+    for name in ("input_ids_BL", "attention_BL", "mask_BT", "blocked_BT"):
+        assert torch.equal(getattr(taken, name), getattr(alone, name))
+    assert taken.prompt_lengths == alone.prompt_lengths
+    assert taken.completion_lengths == alone.completion_lengths
+
+
+def test_a_row_without_a_completion_keeps_a_column_for_it() -> None:
+    taken = rows(prompts=[[5], [6]], completions=[[], [7, 8]]).take([0])
+    assert (taken.input_ids_BL.tolist(), taken.mask_BT.tolist()) == ([[5, 0]], [[False]])

@@ -1,0 +1,59 @@
+"""Rewards, advantages and returns of a rollout, worked out by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit.config import PpoConfig
+from alignkit.ppo.experience import RolloutTensors, experience
+
+# Two tokens of a first completion; a second one without a score, whose tensors must not be read.
+MASK = torch.tensor([[True, True, False], [False, False, False]])
+NOTHING = float("nan")
+LOGPROBS = torch.tensor([[-1.0, -2.0, NOTHING], [NOTHING, NOTHING, NOTHING]])
+REFERENCE = torch.tensor([[-1.5, -2.0, NOTHING], [NOTHING, NOTHING, NOTHING]])
+VALUES = torch.tensor([[0.2, 0.4, NOTHING], [NOTHING, NOTHING, NOTHING]])
+ENTROPIES = torch.tensor([[0.3, 0.5, NOTHING], [NOTHING, NOTHING, NOTHING]])
+
+
+def found(**settings: Any) -> RolloutTensors:
+    return experience(
+        torch.tensor([1.0, 9.0]),
+        MASK,
+        logprobs_BT=LOGPROBS,
+        ref_logprobs_BT=REFERENCE,
+        entropies_BT=ENTROPIES,
+        values_BT=VALUES,
+        ppo=PpoConfig(gamma=1.0, lam=0.5, **settings),
+        kl_coef=0.5,
+    )
+
+
+def test_the_score_comes_at_the_last_token_and_the_kl_penalty_at_each() -> None:
+    # −0.5 · (−1 + 1.5), and 1 − 0.5 · 0
+    assert found().rewards_BT.tolist() == [[-0.25, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_advantages_and_returns() -> None:
+    tensors = found(whiten_advantages=False)
+    # δ_1 = 1 − 0.4 = 0.6 = A_1; δ_0 = −0.25 + 0.4 − 0.2 = −0.05; A_0 = −0.05 + 0.5 · 0.6
+    assert tensors.advantages_BT[0].tolist() == pytest.approx([0.25, 0.6, 0.0])
+    assert tensors.returns_BT[0].tolist() == pytest.approx([0.45, 1.0, 0.0])  # advantages + values
+    assert tensors.advantages_BT[1].tolist() == tensors.returns_BT[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_whitening_leaves_the_returns_as_they_are() -> None:
+    tensors = found(whiten_advantages=True)
+    # mean 0.425, standard deviation 0.175
+    assert tensors.advantages_BT[0].tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-6)
+    assert tensors.returns_BT[0].tolist() == pytest.approx([0.45, 1.0, 0.0])
+
+
+def test_what_was_computed_before_is_kept() -> None:
+    tensors = found()
+    assert tensors.mask_BT is MASK
+    assert tensors.logprobs_BT is LOGPROBS
+    assert tensors.ref_logprobs_BT is REFERENCE
+    assert tensors.values_BT is VALUES
+    assert tensors.entropies_BT is ENTROPIES
