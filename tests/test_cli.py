@@ -132,7 +132,7 @@ def test_mistakes_in_data_are_a_line_each_in_every_command(main: Main) -> None:
         assert status == 2
         assert out == ""
         assert err.splitlines() == [
-            "alignkit: 2 malformed rows: mend them, or leave them out with data.malformed=drop",
+            "alignkit: 2 malformed rows: fix them, or leave them out with data.malformed=drop",
             "alignkit: rows.jsonl:1: 'output' is null",
             "alignkit: rows.jsonl:2: 'instruction' is empty",
         ]

@@ -14,7 +14,7 @@ from alignkit.commands.inspect import histogram, inspect, show
 from alignkit.config import ControlTokens, DataConfig, Overlength, TemplateConfig, TrainOn
 from alignkit.data.batches.batching import Collator
 from alignkit.data.encode.templates import load_template
-from alignkit.data.sets.dataset import load_sft
+from alignkit.data.sets.sft import load_sft
 from alignkit.data.views.supervised import RowView, Span, View
 from alignkit.errors import DataError
 

@@ -234,7 +234,7 @@ def test_mistakes_of_several_kinds_come_together(job):
         (
             ['{"instruction": "a", "output": "b"}', "[1]", '{"instruction": "a"}'],
             [
-                "2 malformed rows: mend them, or leave them out with data.malformed=drop",
+                "2 malformed rows: fix them, or leave them out with data.malformed=drop",
                 "bad.jsonl:2: not an object",
                 "bad.jsonl:3: no field 'output'",
             ],

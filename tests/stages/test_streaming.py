@@ -121,7 +121,7 @@ def test_a_row_that_breaks_the_rules_later_ends_the_run(
     job: Callable[..., SftJob], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size in (
-        "alignkit.data.sets.dataset.NUM_FIRST",
+        "alignkit.data.sets.items.NUM_FIRST",
         "alignkit.data.sets.streaming.NUM_FIRST",
         "alignkit.data.sets.streaming.CHUNK",
     ):

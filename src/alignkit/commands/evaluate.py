@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from alignkit.config import DataConfig, EvaluateJob, ModelConfig
-from alignkit.data.sets.dataset import check_data
 from alignkit.data.sets.pairs import check_pair_data
+from alignkit.data.sets.section import check_data
 from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file, check_section
 from alignkit.evaluate.figures import Figures, difference_lines, figures_table, precision_lines

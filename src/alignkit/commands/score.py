@@ -14,9 +14,10 @@ from rich.console import Console
 from alignkit.config import ScoreJob, TrainOn
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.files.sources import read_rows
-from alignkit.data.sets.dataset import check_data, load_sft, sources_of
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.pairs import check_pair_data, load_pairs
+from alignkit.data.sets.section import check_data, sources_of
+from alignkit.data.sets.sft import load_sft
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.arguments import check_new_file, check_section
 from alignkit.evaluate.card import report_card
@@ -96,7 +97,7 @@ def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledge
     scores = dict(zip(data.train.sources, _scores(job, reward, found), strict=True))
     reasons = {row.source: row.reason for row in data.ledger.rows}
     lines = []
-    for source in sources_of(job.data, "train", job.data.path):
+    for source in sources_of(job.data):
         for read in read_rows(source, limit=job.data.limit):
             row = read.row if isinstance(read.row, dict) else {"row": read.row}
             if "score" in row:

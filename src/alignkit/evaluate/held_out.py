@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from alignkit.config import DataConfig
 from alignkit.data.rows.conversation import Conversation
-from alignkit.data.sets.dataset import load_sft
 from alignkit.data.sets.ledger import Ledger
+from alignkit.data.sets.sft import load_sft
 from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.prompts import Prompts
 from alignkit.evaluate.served_model import ServedModel
@@ -50,7 +50,7 @@ def load_held_out(data: DataConfig, model: ServedModel, *, num_prompts: int, see
     """
     longest = longest_row(data.max_length, skeleton(model.config).config)
     every = _EVERY if num_prompts else 0
-    loaded = load_sft(data, model.template, model.tokenizer, max_length=longest, seed=seed, num_prompts=every)
+    loaded = load_sft(data, model.template, model.tokenizer, max_length=longest, seed=seed, num_examples=every)
     sets = list(loaded.evals.values()) or [loaded.train]
     rows = [
         Row(ids, labels)
@@ -58,7 +58,7 @@ def load_held_out(data: DataConfig, model: ServedModel, *, num_prompts: int, see
         for ids, labels in zip(rows.dataset["input_ids"], rows.dataset["labels"], strict=True)
     ]
     conversations: dict[str, Conversation] = {}
-    for row in loaded.prompts:
+    for row in loaded.examples:
         conversations.setdefault(row.prompt_key(), row.prompt())
     chosen = list(conversations.values())[:num_prompts]
     prompts = [(f"held-out prompt {number}", prompt) for number, prompt in enumerate(chosen, start=1)]

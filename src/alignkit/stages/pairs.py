@@ -16,7 +16,8 @@ from alignkit.config import Batching
 from alignkit.data.batches.batching import EpochOrder
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.data.encode.templates import Template, load_template
-from alignkit.data.sets.pairs import PairData, PairSet, check_pair_data, load_pairs, shared
+from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.pairs import PairData, PairSet, check_pair_data, load_pairs
 from alignkit.data.views.supervised import PairView
 from alignkit.errors import ConfigError
 from alignkit.models.load import load_tokenizer, longest_row
@@ -80,10 +81,10 @@ def prepare(job: Any, stage: str, run_dir: Path | None = None) -> Prepared:
         tokenizer,
         max_length=longest_row(job.data.max_length, bare.config),
         seed=job.seed,
-        num_prompts=job.samples if stage == "dpo" else 0,
+        num_examples=job.samples if stage == "dpo" else 0,
         use_margin=stage == "reward" and job.use_margin,
     )
-    data = load() if run_dir is None else shared(load, run_dir / ".encoded")
+    data = load() if run_dir is None else load_on_main_process(load, run_dir / ".encoded", PairData)
     return Prepared(tokenizer, template, data, may_share_prompts(bare))
 
 
@@ -96,7 +97,7 @@ def view(job: Any, stage: str) -> PairView:
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     return PairView(
         title=f"{stage} {job.name}",
-        sets={"train": prepared.data.train, **prepared.data.evals},
+        sets=prepared.data.sets,
         ledger=prepared.data.ledger,
         lint=prepared.data.lint,
         collator=collator(prepared, layout),

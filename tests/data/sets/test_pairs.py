@@ -14,10 +14,10 @@ import pytest
 from alignkit.config import Batching, ControlTokens, DataConfig, Malformed, Overlength, TemplateConfig, TrainOn
 from alignkit.data.encode.masking import encode, encode_prompt
 from alignkit.data.encode.templates import load_template
-from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.preferences import to_preference
-from alignkit.data.sets.dataset import load_sft
-from alignkit.data.sets.pairs import PairData, PairSet, check_pair_data, load_pairs, shared
+from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.pairs import PairData, PairSet, check_pair_data, load_pairs
+from alignkit.data.sets.sft import load_sft
 from alignkit.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -39,7 +39,7 @@ def load(byte: Any) -> Load:
     template = load_template(TemplateConfig(name="instruction"), byte)
 
     def load(path: Any = "rows.jsonl", *, max_length: int = 150, seed: int = 0, **rest: Any) -> PairData:
-        run = {key: rest.pop(key) for key in ("num_prompts", "use_margin", "on_rows") if key in rest}
+        run = {key: rest.pop(key) for key in ("num_examples", "use_margin") if key in rest}
         return load_pairs(DataConfig(path=path, **rest), template, byte, max_length=max_length, seed=seed, **run)
 
     return load
@@ -162,7 +162,7 @@ def test_every_source_row_is_in_the_ledger_once_and_in_the_order_of_the_file(
 def test_a_null_side_is_a_line_not_a_crash(load: Load, write_rows: Callable[..., Path]) -> None:
     write_rows([row("a", "b", None), row("a", "b", "c"), row("a", "", "c")])
     assert refusal(load) == [
-        "2 malformed rows: mend them, or leave them out with data.malformed=drop",
+        "2 malformed rows: fix them, or leave them out with data.malformed=drop",
         "rows.jsonl:1: 'rejected' is null",
         "rows.jsonl:3: 'chosen' is empty",
     ]
@@ -214,13 +214,13 @@ def test_texts_that_are_one_to_the_tokenizer_are_identical(lowercasing: Any, wri
 
 def test_a_prompt_is_never_on_both_sides_of_the_split(load: Load, write_rows: Callable[..., Path], byte: Any) -> None:
     write_rows([row(f"p{i // 4}", f"yes {i}", "no") for i in range(40)])
-    data = load(eval_fraction=0.3, num_prompts=3)
+    data = load(eval_fraction=0.3, num_examples=3)
     train, held_out = ({prompt for prompt, _, _ in texts(pairs, byte)} for pairs in (data.train, data.evals["eval"]))
     assert (len(train), len(held_out)) == (7, 3)
     assert not train & held_out
     assert Counter(len(pairs.sources) for pairs in (data.train, data.evals["eval"])) == {28: 1, 12: 1}
     template = load_template(TemplateConfig(name="instruction"), byte)
-    asked = [encode_prompt(prompt, template, byte, ControlTokens.refuse) for prompt in data.prompts]
+    asked = [encode_prompt(example.prompt(), template, byte, ControlTokens.refuse) for example in data.examples]
     assert {byte.decode(ids) for ids in asked} == held_out  # three prompts, each once
     assert load(eval_fraction=0.3).evals["eval"].sources == data.evals["eval"].sources
     assert load(eval_fraction=0.3, seed=1).evals["eval"].sources != data.evals["eval"].sources
@@ -241,10 +241,7 @@ def test_sources_weights_and_held_out_sets_are_those_of_sft(load: Load, write_ro
 
 def test_several_processes_encode_what_one_does(load: Load, write_rows: Callable[..., Path]) -> None:
     write_rows([row(f"p{i}", f"yes {i}", "no") for i in range(600)])
-    seen: list[int] = []
-    one = load(on_rows=seen.append)
-    assert seen == [512, 88]
-    assert load(num_proc=2).train.dataset[:] == one.train.dataset[:]
+    assert load(num_proc=2).train.dataset[:] == load().train.dataset[:]
 
 
 def test_margins_are_kept_where_every_pair_has_one(load: Load, write_rows: Callable[..., Path]) -> None:
@@ -296,7 +293,8 @@ def test_control_tokens_in_a_side_are_neutralised_and_counted_once_a_pair(
 TWO = """
 from pathlib import Path
 from alignkit.config import DataConfig, TemplateConfig
-from alignkit.data.sets.pairs import load_pairs, shared
+from alignkit.data.sets.pairs import PairData, load_pairs
+from alignkit.data.sets.encoded import load_on_main_process
 from alignkit.data.encode.templates import load_template
 from alignkit.models.tiny import byte_tokenizer
 import os, sys
@@ -307,8 +305,8 @@ def load():
     data = DataConfig(path="rows.jsonl", eval_fraction=0.5)
     return load_pairs(data, load_template(TemplateConfig("instruction"), byte), byte, max_length=99, seed=0)
 
-data = shared(load, Path("encoded"))
-sets = {name: dataset[:] for name, dataset in data.datasets().items()}
+data = load_on_main_process(load, Path("encoded"), PairData)
+sets = {name: pairs.dataset[:] for name, pairs in data.sets.items()}
 Path(f"rank{os.environ['RANK']}.txt").write_text(repr(sets))
 """
 
@@ -327,14 +325,14 @@ def test_two_processes_get_the_same_pairs_and_leave_nothing_behind(write_rows: C
 
 def test_one_process_shares_nothing_on_disk(load: Load, write_rows: Callable[..., Path]) -> None:
     write_rows([row("a", "b", "c")])
-    assert shared(load, Path("folder")).train.sources == ["rows.jsonl:1"]
+    assert load_on_main_process(load, Path("folder"), PairData).train.sources == ["rows.jsonl:1"]
     assert not Path("folder").exists()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
 def test_real_pairs(load: Load, byte: Any) -> None:
     file = SHARED / "preference_en.json"
-    data = load(str(file), max_length=100_000, eval_fraction=0.1, num_prompts=3)
+    data = load(str(file), max_length=100_000, eval_fraction=0.1, num_examples=3)
     counts = data.ledger.counts()
     assert (counts["train"]["kept"], counts["eval"]["kept"]) == (270, 30)
     assert data.formats == {str(file): "sharegpt_pairs"}
@@ -351,4 +349,4 @@ def test_real_pairs(load: Load, byte: Any) -> None:
     assert data.lint.num_pairs == 300
     longer = [(len(r["chosen"]["value"].encode()), len(r["rejected"]["value"].encode())) for r in rows]
     assert data.lint.longer_chosen == sum((a > b) + (a == b) / 2 for a, b in longer) / 300
-    assert all(isinstance(prompt, Conversation) and isinstance(prompt.messages[-1], Message) for prompt in data.prompts)
+    assert [example.messages[-1].role for example in data.examples] == ["assistant"] * 3

@@ -14,8 +14,8 @@ from alignkit.config import Batching, DataConfig, Malformed, Overlength, Templat
 from alignkit.data.batches.batching import Collator
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets import streaming
-from alignkit.data.sets.dataset import SftData, load_sft
 from alignkit.data.sets.ledger import LedgerRow
+from alignkit.data.sets.sft import SftData, load_sft
 from alignkit.data.sets.streaming import RunningLedger, Stream, check_streaming
 from alignkit.errors import DataError
 
@@ -149,7 +149,7 @@ def test_a_malformed_row_stops_the_stream_where_it_stands(
     with pytest.raises(DataError) as caught:
         next(rows)
     assert caught.value.problems == (
-        "2 malformed rows: mend them, or leave them out with data.malformed=drop",
+        "2 malformed rows: fix them, or leave them out with data.malformed=drop",
         "rows.jsonl:6: 'output' is null",
         "rows.jsonl:8: 'output' is a number where text belongs",
     )

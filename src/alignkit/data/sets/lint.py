@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from alignkit.data.encode.pair_lengths import EQUAL_WHEN_CUT
 from alignkit.data.rows.conversation import Message
 from alignkit.data.rows.preferences import IDENTICAL, PROMPTS_DIFFER, Preference
-from alignkit.data.sets.encode_sets import SourcedItem
+from alignkit.data.sets.items import SourcedItem
 from alignkit.data.sets.ledger import NUM_EXAMPLES, Ledger
 
 LONGEST_SHARE = 0.65  # of pairs in which the longer side wins (or loses), above which length is worth a warning

@@ -1,50 +1,38 @@
-"""From the `data` section to encoded pairs, by the sources, templates, ledger and split that SFT rows go through."""
+"""From the `data` section to encoded pairs, by the same steps as rows of SFT."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, TrainOn
 from alignkit.data.encode.masking import Encoding, encode_rows
 from alignkit.data.encode.pair_lengths import EncodedPair, apply_pair_length
 from alignkit.data.encode.templates import Template
-from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.preferences import PAIRS, Preference
-from alignkit.data.sets.dataset import check_data, read_sets, sample_rows
-from alignkit.data.sets.encode_sets import EncodeOutcome, Progress, SourcedItem, encode_set, exchanged
+from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
+from alignkit.data.sets.encoded import EncodedData, EncodedSet, example_items
+from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.lint import Lint, lint
+from alignkit.data.sets.section import check_data
+from alignkit.data.sets.split import hold_out
 from alignkit.errors import DataError
-
-__all__ = ["EncodedPair", "PairData", "PairSet", "apply_pair_length", "check_pair_data", "load_pairs", "shared"]
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-@dataclass
-class PairSet:
-    """Encoded pairs of one set.
+class PairSet(EncodedSet):
+    """Encoded pairs of one set, with the columns `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int32).
 
-    Attributes:
-        dataset: columns `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int32), `margin` (float32; only where
-            every pair has one), `row_index` (the pair's number) and `source` (`file:N`).
+    A column `margin` (float32) is there only where every pair has one.
     """
-
-    dataset: Dataset
-
-    @property
-    def sources(self) -> list[str]:
-        """`file:N` of each pair."""
-        return list(self.dataset["source"])
 
     @property
     def lengths(self) -> list[int]:
@@ -52,7 +40,7 @@ class PairSet:
         return [sum(parts) for parts in zip(*self.side_lengths(), strict=True)]
 
     def side_lengths(self) -> tuple[list[int], list[int], list[int]]:
-        """Tokens in each pair's prompt, chosen side and rejected side."""
+        """Return the tokens in each pair's prompt, chosen side and rejected side."""
         prompt, chosen, rejected = (
             pa.compute.list_value_length(self.dataset.data.column(name)).to_pylist() for name in _IDS
         )
@@ -60,31 +48,16 @@ class PairSet:
 
 
 @dataclass
-class PairData:
+class PairData(EncodedData[PairSet]):
     """Everything that was read.
 
     Attributes:
-        train: pairs to train on.
-        evals: held-out pairs by set name (`eval` where there is one set).
-        ledger: the fate of every source row.
-        formats: format of each source, as detected or named.
-        prompts: a few held-out prompts (training ones where nothing is held out), for samples, each ending with the
-            user; no two are the same.
-        wanted: the chosen response to each of these.
         lint: what is odd about the pairs.
     """
 
-    train: PairSet
-    evals: dict[str, PairSet]
-    ledger: Ledger
-    formats: dict[str, str] = field(default_factory=dict)
-    prompts: list[Conversation] = field(default_factory=list)
-    wanted: list[str] = field(default_factory=list)
     lint: Lint = field(default_factory=Lint)
 
-    def datasets(self) -> dict[str, Dataset]:
-        """The pairs by set name."""
-        return {name: pairs.dataset for name, pairs in {"train": self.train, **self.evals}.items()}
+    set_type = PairSet
 
 
 def load_pairs(
@@ -94,11 +67,10 @@ def load_pairs(
     *,
     max_length: int,
     seed: int,
-    num_prompts: int = 0,
+    num_examples: int = 0,
     use_margin: bool = True,
-    on_rows: Progress | None = None,
 ) -> PairData:
-    """Read, format, split, encode and cut every pair the section names.
+    """Read, parse, split, encode and cut every pair the section names.
 
     Args:
         data: the section.
@@ -106,31 +78,29 @@ def load_pairs(
         tokenizer: of the model.
         max_length: most tokens in a prompt and one side.
         seed: of the evaluation split and of fractional source weights.
-        num_prompts: how many prompts to keep for samples.
+        num_examples: how many prompts to keep for samples, no two the same, each with its chosen response.
         use_margin: keep the `margin` column where the data has one.
-        on_rows: called with the number of rows each chunk encoded.
 
     Raises:
         DataError: malformed rows under `data.malformed=stop`, margins on some rows alone, a broken drop budget, or
             nothing left to train on.
     """
     ledger = Ledger()
-    rows, formats = read_sets(data, PAIRS, ledger, seed=seed)
-    has_margin = use_margin and _all_have_margins([row for named in rows.values() for row in named])
     encode = partial(encode_pairs, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
-    columns = partial(_columns, has_margin=has_margin)
-    sets = {
-        name: PairSet(encode_set(named, name, encode, columns, ledger, num_proc=data.num_proc, on_rows=on_rows))
-        for name, named in rows.items()
-    }
+    rows = read_sets(data, PAIRS, seed=seed)
+    items, formats = parse_sets(rows, PAIRS, ledger, malformed=data.malformed)
+    items = hold_out(items, fraction=data.eval_fraction, seed=seed)
+    columns = partial(_columns, has_margin=use_margin and _all_have_margins(items))
+    outcomes = encode_sets(items, encode, num_proc=data.num_proc)
+    kept = record_sets(items, outcomes, ledger)
+    sets = {name: PairSet(dataset) for name, dataset in to_datasets(kept, columns).items()}
     ledger.check_budget(data.max_dropped)
-    found = lint(rows, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
-    shown: dict[str, Preference] = {}
-    for row in sample_rows(rows):
-        shown.setdefault(row.item.prompt_key(), row.item)
-    first = list(shown.values())[:num_prompts]
-    prompts, wanted = [item.prompt for item in first], [item.chosen.content for item in first]
-    return PairData(sets.pop("train"), sets, ledger, formats, prompts, wanted, found)
+    found = lint(items, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
+    by_prompt: dict[str, Preference] = {}
+    for preference in example_items(items):
+        by_prompt.setdefault(preference.prompt_key(), preference)
+    examples = [preference.sides()[0] for preference in list(by_prompt.values())[:num_examples]]
+    return PairData(sets, ledger, formats, examples, found)
 
 
 def check_pair_data(data: DataConfig) -> list[str]:
@@ -145,19 +115,13 @@ def check_pair_data(data: DataConfig) -> list[str]:
     return problems
 
 
-def shared(load: Callable[[], PairData], folder: Path) -> PairData:
-    """Read and encode in the main process alone; see `encoded.exchanged`."""
-    return exchanged(load, folder, _rebuilt)
+def _all_have_margins(items: Mapping[str, Sequence[SourcedItem[Preference]]]) -> bool:
+    """Tell whether every pair has a margin.
 
-
-def _rebuilt(datasets: dict[str, Dataset]) -> PairData:
-    sets = {name: PairSet(dataset) for name, dataset in datasets.items()}
-    return PairData(sets.pop("train"), sets, Ledger())
-
-
-def _all_have_margins(rows: Iterable[SourcedItem[Preference]]) -> bool:
-    """Whether every pair has a margin; none may be the only one with or without."""
-    rows = list(rows)
+    Raises:
+        DataError: some pairs have one and others do not.
+    """
+    rows = [item for of_set in items.values() for item in of_set]
     without = [row.source for row in rows if row.item.margin is None]
     if without and len(without) < len(rows):
         raise DataError(

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,9 +18,11 @@ from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation, to_prompt
 from alignkit.data.rows.row_kind import RowKind
 from alignkit.data.rows.turns import RowError
-from alignkit.data.sets.dataset import check_data, read_sets
-from alignkit.data.sets.encode_sets import SourcedItem
+from alignkit.data.sets.encode_sets import EncodeOutcome, record_sets
+from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets
 from alignkit.data.sets.ledger import Ledger
+from alignkit.data.sets.section import check_data
+from alignkit.data.sets.split import hold_out
 
 # Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
 _NO_EFFECT = {
@@ -48,6 +50,8 @@ class Prompt:
     text: str
     conversation: Conversation
     columns: Mapping[str, Any]
+
+    notes: ClassVar[tuple[str, ...]] = ()  # nothing happens to a prompt that does not change its fate
 
 
 @dataclass
@@ -116,9 +120,14 @@ def load_prompts(
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to ask.
     """
     ledger = Ledger()
-    sets, formats = read_sets(data, _row_kind(data.prompt_length), ledger, seed=seed)
+    kind = _row_kind(data.prompt_length)
     encode = partial(_encode, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
-    prompts = {name: encode(rows, name, ledger=ledger) for name, rows in sets.items()}
+    rows = read_sets(data, kind, seed=seed)
+    items, formats = parse_sets(rows, kind, ledger, malformed=data.malformed)
+    items = hold_out(items, fraction=data.eval_fraction, seed=seed)
+    outcomes = {name: encode(of_set) for name, of_set in items.items()}
+    kept = record_sets(items, outcomes, ledger)
+    prompts = {name: [prompt for _, prompt in of_set] for name, of_set in kept.items()}
     ledger.check_budget(data.max_dropped)
     return PromptData(prompts["train"], prompts.get("eval", []), ledger, formats)
 
@@ -139,37 +148,25 @@ def _to_prompt_row(row: Any, format_: str, columns: Mapping[str, str], *, length
 
 
 def _encode(
-    rows: list[SourcedItem[_PromptRow]],
-    name: str,
+    items: list[SourcedItem[_PromptRow]],
     *,
     data: PromptDataConfig,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
-    ledger: Ledger,
     max_length: int,
     seed: int,
-) -> list[Prompt]:
-    """The prompts of a set; the fate of each row goes into the ledger."""
-    found = encode_prompts(
-        [row.item.conversation for row in rows], template, tokenizer, control_tokens=data.control_tokens
-    )
+) -> list[EncodeOutcome[Prompt]]:
+    """Encode the prompts of a set with one call of the tokenizer, and cut each."""
+    conversations = [item.item.conversation for item in items]
+    encoded = encode_prompts(conversations, template, tokenizer, control_tokens=data.control_tokens)
     num_bos = int(adds_bos(tokenizer))
-    prompts = []
-    for row, whole in zip(rows, found, strict=True):
-        ids, reason = (
-            ([], whole) if isinstance(whole, str) else _cut(whole, row, data, num_bos, max_length=max_length, seed=seed)
+    outcomes = []
+    for item, ids in zip(items, encoded, strict=True):
+        kept, reason = (
+            ([], ids) if isinstance(ids, str) else _cut(ids, item, data, num_bos, max_length=max_length, seed=seed)
         )
-        if ids:
-            prompts.append(_prompt(row, ids, num_bos, tokenizer))
-        if row.is_copy:
-            continue
-        if ids and reason:
-            ledger.truncate(row.source, reason, name)
-        elif reason:
-            ledger.drop(row.source, reason, name)
-        else:
-            ledger.keep(row.source, name)
-    return prompts
+        outcomes.append(EncodeOutcome(_prompt(item, kept, num_bos, tokenizer) if kept else None, reason))
+    return outcomes
 
 
 def _cut(

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.errors import DataError
+
+
+def hold_out(
+    items: Mapping[str, list[SourcedItem[Item]]], *, fraction: float, seed: int
+) -> dict[str, list[SourcedItem[Item]]]:
+    """Move a share of the items of `train` to a set `eval`, whole prompts at a time; see `split_by_prompt`."""
+    if not fraction:
+        return dict(items)
+    train = items["train"]
+    kept, held_out = split_by_prompt([item.item.prompt_key() for item in train], fraction=fraction, seed=seed)
+    return {**items, "train": [train[i] for i in kept], "eval": [train[i] for i in held_out]}
 
 
 def split_by_prompt(keys: Sequence[str], *, fraction: float, seed: int) -> tuple[list[int], list[int]]:

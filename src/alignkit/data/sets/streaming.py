@@ -23,19 +23,13 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import Batching, DataConfig
 from alignkit.data.encode.templates import Template
-from alignkit.data.files.sources import Source, SourceRow, read_rows
+from alignkit.data.files.sources import read_rows
 from alignkit.data.rows.row_kind import CONVERSATIONS
-from alignkit.data.sets.dataset import (
-    NUM_FIRST,
-    encode_chunk,
-    format_of,
-    items_of,
-    labels_of,
-    sources_of,
-    stop_if_malformed,
-)
 from alignkit.data.sets.encode_sets import CHUNK, record_outcomes
+from alignkit.data.sets.items import NUM_FIRST, RowBlock, find_format, parse_block, stop_if_malformed
 from alignkit.data.sets.ledger import NUM_EXAMPLES, NUM_REASONS, Ledger, LedgerRow
+from alignkit.data.sets.section import sources_of
+from alignkit.data.sets.sft import encode_chunk, labels_of
 from alignkit.errors import AlignkitError, DataError
 
 BUFFER = 10_000  # encoded rows among which the next one is drawn
@@ -82,7 +76,7 @@ def check_streaming(data: DataConfig, train: Mapping[str, Any], *, keep_best: bo
 
 def _fractions(data: DataConfig) -> list[str]:
     try:
-        sources = sources_of(data, "train", data.path)
+        sources = sources_of(data)
     except AlignkitError:
         return []  # `check_data` tells these
     return [
@@ -219,29 +213,30 @@ class Stream:
         return _shuffled(rows, random.Random(self._seed * 1_000_003 + number)) if self._data.shuffle else rows
 
     def _encoded(self, ledger: RunningLedger | None) -> Iterator[_Row]:
-        for source, format_, chunk in self._chunks():
-            outcomes, counts = Ledger(), [int(source.weight)] * len(chunk)
-            found, malformed = items_of(chunk, counts, format_, source.columns, "train", CONVERSATIONS, outcomes)
+        for block in self._blocks():
+            entries = Ledger()
+            items, malformed = parse_block(block, CONVERSATIONS, "train", entries)
             stop_if_malformed(malformed, self._data.malformed)
-            kept = record_outcomes(found, self._encode([row.item for row in found]), "train", outcomes)
+            outcomes = self._encode([item.item for item in items])
+            kept = list(record_outcomes(items, outcomes, "train", entries))
             if ledger is not None:
-                by_source = {row.source: row for row in outcomes.rows}
-                ledger.enter(by_source[row.source] for row in chunk)
-                ledger.notes.update(outcomes.notes)
+                by_source = {row.source: row for row in entries.rows}
+                ledger.enter(by_source[row.source] for row in block.rows)
+                ledger.notes.update(entries.notes)
                 ledger.check_budget(self._data.max_dropped)
-            for place, encoding in kept:
-                yield _Row(place, array("i", encoding.input_ids), array("i", labels_of(encoding)))
+            for source, encoding in kept:
+                yield _Row(source, array("i", encoding.input_ids), array("i", labels_of(encoding)))
 
-    def _chunks(self) -> Iterator[tuple[Source, str, list[SourceRow]]]:
-        """Source rows as they are encoded together, with their source and its format."""
+    def _blocks(self) -> Iterator[RowBlock]:
+        """Read source rows in blocks that are encoded together."""
         left = self._data.limit
-        for source in sources_of(self._data, "train", self._data.path):
+        for source in sources_of(self._data):
             rows = read_rows(source, limit=left)
             first = list(islice(rows, NUM_FIRST))
-            format_ = format_of(source, first, CONVERSATIONS)
+            format_ = find_format(source, first, CONVERSATIONS)
             rows = chain(first, rows)
             while chunk := list(islice(rows, CHUNK)):
-                yield source, format_, chunk
+                yield RowBlock(source, format_, chunk, [int(source.weight)] * len(chunk))
                 left = None if left is None else left - len(chunk)
 
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.data.batches.batching import IGNORED, Collator, rows_of
 from alignkit.data.batches.pair_batching import PairCollator, pairs_of
-from alignkit.data.sets.dataset import EncodedSet
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.lint import Lint
 from alignkit.data.sets.pairs import PairSet
+from alignkit.data.sets.sft import SftSet
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class View:
     """
 
     title: str
-    sets: dict[str, EncodedSet]
+    sets: dict[str, SftSet]
     ledger: Ledger
     collator: Collator
     batch_size: int

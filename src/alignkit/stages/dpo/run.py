@@ -76,12 +76,13 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         logger.info("%-9s %s", "reference", _described(job, model))
         if job.reference.keep:
             trainer.keep_reference(partial(with_reference, trainer, folder=run_dir.parent / ".reference"))
-        prompts, template = prepared.data.prompts, prepared.template
+        examples, template = prepared.data.examples, prepared.template
+        prompts = [example.prompt() for example in examples]
         answer = partial(answers, trainer, prompts, template, prepared.tokenizer, job.sampling, seed=job.seed)
         before = answer()
         train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, template, end_id=template.end_id)
-        said = samples(prompts, prepared.data.wanted, before, answer())
+        said = samples(prompts, [example.messages[-1].content for example in examples], before, answer())
         kept_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         entry.result = conclude(
             run_dir, trainer.state.log_history, samples=said, kept_step=kept_step, unit="nats per pair"

@@ -18,7 +18,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from alignkit.config import Batching, SftJob
 from alignkit.data.batches.batching import FILLER, Collator, EpochOrder, padding_share
 from alignkit.data.encode.templates import Template, load_template
-from alignkit.data.sets.dataset import NUM_FIRST, EncodedSet, SftData, check_data, load_sft, shared
+from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.items import NUM_FIRST
+from alignkit.data.sets.section import check_data
+from alignkit.data.sets.sft import SftData, SftSet, load_sft
 from alignkit.data.sets.streaming import Stream, check_streaming
 from alignkit.data.views.supervised import View
 from alignkit.errors import ConfigError
@@ -67,14 +70,14 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         if line := other_template(job.model, prepared.template):
             logger.warning("%s", line)
         announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), run_dir)
-        asked = [row.prompt() for row in prepared.data.prompts]
+        asked = [row.prompt() for row in prepared.data.examples]
         answer = partial(answers, trainer, asked, prepared.template, prepared.tokenizer, job.sampling)
         before = answer(seed=job.seed)
         train(trainer, resume=entry.resuming)
         if prepared.stream is not None and prepared.stream.ledger is not None:
             logger.info("\nread as training went:\n%s\n", prepared.stream.ledger.table())
         save(trainer, run_dir, prepared.tokenizer, prepared.template, end_id=prepared.template.end_id)
-        wanted = [row.messages[-1].content for row in prepared.data.prompts]
+        wanted = [row.messages[-1].content for row in prepared.data.examples]
         said = samples(asked, wanted, before, answer(seed=job.seed))
         kept_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         entry.result = conclude(run_dir, trainer.state.log_history, samples=said, kept_step=kept_step)
@@ -128,9 +131,9 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
         build_lora(job.lora, bare)
     max_length = longest_row(job.data.max_length, bare.config)
     load = partial(
-        load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_prompts=job.samples
+        load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_examples=job.samples
     )
-    data = load() if run_dir is None else shared(load, run_dir / ".encoded")
+    data = load() if run_dir is None else load_on_main_process(load, run_dir / ".encoded", SftData)
     stream = Stream(job.data, template, tokenizer, max_length=max_length, seed=job.seed) if job.data.streaming else None
     attention = job.model.attn_implementation or bare.config._attn_implementation
     return Prepared(tokenizer, template, data, attention, stream)
@@ -147,7 +150,7 @@ def view(job: SftJob) -> View:
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     return View(
         title=f"sft {job.name}",
-        sets={"train": prepared.data.train, **prepared.data.evals},
+        sets=prepared.data.sets,
         ledger=prepared.data.ledger,
         collator=_collator(prepared, layout),
         batch_size=batch_size,
@@ -222,7 +225,7 @@ def _trainer(
 
 def _order(dataset: Dataset, *, seed: int, shuffle: bool, group: int) -> EpochOrder:
     num_fillers = list(dataset["row_index"]).count(FILLER)
-    return EpochOrder(EncodedSet(dataset).lengths, seed=seed, shuffle=shuffle, group=group, num_fillers=num_fillers)
+    return EpochOrder(SftSet(dataset).lengths, seed=seed, shuffle=shuffle, group=group, num_fillers=num_fillers)
 
 
 def _begin_ledger(run_dir: Path, trainer: SftTrainer, prepared: Prepared) -> None:

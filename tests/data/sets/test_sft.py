@@ -10,7 +10,9 @@ import pytest
 
 from alignkit.config import DataConfig, Malformed, Overlength, TemplateConfig
 from alignkit.data.encode.templates import load_template
-from alignkit.data.sets.dataset import EncodedSet, SftData, check_data, load_sft, shared
+from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.section import check_data
+from alignkit.data.sets.sft import SftData, SftSet, load_sft
 from alignkit.errors import DataError
 
 EOS = 258  # of the byte tokenizer; ids below 256 are bytes
@@ -26,9 +28,11 @@ def load(byte: Any) -> Callable[..., SftData]:
     """Read a `data` section with the instruction template and the byte tokenizer."""
     template = load_template(TemplateConfig(name="instruction"), byte)
 
-    def load(path: Any = "rows.jsonl", *, max_length: int = 100, seed: int = 0, **rest: Any) -> SftData:
-        run = {key: rest.pop(key) for key in ("num_prompts", "on_rows") if key in rest}
-        return load_sft(DataConfig(path=path, **rest), template, byte, max_length=max_length, seed=seed, **run)
+    def load(
+        path: Any = "rows.jsonl", *, max_length: int = 100, seed: int = 0, num_examples: int = 0, **rest: Any
+    ) -> SftData:
+        data = DataConfig(path=path, **rest)
+        return load_sft(data, template, byte, max_length=max_length, seed=seed, num_examples=num_examples)
 
     return load
 
@@ -41,11 +45,11 @@ def prompt(instruction: str) -> bytes:
     return b"### Instruction:\n" + instruction.encode() + b"\n\n### Response:\n"
 
 
-def encoded(rows: EncodedSet) -> list[tuple[str, list[int], list[int]]]:
+def encoded(rows: SftSet) -> list[tuple[str, list[int], list[int]]]:
     return [(row["source"], row["input_ids"], row["labels"]) for row in rows.dataset]
 
 
-def answers(rows: EncodedSet) -> list[str]:
+def answers(rows: SftSet) -> list[str]:
     """What the loss sees of each row, without the end token."""
     return [bytes(label for label in row["labels"] if 0 <= label < 256).decode() for row in rows.dataset]
 
@@ -171,22 +175,18 @@ def test_several_held_out_sets_have_their_own_columns_in_the_ledger(
 
 def test_two_processes_encode_what_one_does(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
     write_rows([task(f"number {i}", f"{i} " * (i % 40)) if i % 7 else task("x", None) for i in range(1, 1100)])
-    steps: list[list[int]] = [[], []]
     one, two = (
         load(
             num_proc=num_proc,
             malformed=Malformed.drop,
             overlength=Overlength.keep_start,
             max_dropped=0.5,
-            on_rows=seen.append,
         )
-        for num_proc, seen in ((1, steps[0]), (2, steps[1]))
+        for num_proc in (1, 2)
     )
     assert two.train.dataset.to_dict() == one.train.dataset.to_dict()
     assert written(two) == written(one)
     assert len(written(one)) == 1099
-    # rows reach the encoder in chunks of 512, whoever encodes them
-    assert steps[0] == steps[1] == [512, sum(steps[0]) - 512]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_malformed_rows_stop_the_run_or_are_dropped_and_counted(
     with pytest.raises(DataError) as caught:
         load(max_dropped=1.0)
     assert list(caught.value.problems) == [
-        "2 malformed rows: mend them, or leave them out with data.malformed=drop",
+        "2 malformed rows: fix them, or leave them out with data.malformed=drop",
         "rows.jsonl:2: 'instruction' is empty",
         "rows.jsonl:4: 'output' is null",
     ]
@@ -297,8 +297,8 @@ def test_samples_are_prompts_that_training_does_not_see(
     write_rows([task("a", "b"), task("c", "d"), {"instruction": "e", "output": "f"}])
     write_rows([task("g", "h"), task("i", "j")], "held.jsonl")
     told = [
-        [row.messages[0].content for row in data.prompts]
-        for data in (load(num_prompts=2), load(num_prompts=3, eval_path="held.jsonl"), load())
+        [row.messages[0].content for row in data.examples]
+        for data in (load(num_examples=2), load(num_examples=3, eval_path="held.jsonl"), load())
     ]
     assert told == [["a", "c"], ["g", "i"], []]
 
@@ -327,5 +327,5 @@ def test_what_is_wrong_with_the_section_is_told_together_and_nothing_is_read(wri
 
 def test_one_process_shares_nothing_on_disk(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
     write_rows([task("a", "b")])
-    assert answers(shared(load, Path("folder")).train) == ["b"]
+    assert answers(load_on_main_process(load, Path("folder"), SftData).train) == ["b"]
     assert not Path("folder").exists()

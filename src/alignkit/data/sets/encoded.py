@@ -1,0 +1,108 @@
+"""What a loader returns: the encoded rows of each set, and what became of all the others."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
+
+from alignkit.data.rows.conversation import Conversation
+from alignkit.data.sets.items import Item, SourcedItem
+from alignkit.data.sets.ledger import Ledger
+
+
+@dataclass
+class EncodedSet:
+    """Encoded rows of one set.
+
+    Attributes:
+        dataset: a row each; two of its columns are `row_index` (the row's number) and `source` (`file:N`).
+    """
+
+    dataset: Dataset
+
+    @property
+    def sources(self) -> list[str]:
+        """`file:N` of each row."""
+        return list(self.dataset["source"])
+
+
+Set = TypeVar("Set", bound=EncodedSet)
+Data = TypeVar("Data", bound="EncodedData[Any]")
+
+
+@dataclass
+class EncodedData(Generic[Set]):
+    """Everything that was read.
+
+    Attributes:
+        sets: encoded rows by set name: `train`, then the held-out ones (`eval` where there is one). With
+            `data.streaming`, `train` has the first rows of each source, and the others come as training goes.
+        ledger: the fate of every source row.
+        formats: format of each source, as detected or named.
+        examples: a few held-out conversations (training ones where nothing is held out), for samples; each is a prompt
+            with its response.
+    """
+
+    sets: dict[str, Set]
+    ledger: Ledger
+    formats: dict[str, str] = field(default_factory=dict)
+    examples: list[Conversation] = field(default_factory=list)
+
+    set_type: ClassVar[type[EncodedSet]]
+
+    @property
+    def train(self) -> Set:
+        """The rows to train on."""
+        return self.sets["train"]
+
+    @property
+    def evals(self) -> dict[str, Set]:
+        """The held-out rows by set name."""
+        return {name: rows for name, rows in self.sets.items() if name != "train"}
+
+    @classmethod
+    def of_datasets(cls, datasets: Mapping[str, Dataset]) -> Self:
+        """Wrap encoded rows, by set name, that another process read; its ledger is not known."""
+        sets: dict[str, Any] = {name: cls.set_type(dataset) for name, dataset in datasets.items()}
+        return cls(sets, Ledger())
+
+
+def example_items(items: Mapping[str, list[SourcedItem[Item]]]) -> list[Item]:
+    """Return the items from which examples are taken: held-out ones, or training ones where nothing is held out."""
+    of_set = next((of_set for name, of_set in items.items() if name != "train"), items["train"])
+    return [item.item for item in of_set]
+
+
+def load_on_main_process(load: Callable[[], Data], folder: Path, data_type: type[Data]) -> Data:
+    """Read and encode in the main process alone; the others map the rows it wrote, and the files are then removed.
+
+    Args:
+        load: reads the data.
+        folder: one that every process sees.
+        data_type: what `load` returns.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, it sees no other process on a CPU
+    if state.num_processes == 1:
+        return load()
+    if state.is_main_process:
+        data = load()
+        for position, (name, rows) in enumerate(data.sets.items()):
+            # Every process must evaluate the sets in one order, and a folder lists its files in no order.
+            rows.dataset.save_to_disk(str(folder / f"{position:06d} {name}"))
+        state.wait_for_everyone()
+    else:
+        state.wait_for_everyone()
+        paths: list[Any] = sorted(folder.iterdir())
+        datasets = {path.name.partition(" ")[2]: load_from_disk(str(path), keep_in_memory=True) for path in paths}
+        data = data_type.of_datasets(datasets)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder)
+    return data

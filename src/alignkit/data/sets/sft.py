@@ -1,0 +1,124 @@
+"""From the `data` section to encoded rows of SFT: read, parse, hold out, encode, cut; every row is accounted for."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.config import DataConfig
+from alignkit.data.batches.batching import FILLER, IGNORED
+from alignkit.data.encode.lengths import apply_length
+from alignkit.data.encode.masking import Encoding, encode_rows
+from alignkit.data.encode.templates import Template
+from alignkit.data.rows.conversation import Conversation
+from alignkit.data.rows.row_kind import CONVERSATIONS
+from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
+from alignkit.data.sets.encoded import EncodedData, EncodedSet, example_items
+from alignkit.data.sets.items import parse_sets, read_sets
+from alignkit.data.sets.ledger import Ledger
+from alignkit.data.sets.split import hold_out
+
+
+class SftSet(EncodedSet):
+    """Encoded rows of one set, with the columns `input_ids` and `labels` (lists of int32, -100 where no loss)."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each row."""
+        lengths: list[int] = pa.compute.list_value_length(self.dataset.data.column("input_ids")).to_pylist()
+        return lengths
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that carry loss."""
+        flat = pa.compute.list_flatten(self.dataset.data.column("labels"))
+        return int(pa.compute.sum(pa.compute.not_equal(flat, IGNORED)).as_py() or 0)
+
+    def filled(self, multiple: int) -> SftSet:
+        """Return the same rows followed by as few fillers as make their number a multiple of `multiple`.
+
+        With several processes the last batch of an epoch would else repeat rows; a filler carries no loss.
+        """
+        missing = -len(self.dataset) % multiple
+        if not missing:
+            return self
+        filler = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED], "row_index": FILLER, "source": "filler"}
+        fillers = Dataset.from_list([filler] * missing, features=self.dataset.features)
+        return SftSet(concatenate_datasets([self.dataset, fillers]))
+
+
+class SftData(EncodedData[SftSet]):
+    """Everything that was read for SFT."""
+
+    set_type = SftSet
+
+
+def load_sft(
+    data: DataConfig,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    seed: int,
+    num_examples: int = 0,
+) -> SftData:
+    """Read, parse, split, encode and cut every row the section names.
+
+    Args:
+        data: the section.
+        template: bound to `tokenizer`.
+        tokenizer: of the model.
+        max_length: most tokens in a row.
+        seed: of the evaluation split and of fractional source weights.
+        num_examples: how many conversations to keep for samples.
+
+    Raises:
+        DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to train on.
+    """
+    ledger = Ledger()
+    encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
+    rows = read_sets(data, CONVERSATIONS, seed=seed)
+    items, formats = parse_sets(rows, CONVERSATIONS, ledger, malformed=data.malformed)
+    items = hold_out(items, fraction=data.eval_fraction, seed=seed)
+    outcomes = encode_sets(items, encode, num_proc=data.num_proc)
+    kept = record_sets(items, outcomes, ledger)
+    sets = {name: SftSet(dataset) for name, dataset in to_datasets(kept, _columns).items()}
+    ledger.check_budget(data.max_dropped)
+    examples = [conversation for conversation in example_items(items) if not conversation.plain]
+    return SftData(sets, ledger, formats, examples[:num_examples])
+
+
+def encode_chunk(
+    conversations: list[Conversation],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    max_length: int,
+) -> list[EncodeOutcome[Encoding]]:
+    """Encode conversations with one call of the tokenizer, and fit each to `max_length`."""
+    encodings = encode_rows(
+        conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens
+    )
+    fit = partial(apply_length, max_length=max_length, policy=data.overlength)
+    return [
+        EncodeOutcome(None, encoding) if isinstance(encoding, str) else EncodeOutcome(*fit(encoding))
+        for encoding in encodings
+    ]
+
+
+def labels_of(encoding: Encoding) -> list[int]:
+    """Return the labels of a row; nothing predicts its first token."""
+    return [IGNORED, *encoding.labels[1:]]
+
+
+def _columns(encodings: list[Encoding]) -> dict[str, pa.Array]:
+    lists = pa.list_(pa.int32())
+    return {
+        "input_ids": pa.array([e.input_ids for e in encodings], lists),
+        "labels": pa.array([labels_of(e) for e in encodings], lists),
+    }
