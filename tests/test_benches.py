@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
-SHARED = {"made_pairs", "made_policy", "side_by_side", "trl_ppo"}
+SHARED = {"made_pairs", "made_policy", "ppo_watch", "side_by_side", "trl_ppo"}
 NAMES = sorted({path.stem for path in BENCH.glob("*.py")} - SHARED)
 
 

@@ -19,7 +19,7 @@ REWARD_STEPS, REWARD_PAIRS = 16, 8  # of these a step
 
 
 def prepare(work: Path, options: argparse.Namespace) -> None:
-    """Write model, template, prompts and reward run; the options learn the size of the model and the liked ids."""
+    """Write model, template, prompts and reward run; add the size of the model and the liked ids to the options."""
     from safetensors import safe_open
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -29,7 +29,7 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     vocabulary = AutoTokenizer.from_pretrained(work / "model").get_vocab()
     words = sorted(token for token in vocabulary if re.fullmatch("Ġ[a-z]{2,}", token))
     unending = 2 * options.tokens  # an answer asked to be so long does not end by itself
-    asks, words = words[:unending], words[unending:]  # the word at place n - 1 asks for n tokens
+    asks, words = words[:unending], words[unending:]  # the word at index n - 1 asks for n tokens
     options.liked = [vocabulary[word] for word in words if _is_liked(word)]
     if not options.model:
         _shape(work / "model", [vocabulary[word] for word in asks], options)
@@ -37,7 +37,7 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     draw = random.Random(0)
 
     def text(length: int, share: float) -> str:
-        """So many words, of which about this share is liked."""
+        """Draw so many words, of which about this share is liked."""
         drawn = (draw.choice(liked if draw.random() < share else others) for _ in range(length))
         return "".join(f" {word[1:]}" for word in drawn)
 
@@ -67,7 +67,7 @@ def _is_liked(word: str) -> bool:
 
 
 def _shape(folder: Path, asking: list[int], options: argparse.Namespace) -> None:
-    """Give the random model what SFT gives: words that can be told apart, and answers that end when they should.
+    """Give the random model what SFT gives: words that differ, and answers that end when they should.
 
     If chance ended them, the two sides would draw answers of other lengths, and do other work. So the first word of a
     prompt asks for a length n. One attention head takes the mean of `ASKED` over the t tokens so far, which is 0 but at
@@ -79,7 +79,7 @@ def _shape(folder: Path, asking: list[int], options: argparse.Namespace) -> None
 
     Args:
         folder: of the model.
-        asking: ids of the words that ask for 1, 2, 3, … tokens; they are as good as never drawn.
+        asking: ids of the words that ask for 1, 2, 3, … tokens; they are almost never drawn.
         options: for the number of tokens of prompts and answers.
     """
     import torch

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import made_policy
 import trl_ppo
-from side_by_side import Done, Work, take_turns
+from ppo_watch import Watch
+from side_by_side import Done, take_turns
 
 VARIANTS = {
     "trl-lora": "TRL 1.12: LoRA",
@@ -36,97 +35,16 @@ VARIANTS = {
 BASELINES = ("trl-lora", "trl-full")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alignkit" / "trl-1.12"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "lengths": {"choices": ("fixed", "mixed"), "default": "fixed", "help": "of the answers"},
-    "steps": {"type": int, "default": 4, "help": "updates"},
-    "completions": {"type": int, "default": 16, "help": "in a rollout"},
+    "lengths": {"choices": ("fixed", "mixed"), "default": "fixed", "help": "lengths of the answers"},
+    "steps": {"type": int, "default": 4, "help": "number of updates"},
+    "completions": {"type": int, "default": 16, "help": "completions in a rollout"},
     "batch-size": {"default": 8, "help": "completions in a forward and backward pass"},
-    "tokens": {"type": int, "default": 64, "help": "of the longest answer"},
-    "prompt-tokens": {"type": int, "default": 16},
+    "tokens": {"type": int, "default": 64, "help": "tokens of the longest answer"},
+    "prompt-tokens": {"type": int, "default": 16, "help": "tokens of a prompt"},
     "epochs": {"type": int, "default": 4, "help": "passes over a rollout, with an optimizer step each"},
-    "learning-rate": {"type": float, "default": 1e-4},
-    "env": {"type": Path, "default": CACHE, "help": "folder of TRL's environment"},
+    "learning-rate": {"type": float, "default": 1e-4, "help": "learning rate of both sides"},
+    "env": {"type": Path, "default": CACHE, "help": "folder of the virtual environment with TRL 1.12"},
 }
-
-
-class Watch:
-    """What one side does, update by update.
-
-    Args:
-        liked: ids that the reward likes.
-        lengths: of the answers; fixed ones must have as many tokens on both sides.
-
-    Attributes:
-        works: of each finished update.
-        liked: share of the answers' tokens that the reward likes, of each finished update.
-        num_weights: in memory when training begins, whatever holds them; those that share their storage count once.
-    """
-
-    def __init__(self, liked: Sequence[int], *, lengths: str) -> None:
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-        from transformers import TrainerCallback, trainer
-
-        watch = self
-
-        class Turn(TrainerCallback):
-            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-                watch.num_weights = _num_weights()
-                watch._begin()
-
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                watch._conclude()
-
-        self.works: list[Work] = []
-        self.liked: list[float] = []
-        self.num_weights = 0
-        self._liked_ids, self._is_fixed = set(liked), lengths == "fixed"
-        self._begin()
-        register_optimizer_step_post_hook(lambda *_: self._count("optimizer steps", 1))
-        trainer.DEFAULT_CALLBACKS.append(Turn)
-
-    def answered(self, completions: Sequence[Sequence[int]]) -> None:
-        """A rollout has been written: the ids of each answer, its end included."""
-        self._completions += completions
-
-    def forward(self, policy: Any, ids_of: Callable[[Any], Any]) -> None:
-        """Count the passes of a module class that a gradient will come back from."""
-        upstream = policy.forward
-
-        def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
-            import torch
-
-            if torch.is_grad_enabled():
-                ids_BL = ids_of(kwargs or args[0])
-                self._count("forward passes", 1)
-                self._count("completions in them", len(ids_BL))
-                self._positions += ids_BL.numel()
-            return upstream(module, *args, **kwargs)
-
-        policy.forward = forward
-
-    def _begin(self) -> None:
-        self._completions: list[Sequence[int]] = []
-        self._counts: dict[str, int] = {}
-        self._positions = 0
-
-    def _count(self, what: str, number: int) -> None:
-        self._counts[what] = self._counts.get(what, 0) + number
-
-    def _conclude(self) -> None:
-        ids = [token for completion in self._completions for token in completion]
-        drawn = {"tokens": len(ids)}
-        exact, chance = ({**self._counts, **drawn}, {}) if self._is_fixed else (self._counts, drawn)
-        self.works.append(Work(len(self._completions), exact, self._positions, chance))
-        self.liked.append(sum(token in self._liked_ids for token in ids) / len(ids))
-        self._begin()
-
-
-def _num_weights() -> int:
-    import torch
-
-    gc.collect()
-    found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.nn.Parameter)]
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() // one.itemsize for one in found}
-    return sum(storages.values())
 
 
 def words_of(options: argparse.Namespace, *, lora: bool) -> list[str]:
@@ -176,7 +94,7 @@ def train_with_alignkit(options: argparse.Namespace, watch: Watch, *, lora: bool
     from alignkit.stages.ppo import run as ppo
 
     def learn(self: Any, model: Any, rollouts: Any, *rest: Any) -> Any:
-        watch.answered([rollout.ids for rollout in rollouts])
+        watch.add_completions([rollout.ids for rollout in rollouts])
         return upstream(self, model, rollouts, *rest)
 
     upstream, Learner.learn = Learner.learn, learn

@@ -38,12 +38,12 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layers, hidden, inner = SIZES[device]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=layers)
-    parser.add_argument("--hidden", type=int, default=hidden)
-    parser.add_argument("--inner", type=int, default=inner)
-    parser.add_argument("--completions", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=128, help="of each completion; none ends before")
-    parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=layers, help="layers of the model")
+    parser.add_argument("--hidden", type=int, default=hidden, help="size of a hidden state")
+    parser.add_argument("--inner", type=int, default=inner, help="size inside the MLP")
+    parser.add_argument("--completions", type=int, default=256, help="completions in a rollout")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each completion; none ends before")
+    parser.add_argument("--updates", type=int, default=4, help="number of updates")
     parser.add_argument("--together", type=int, default=32, help="completions in a forward and backward pass")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def _job(given: Any, folder: Path) -> PpoJob:
 
 
 def _watch_memory() -> tuple[dict[str, float], dict[str, float]]:
-    """Filled as the training goes: bytes of what is held all the time, and the most there was in each part."""
+    """Return two tables that training fills: bytes of what is held all the time, and the peak of each part."""
     held: dict[str, float] = {}
     peaks: dict[str, float] = defaultdict(float)
     train, timed = PpoTrainer.train, PpoTrainer._timed
@@ -118,8 +118,8 @@ def _report(updates: list[dict[str, float]], held: dict[str, float], peaks: dict
 
 
 def _processor() -> str:
-    told = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return told[1] if told else platform.machine()
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TRL's last PPO trainer, which alignkit's own TRL does not have any more: its environment, and a run of it."""
+"""TRL's last PPO trainer, which the TRL that alignkit uses no longer has: its environment, and a run of it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ppo import Watch
+from ppo_watch import Watch
 
 TRL = "trl==1.12.*"
 SAME = ("torch", "transformers", "peft", "accelerate", "datasets")  # as here: the two sides differ in TRL alone
 
 
 def environment(folder: Path) -> Path:
-    """The interpreter of a virtual environment with TRL 1.12, which is made where it is not there yet.
+    """Return the interpreter of a virtual environment with TRL 1.12, which is made where there is none yet.
 
     Raises:
         RuntimeError: it cannot be made here; the message is a line.
@@ -27,7 +26,7 @@ def environment(folder: Path) -> Path:
         print(f"making an environment for {TRL} in {folder}", flush=True)
         _run(sys.executable, "-m", "venv", "--clear", folder)
     wanted = [TRL, *(f"{name}=={version(name).split('+')[0]}" for name in SAME)]
-    # what is there already is not asked for again; after an update here, the other side follows
+    # pip skips what is installed already; after an update here, the other side follows
     _run(python, "-m", "pip", "install", "--quiet", *wanted)
     _run(python, "-c", "import trl.experimental.ppo, peft")
     return python
@@ -36,12 +35,12 @@ def environment(folder: Path) -> Path:
 def _run(*command: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise RuntimeError(said[-1] if said else f"{command[1:4]} failed")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else f"{command[1:4]} failed")
 
 
 def train(options: argparse.Namespace, watch: Watch, *, lora: bool) -> None:
-    """The same rollouts, passes and forward passes as the other side's, by TRL's names and in TRL's ways.
+    """Train with the same rollouts, passes and forward passes as the other side, by TRL's names and in TRL's ways.
 
     TRL takes one optimizer step in a pass over the rollout, however many minibatches it is told to make.
     """
@@ -97,13 +96,13 @@ def train(options: argparse.Namespace, watch: Watch, *, lora: bool) -> None:
     ]
     watch.forward(ppo_trainer.PolicyAndValueWrapper, lambda inputs: inputs["input_ids"])
 
-    def generated(*given: Any) -> Any:
+    def generate(*given: Any) -> Any:
         found = upstream(*given)
         answers = found[0][:, given[1].shape[1] :].tolist()
-        watch.answered([_until(answer, tokenizer.pad_token_id) for answer in answers])
+        watch.add_completions([_until(answer, tokenizer.pad_token_id) for answer in answers])
         return found
 
-    upstream, ppo_trainer.batch_generation = ppo_trainer.batch_generation, generated
+    upstream, ppo_trainer.batch_generation = ppo_trainer.batch_generation, generate
     trainer.train()
 
 
