@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from importlib import resources
 
-from alignkit.config import JOBS, MISSING, settings, stage_arguments
+from alignkit.config import JOBS, MISSING, settings
 from alignkit.launch import compose_job
 
 
@@ -24,21 +24,18 @@ def table(stage: str, beside: str | None = None) -> str:
 def _rows(stage: str) -> Iterator[str]:
     missing = [key for key, _, value in settings(JOBS[stage]()) if value == MISSING]
     for key, item, value in settings(compose_job(stage, [f"{key}=given" for key in missing])):
-        help, chosen = item.metadata["help"], key == "train"
-        yield _row(key, help + "; what is not below is upstream's default" if chosen else help, value, key in missing)
-        for name, argument in value.items() if chosen else ():
-            yield _row(f"train.{name}", _reason(stage, name), argument)
+        yield _row(key, item.metadata["help"], "" if key in [*missing, "train"] else f"`{_yaml(value)}`")
+        for name, argument in value.items() if key == "train" else ():
+            yield _row(f"train.{name}", _reason(stage, name), f"`{_yaml(argument)}`")
 
 
-def _row(key: str, help: str, value: object, blank: bool = False) -> str:
-    shown = "" if blank or key == "train" else f"`{_yaml(value)}`"
-    return f"| `{key}` | {shown} | {help.replace('|', chr(92) + '|')} |"
+def _row(key: str, help: str, default: str) -> str:
+    return f"| `{key}` | {default} | {help.replace('|', chr(92) + '|')} |"
 
 
 def _reason(stage: str, argument: str) -> str:
     """The comment behind an argument in conf/<stage>.yaml."""
     text = resources.files("alignkit.conf").joinpath(f"{stage}.yaml").read_text("utf-8")
-    assert argument in stage_arguments(stage)
     found = re.search(rf"^  {argument}: \S+ # (.+)$", text, re.MULTILINE)
     assert found, f"train.{argument} of {stage} has no reason"
     return found[1]

@@ -63,7 +63,7 @@ class OnError(StrEnum):
     skip = "skip"
 
 
-class Health(StrEnum):
+class HealthPolicy(StrEnum):
     off = "off"
     warn = "warn"
     stop = "stop"
@@ -101,63 +101,112 @@ def setting(help: str, default: Any = MISSING, *, schedule: type | None = None, 
 
 @dataclass
 class ModelConfig:
-    name: str = setting("hub id, model folder, or run directory")
-    init: Init = setting("pretrained weights, or random ones built from model.config", Init.pretrained)
-    dtype: Dtype = setting("weights: auto takes bfloat16 where the device has it, else float32", Dtype.auto)
-    attn_implementation: str | None = setting("eager, sdpa, flash_attention_2, …; null lets transformers choose", None)
+    name: str = setting("model: a hub id, a model folder, or a run directory")
+    init: Init = setting("initial weights: pretrained, or random in the architecture of model.config", Init.pretrained)
+    dtype: Dtype = setting(
+        "dtype of the weights; auto is bfloat16 where the device supports it, else float32", Dtype.auto
+    )
+    attn_implementation: str | None = setting(
+        "attention implementation: eager, sdpa, flash_attention_2, …; null lets transformers choose", None
+    )
     quantization: Quantization = setting(
-        "load the frozen base in 8 bits (int8) or 4 (nf4); needs bitsandbytes", Quantization.none
+        "load the frozen base weights in 8 bits (int8) or 4 bits (nf4); needs bitsandbytes", Quantization.none
     )
     revision: str | None = setting("branch, tag or commit of a hub model", None)
-    trust_remote_code: bool = setting("run Python code that came with the model", False)
-    config: dict[str, Any] = setting("architecture of a random model: model_type and its sizes", {})
+    trust_remote_code: bool = setting("run Python code that comes with the model", False)
+    config: dict[str, Any] = setting(
+        "architecture of a randomly initialized model: model_type and its sizes, as in config.json", {}
+    )
 
 
 @dataclass
 class DataConfig:
-    path: Any = setting("file, folder, glob or hub id; or a list of them or of {path, weight, format, columns, split}")
-    format: str = setting("auto, a format's name, or module:function of your own", "auto")
-    columns: dict[str, Any] = setting("field: column, or a path into nested data such as instances.0.input", {})
-    split: str | None = setting("split of a hub data set, such as train or train[:10%]; null takes train", None)
-    eval_path: Any = setting("held-out rows: like path, or {name: path, …} for several sets", None)
-    eval_fraction: float = setting("share of prompts held out from path", 0.0, ge=0, lt=1)
-    limit: int | None = setting("read at most this many rows, for each of path and eval_path", None, ge=1)
-    shuffle: bool = setting("reshuffle the rows every epoch", True)
-    max_length: int | None = setting("most tokens in a row; null takes the model's positions, at most 2048", None, ge=1)
-    overlength: Overlength = setting("a row longer than that: drop, keep_end or keep_start", Overlength.drop)
-    malformed: Malformed = setting("a row that cannot be read: stop the run, or drop and count it", Malformed.stop)
-    max_dropped: float = setting("most rows that may be dropped, as a share", 0.05, ge=0, le=1)
-    train_on: TrainOn = setting("what the loss sees: assistant, last_turn or everything", TrainOn.assistant)
-    control_tokens: ControlTokens = setting(
-        "special tokens typed in the text: refuse (drop the row) or neutralise (plain characters)", ControlTokens.refuse
+    path: Any = setting(
+        "data: a file, folder, glob or hub id, or a list of these or of {path, weight, format, columns, split}"
     )
-    batching: Batching = setting("auto, padded, grouped (by length) or packed (no padding)", Batching.auto)
-    num_proc: int = setting("processes that format and encode", 1, ge=1)
+    format: str = setting(
+        "format of the rows: auto (detected from the columns), a format's name, or module:function of your own", "auto"
+    )
+    columns: dict[str, Any] = setting(
+        "map from a field of the format to your column, or to a path into nested data such as instances.0.input", {}
+    )
+    split: str | None = setting("split of a hub data set, such as train or train[:10%]; null is train", None)
+    eval_path: Any = setting("held-out data, given like data.path, or as {name: path, …} for several sets", None)
+    eval_fraction: float = setting("fraction of the prompts of data.path to hold out for evaluation", 0.0, ge=0, lt=1)
+    limit: int | None = setting(
+        "maximum number of rows to read from each of data.path and data.eval_path; null reads all", None, ge=1
+    )
+    shuffle: bool = setting("shuffle the rows in every epoch", True)
+    max_length: int | None = setting(
+        "maximum number of tokens in a row; null is the model's number of positions, at most 2048", None, ge=1
+    )
+    overlength: Overlength = setting(
+        "what to do with a row longer than data.max_length: drop it, keep its end (keep_end) or its start (keep_start)",
+        Overlength.drop,
+    )
+    malformed: Malformed = setting(
+        "what to do with a malformed row: stop the run, or drop the row and count it", Malformed.stop
+    )
+    max_dropped: float = setting(
+        "maximum fraction of the rows that may be dropped; above it the run stops", 0.05, ge=0, le=1
+    )
+    train_on: TrainOn = setting(
+        "tokens that carry loss: every response (assistant), the last response (last_turn), or everything",
+        TrainOn.assistant,
+    )
+    control_tokens: ControlTokens = setting(
+        "special tokens in the text of a row: refuse drops the row, neutralise encodes them as plain characters",
+        ControlTokens.refuse,
+    )
+    batching: Batching = setting(
+        "batch layout: padded, grouped by length, packed without padding, or auto (packed where that is exact)",
+        Batching.auto,
+    )
+    num_proc: int = setting("number of processes that format and encode the rows", 1, ge=1)
     streaming: bool = setting(
-        "read rows as training goes, for data that does not fit; shuffle then mixes within 10,000 rows", False
+        "read rows during training, for data larger than memory; shuffling is within a buffer of 10,000 rows", False
     )
 
 
 @dataclass
 class TemplateConfig:
     # native: a run directory keeps the template it was trained with in its tokenizer.
-    name: str = setting("a shipped template, or native for the tokenizer's own", "native")
-    file: str | None = setting("a Jinja chat template of your own, with {% generation %} markers", None)
+    name: str = setting("chat template: a shipped one, or native for the one in the model's tokenizer", "native")
+    file: str | None = setting(
+        "Jinja chat template of your own, with {% generation %} markers around what the assistant says", None
+    )
 
 
 @dataclass
 class SamplingConfig:
-    do_sample: bool | None = setting("draw tokens, or take the likeliest; null draws if a setting below asks", None)
-    temperature: Any = setting("divides the logits; below 1 sharper, above 1 flatter", None, schedule=float, gt=0)
-    top_k: Any = setting("draw from the k likeliest tokens", None, schedule=int, ge=1)
-    top_p: Any = setting("draw from the smallest set with this probability", None, schedule=float, gt=0, le=1)
-    min_p: Any = setting(
-        "draw from tokens at least this share of the likeliest one's probability", None, schedule=float, ge=0, le=1
+    do_sample: bool | None = setting(
+        "sample tokens (true) or decode greedily (false); null samples if temperature, top_k, top_p or min_p is set",
+        None,
     )
-    repetition_penalty: Any = setting("above 1 makes tokens seen before less likely", None, schedule=float, gt=0)
-    max_new_tokens: int = setting("longest response, in tokens", 256, ge=1)
-    min_new_tokens: int = setting("shortest response, in tokens", 0, ge=0)
-    stop: list[str] = setting("texts that end a response, which is cut before them", [])
+    temperature: Any = setting(
+        "sampling temperature, which divides the logits; below 1 sharper, above 1 flatter", None, schedule=float, gt=0
+    )
+    top_k: Any = setting("sample from the k most likely tokens", None, schedule=int, ge=1)
+    top_p: Any = setting(
+        "nucleus sampling: sample from the smallest set of tokens with at least this probability in total",
+        None,
+        schedule=float,
+        gt=0,
+        le=1,
+    )
+    min_p: Any = setting(
+        "sample from the tokens with at least this fraction of the most likely token's probability",
+        None,
+        schedule=float,
+        ge=0,
+        le=1,
+    )
+    repetition_penalty: Any = setting(
+        "above 1, tokens that have already occurred become less likely", None, schedule=float, gt=0
+    )
+    max_new_tokens: int = setting("maximum length of a response, in tokens", 256, ge=1)
+    min_new_tokens: int = setting("minimum length of a response, in tokens", 0, ge=0)
+    stop: list[str] = setting("strings that end a response; it is cut before them", [])
 
 
 @dataclass
@@ -169,17 +218,21 @@ class StageJob:
     """
 
     stage: ClassVar[str]
-    name: str = setting("the run is runs/<command>/<name>", "default")
-    seed: int = setting("of every random draw", 0, ge=0)
-    resume: bool = setting("continue an unfinished run from its newest sound checkpoint", False)
-    overwrite: bool = setting("delete a finished run of this name first", False)
+    name: str = setting("name of the run, which is written to runs/STAGE/NAME", "default")
+    seed: int = setting("seed of every random draw", 0, ge=0)
+    resume: bool = setting("continue an unfinished run from its newest intact checkpoint", False)
+    overwrite: bool = setting("delete an existing run of the same name first", False)
     early_stopping: int | None = setting(
-        "stop after this many evaluations without improvement, and keep the best", None, ge=1
+        "stop after this many evaluations without improvement, and keep the best checkpoint; null never does",
+        None,
+        ge=1,
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
-    lora: dict[str, Any] = setting("peft.LoraConfig; empty trains every weight", {})
+    lora: dict[str, Any] = setting(
+        "LoRA: arguments of peft.LoraConfig; empty trains all weights, or the adapter of a model that has one", {}
+    )
     train: dict[str, Any] = setting("arguments of the trainer", {})
 
     def __post_init__(self) -> None:
@@ -190,7 +243,7 @@ class StageJob:
 class SampledJob(StageJob):
     """A stage whose model answers a few prompts before and after training."""
 
-    samples: int = setting("prompts answered before and after training, written to samples.jsonl", 3, ge=0)
+    samples: int = setting("number of prompts answered before and after training, written to samples.jsonl", 3, ge=0)
     # Samples are a glance before and after, not an evaluation.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=128))
 
@@ -200,23 +253,28 @@ class SftJob(SampledJob):
     stage: ClassVar[str] = "sft"
     # Training usually starts from a base model, whose tokenizer has no template of its own.
     template: TemplateConfig = field(default_factory=lambda: TemplateConfig("instruction"))
-    train: dict[str, Any] = setting("trl.SFTConfig, which is transformers.TrainingArguments and more", {})
+    train: dict[str, Any] = setting(
+        "training: arguments of trl.SFTConfig, which extends transformers.TrainingArguments", {}
+    )
 
 
 @dataclass
 class RewardJob(StageJob):
     stage: ClassVar[str] = "reward"
     use_margin: bool = setting(
-        "subtract the pairs' margin column from the difference of scores, where they have one", True
+        "subtract the margin column of the pairs, if they have one, from the score difference in the loss", True
     )
-    train: dict[str, Any] = setting("trl.RewardConfig, which is transformers.TrainingArguments and more", {})
+    train: dict[str, Any] = setting(
+        "training: arguments of trl.RewardConfig, which extends transformers.TrainingArguments", {}
+    )
 
 
 @dataclass
 class ReferenceConfig:
-    name: str | None = setting("another model as the reference; null is the policy as it was at the start", None)
+    name: str | None = setting("reference model; null is the policy at the start of training", None)
     keep: bool = setting(
-        "compute its log-probabilities once, before training, and keep them in runs/dpo/.reference for later runs",
+        "compute the reference log-probabilities once, before training, and cache them in runs/dpo/.reference"
+        " for later runs",
         False,
     )
 
@@ -225,13 +283,19 @@ class ReferenceConfig:
 class DpoJob(SampledJob):
     stage: ClassVar[str] = "dpo"
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    train: dict[str, Any] = setting("trl.DPOConfig, which is transformers.TrainingArguments and more", {})
+    train: dict[str, Any] = setting(
+        "training: arguments of trl.DPOConfig, which extends transformers.TrainingArguments", {}
+    )
 
 
 @dataclass
 class PromptLength:
-    min: int | None = setting("plain text becomes a prompt of its first tokens: at least this many", None, ge=1)
-    max: int | None = setting("and at most this many, drawn per row from the seed", None, ge=1)
+    min: int | None = setting("minimum length, in tokens, of prompts that are beginnings of plain texts", None, ge=1)
+    max: int | None = setting(
+        "maximum length, in tokens, of prompts that are beginnings of plain texts; each length is drawn from the seed",
+        None,
+        ge=1,
+    )
 
 
 @dataclass
@@ -243,71 +307,97 @@ class PromptDataConfig(DataConfig):
 
 @dataclass
 class PpoConfig:
-    num_updates: int = setting("length of training: rollouts, each followed by optimizer steps", 100, ge=1)
-    num_prompts: int = setting("prompts in a rollout, over all processes", 64, ge=1)
-    num_generations: int = setting("completions of each prompt in a rollout", 1, ge=1)
-    num_ppo_epochs: int = setting("passes over a rollout", 4, ge=1)
-    num_mini_batches: int = setting("optimizer steps in a pass", 4, ge=1)
-    generation_batch_size: int = setting("completions written together by a process, at most", 64, ge=1)
-    clip_range: float = setting("a token's probability moves its loss up to this relative change", 0.2, gt=0)
+    num_updates: int = setting(
+        "number of PPO updates; each one generates a rollout and takes optimizer steps on it", 100, ge=1
+    )
+    num_prompts: int = setting("number of prompts per rollout, over all processes", 64, ge=1)
+    num_generations: int = setting("number of completions per prompt in a rollout", 1, ge=1)
+    num_ppo_epochs: int = setting("number of optimization passes over each rollout", 4, ge=1)
+    num_mini_batches: int = setting("number of minibatches, each one optimizer step, per pass over a rollout", 4, ge=1)
+    generation_batch_size: int = setting("maximum number of completions that a process generates together", 64, ge=1)
+    clip_range: float = setting("PPO clip range ε: the ratio π/π_old is clipped to [1−ε, 1+ε]", 0.2, gt=0)
     clip_range_value: float | None = setting(
-        "a token's value moves its loss up to this change, in the scale of the scores; null: without bound", 0.2, gt=0
+        "value clip range: a new value is clipped to ± this around the value of the rollout; null does not clip",
+        0.2,
+        gt=0,
     )
-    vf_coef: float = setting("weight of the value loss", 0.1, ge=0)
-    entropy_coef: float = setting("weight of the entropy bonus, for a policy that keeps exploring", 0.0, ge=0)
-    gamma: float = setting("discount of later rewards", 1.0, ge=0, le=1)
-    lam: float = setting("GAE: 0 trusts the values, 1 the rewards", 0.95, ge=0, le=1)
-    whiten_advantages: bool = setting("advantages to mean 0 and variance 1 over the rollout's tokens", True)
-    kl_coef: float = setting("price of a nat of KL to the model training started from", 0.05, ge=0)
-    kl_coef_end: float | None = setting("price at the last update, reached in a straight line", None, ge=0)
+    vf_coef: float = setting("coefficient of the value loss", 0.1, ge=0)
+    entropy_coef: float = setting("coefficient of the entropy bonus, which keeps the policy exploring", 0.0, ge=0)
+    gamma: float = setting("discount factor γ of later rewards", 1.0, ge=0, le=1)
+    lam: float = setting("GAE λ: 0 is the one-step TD error, 1 the full return less the value", 0.95, ge=0, le=1)
+    whiten_advantages: bool = setting(
+        "whiten the advantages to mean 0 and variance 1 over the tokens of the rollout", True
+    )
+    kl_coef: float = setting("KL penalty coefficient β (per nat, against the reference policy)", 0.05, ge=0)
+    kl_coef_end: float | None = setting("final kl_coef; annealed linearly; null keeps it constant", None, ge=0)
     kl_target: float | None = setting(
-        "steer the price so that the KL of a completion becomes this, in nats", None, gt=0
+        "adaptive KL: target KL per completion, in nats; null keeps kl_coef fixed", None, gt=0
     )
-    kl_horizon: int = setting("rollouts in which the steered price may double or so", 10_000, ge=1)
-    target_kl: float | None = setting("skip the rest of a rollout's passes once a pass moved further", None, gt=0)
+    kl_horizon: int = setting(
+        "adaptive KL: number of completions over which kl_coef adapts; fewer adapt it faster", 10_000, ge=1
+    )
+    target_kl: float | None = setting(
+        "skip the remaining passes over a rollout once the KL from the policy that generated it exceeds this,"
+        " in nats per token",
+        None,
+        gt=0,
+    )
     allow_truncated_sampling: bool = setting(
-        "sample by top_k, top_p, min_p or a repetition penalty all the same", False
+        "allow top_k, top_p, min_p or a repetition penalty, which make rollouts differ from the policy that is trained",
+        False,
     )
-    missing_eos_penalty: float | None = setting("taken off the score of a completion that did not end", None, gt=0)
-    score_clip: float | None = setting("scores beyond this, of either sign, are cut to it", None, gt=0)
+    missing_eos_penalty: float | None = setting(
+        "penalty subtracted from the score of a completion that has no end token", None, gt=0
+    )
+    score_clip: float | None = setting("clip the scores to ± this; null does not clip", None, gt=0)
     score_scaling: ScoreScaling = setting(
-        "scores as they are, or (running) less the mean of all so far and over their spread", ScoreScaling.none
+        "scaling of the scores: none, or running: subtract the running mean, divide by the running standard deviation",
+        ScoreScaling.none,
     )
-    keep_rollouts: int = setting("completions of each update written to rollouts.jsonl", 4, ge=0)
-    show_every: int = setting("show two sample completions every so many updates; 0 never", 10, ge=0)
-    health: Health = setting("signs of a training gone wrong: off, warn or stop", Health.warn)
-    max_kl: float = setting("a KL per completion beyond this, in nats, is such a sign", 100.0, gt=0)
+    keep_rollouts: int = setting("number of completions of each update that are written to rollouts.jsonl", 4, ge=0)
+    show_every: int = setting("number of updates between displays of two completions; 0 shows none", 10, ge=0)
+    health: HealthPolicy = setting("what to do on signs of divergence: off, warn or stop", HealthPolicy.warn)
+    max_kl: float = setting("KL per completion, in nats, above which the policy counts as diverged", 100.0, gt=0)
 
 
 @dataclass
 class ValueConfig:
     model: ValueModel = setting(
-        "whose states the value head reads: the policy's (shared), those of the same backbone under a further LoRA "
-        "adapter, or of a backbone of its own",
+        "backbone of the value head: the policy's own (shared), the policy's under a second LoRA adapter "
+        "(adapter), or a separate one (own)",
         ValueModel.shared,
     )
     start: str | None = setting(
-        "a PPO run whose value function to go on from, or a reward run (for adapter and own); null: values start at 0",
+        "run whose value function to start from: a PPO run, or a reward run (for adapter and own); null "
+        "starts with values of 0",
         None,
     )
-    learning_rate: float | None = setting("of the value function; null takes train.learning_rate", None, gt=0)
-    warmup_updates: int = setting("first updates that train the value function alone", 0, ge=0)
-    detach: bool = setting("keep the value loss from training the policy's own layers", False)
+    learning_rate: float | None = setting(
+        "learning rate of the value function; null is train.learning_rate", None, gt=0
+    )
+    warmup_updates: int = setting("number of first updates that train the value function alone", 0, ge=0)
+    detach: bool = setting(
+        "stop the gradient of the value loss at the value head, so that it does not train the policy", False
+    )
 
 
 @dataclass
 class PpoJob(SampledJob):
     stage: ClassVar[str] = "ppo"
-    reward: list[Any] = setting("list of {function | classifier | model, weight, …}: scores add up", [])
+    reward: list[Any] = setting(
+        "rewards: a list of {function | classifier | model, weight, …}, whose weighted scores add up", []
+    )
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
-    samples: int = setting("prompts answered and scored before and after training, written to samples.jsonl", 5, ge=0)
+    samples: int = setting(
+        "number of prompts answered and scored before and after training, written to samples.jsonl", 5, ge=0
+    )
     # The policy itself draws: at another temperature another policy does, and is trained as such.
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0, max_new_tokens=64)
     )
     ppo: PpoConfig = field(default_factory=PpoConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
-    train: dict[str, Any] = setting("transformers.TrainingArguments", {})
+    train: dict[str, Any] = setting("training: arguments of transformers.TrainingArguments", {})
 
 
 @dataclass
@@ -322,50 +412,57 @@ class CommandJob:
 class BatchedJob(CommandJob):
     """A command that scores rows or generates responses, several together."""
 
-    seed: int = setting("of every random draw", 0, ge=0)
-    batch_size: int = setting("rows scored, or responses generated, together", 16, ge=1)
+    seed: int = setting("seed of every random draw", 0, ge=0)
+    batch_size: int = setting("number of rows scored, or responses generated, in one batch", 16, ge=1)
 
 
 @dataclass
 class PromptedJob(BatchedJob):
     """A command that answers the rows of --prompts."""
 
-    format: str = setting("format of the rows of --prompts: auto, a format's name, or module:function", "auto")
-    columns: dict[str, Any] = setting("field: column, for the rows of --prompts", {})
+    format: str = setting(
+        "format of the rows of --prompts: auto, a format's name, or module:function of your own", "auto"
+    )
+    columns: dict[str, Any] = setting("map from a field of the format to your column, for the rows of --prompts", {})
 
 
 @dataclass
 class GenerateJob(PromptedJob):
-    num_samples: int = setting("responses to each prompt", 1, ge=1)
+    num_samples: int = setting("number of responses to each prompt", 1, ge=1)
     deterministic_rows: bool = setting(
-        "one response at a time, whatever batch_size: each is the same to the last bit in any company", False
+        "generate one response at a time, so that it is bit-identical whatever the other prompts are", False
     )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass
 class CompareJob(PromptedJob):
-    logprobs: bool = setting("show how the log-probability of each token of the first run's responses changes", False)
+    logprobs: bool = setting(
+        "show how the log-probability of each token of the first model's responses changes under the other models",
+        False,
+    )
     # The likeliest tokens are the same each time: two models, not two draws, are compared.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=False))
 
 
 @dataclass
 class ChatJob(CommandJob):
-    seed: int = setting("of every random draw", 0, ge=0)
-    system: str | None = setting("the system prompt, where the template has a place for one", None)
+    seed: int = setting("seed of every random draw", 0, ge=0)
+    system: str | None = setting("system prompt, for a chat template that has a place for one", None)
     # Answers vary as a person expects of a chat, without the tail of unlikely tokens.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0, top_p=0.9))
 
 
 @dataclass
 class EvaluateJob(BatchedJob):
-    num_prompts: int = setting("held-out prompts to answer; 0 leaves it at the loss", 32, ge=0)
-    num_samples: int = setting("responses to each prompt", 4, ge=1)
+    num_prompts: int = setting("number of held-out prompts to answer; 0 measures the loss alone", 32, ge=0)
+    num_samples: int = setting("number of responses to each prompt", 4, ge=1)
     precision: float | None = setting(
-        "wished half-width of the reward's interval: suggests num_prompts and num_samples", None, gt=0
+        "desired half-width of the 95 % interval of the reward, for which num_prompts and num_samples are suggested",
+        None,
+        gt=0,
     )
-    beta: float = setting("of the implicit reward beta · (ln π − ln π_ref) on --pairs", 0.1, gt=0)
+    beta: float = setting("β of the implicit reward β · (ln π − ln π_ref), measured on --pairs", 0.1, gt=0)
     data: DataConfig = field(default_factory=DataConfig)
     # The model's own distribution: expectations are over it.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
@@ -373,8 +470,10 @@ class EvaluateJob(BatchedJob):
 
 @dataclass
 class TasksJob(BatchedJob):
-    limit: int | None = setting("first rows of each task to take; null takes all", None, ge=1)
-    num_fewshot: int | None = setting("solved rows shown before each; null takes what the task says", None, ge=0)
+    limit: int | None = setting("maximum number of rows to take of each task; null takes all", None, ge=1)
+    num_fewshot: int | None = setting(
+        "number of few-shot examples before each row; null is the task's own number", None, ge=0
+    )
 
 
 @dataclass
@@ -386,7 +485,8 @@ class ScoreJob(BatchedJob):
 @dataclass
 class MergeJob(CommandJob):
     max_difference: float | None = setting(
-        "most a log-probability may move, in nats; null takes 1e-4 in float32, 0.25 in bfloat16, 0.05 in float16",
+        "maximum change of a log-probability by the merge, in nats; null is 1e-4 in float32, 0.25 in "
+        "bfloat16, 0.05 in float16",
         None,
         gt=0,
     )
@@ -399,8 +499,8 @@ class VerifyJob:
 
 @dataclass
 class NextJob(CommandJob):
-    num_tokens: int = setting("likeliest tokens to show", 12, ge=1)
-    temperatures: list[float] = setting("show one after the other, in place of sampling.temperature", [])
+    num_tokens: int = setting("number of most likely tokens to show", 12, ge=1)
+    temperatures: list[float] = setting("temperatures to show one after the other, instead of sampling.temperature", [])
     # Greedy would leave one bar.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
 

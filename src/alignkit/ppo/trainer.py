@@ -19,8 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from alignkit.config import Health as HealthPolicy
-from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
+from alignkit.config import HealthPolicy, PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.errors import RewardError, TrainingError
 from alignkit.ppo.experience import RolloutTensors
