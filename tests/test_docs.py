@@ -52,6 +52,7 @@ NEEDS = {
     "--tasks": "lm-eval and its tasks",
 }
 LAUNCHERS = ("torchrun", "accelerate", "srun")
+WORD = r"[^\W\d_]{4,}"
 LANGUAGES = {"bash", "python", "yaml", "console", "text"}
 OPTIONAL_FILES = {"adapter_model.safetensors"}  # a run that trains every weight has none
 
@@ -107,6 +108,7 @@ def mentioned(page: str) -> Iterator[Command]:
 
 COMMANDS = [command for page in TEXTS for command in commands(page)]
 OURS = [command for command in COMMANDS if command.ours is not None]
+DEMO = [block for page in TEXTS for block in blocks(page, "text") if "answered politely" in block]
 MENTIONED = [command for page in TEXTS for command in mentioned(page)]
 
 
@@ -174,10 +176,10 @@ def run_page(page: str, main: Main) -> None:
 
 
 def shorter(command: Command) -> list[str]:
-    short = {"sft": "sampling.max_new_tokens=8", "generate": "sampling.max_new_tokens=8"}
-    short |= {"dpo": "sampling.max_new_tokens=8", "ppo": "ppo.num_updates=2"}
-    words = [short[command.words[1]]] if command.words[1] in short else []
-    return words + (["train.max_steps=10"] if "name=longer" in command.words else [])
+    if "name=longer" in command.words:
+        return ["sampling.max_new_tokens=8", "train.max_steps=10"]
+    short = {"sft": "sampling.max_new_tokens=8", "dpo": "sampling.max_new_tokens=8", "ppo": "ppo.num_updates=2"}
+    return [short[command.words[1]]] if command.words[1] in short else []
 
 
 def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -199,7 +201,8 @@ def test_no_command_is_left_out() -> None:
 def test_there_are_commands_of_every_kind() -> None:
     every = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     typed = {words[0] for command in OURS if (words := command.ours)}
-    assert typed | {"demo"} == every
+    assert typed | {"demo"} == every  # `scripts/demo.sh` runs the demo
+    assert set(re.findall(r"^\| `alignkit (\w+)` \|", TEXTS["README.md"], re.MULTILINE)) == every
     assert {command.words[0] for command in COMMANDS} <= {"bash", "source", "python", "alignkit", *LAUNCHERS}
 
 
@@ -249,15 +252,46 @@ def test_readme_runs_from_a_fresh_clone(readme_runs: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in TEXTS if page != "README.md" and (NUM_COMMANDS[page][1] or blocks(page, "python"))]
 )
-def test_the_commands_of_a_page_run_after_those_of_the_readme(
-    page: str, readme_runs: Path, tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+def test_a_page_runs_after_the_readme_and_shows_what_comes_out(
+    page: str,
+    readme_runs: Path,
+    tmp_path: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "page"
     shutil.copytree(readme_runs, folder, symlinks=True)
     monkeypatch.chdir(folder)
     run_page(page, main)
+    heard = capsys.readouterr()
+    printed = heard.out + heard.err + "".join(path.read_text() for path in folder.glob("*.jsonl"))
+    for block in blocks(page, "text"):
+        if block not in DEMO:  # fewer steps give other numbers; what is around them stays
+            assert set(re.findall(WORD, block)) - set(re.findall(WORD, printed)) == set(), block
+    for command, output in shown(page):
+        main(after_alignkit(shlex.split(command)) or [])
+        heard = capsys.readouterr()
+        assert output == heard.out + heard.err
     if "--multirun" in TEXTS[page]:
         assert sorted(run.parent.name for run in Path("runs/sft/sweep").glob("*/run.json")) == ["0", "1", "2"]
+
+
+def shown(page: str) -> Iterator[tuple[str, str]]:
+    """The commands of a page's console blocks, each with all that it prints."""
+    for block in blocks(page, "console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            yield command, output
+
+
+def test_the_tables_of_the_demo_have_the_columns_that_it_prints() -> None:
+    source = (ROOT / "src" / "alignkit" / "demo" / "__init__.py").read_text(encoding="utf-8")
+    assert len(DEMO) == 2
+    for block in DEMO:
+        heads = [line for line in block.splitlines() if re.match("prompt |[0-9]+ prompts ", line)]
+        assert len(heads) == 2
+        assert [name for head in heads for name in re.split("  +", head)[1:] if f'"{name}"' not in source] == []
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -267,20 +301,6 @@ def test_yaml_of_a_page_is_used_by_a_command_of_that_page(page: str) -> None:
         found = re.match(r"# (\S+\.yaml)\n", block)
         assert found, "a block of YAML begins with the name of its file"
         assert f"config={found[1]}" in used
-
-
-@pytest.mark.parametrize("block", [pytest.param(block, id=page) for page in TEXTS for block in blocks(page, "console")])
-@pytest.mark.usefixtures("folder")
-def test_what_is_shown_is_what_comes_out(block: str, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = [part.partition("\n") for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
-    assert shown
-    for command, _, output in shown:
-        words = after_alignkit(shlex.split(command))
-        assert words is not None
-        main(words)
-        heard = capsys.readouterr()
-        assert output == heard.out + heard.err
-        assert output
 
 
 def table_script() -> Any:
@@ -329,7 +349,8 @@ def test_rows_of_the_tables_of_formats_are_read_as_those_formats() -> None:
 
 def test_settings_named_in_the_text_exist() -> None:
     prose = re.sub(r"^```.*?^```", "", "\n".join(TEXTS.values()), flags=re.MULTILINE | re.DOTALL)
-    words = [word for word in re.findall(r"`([a-z_.]+=[^`]+)`", prose) if not word.startswith(("config=", "key="))]
+    found = [word for words in re.findall(r"`([a-z_.]+=[^`]+)`", prose) for word in re.split(" (?=[a-z_.]+=)", words)]
+    words = [word for word in found if not word.startswith(("config=", "key="))]
     assert len(words) > 3
     assert [word for word in words if all(in_overrides(stage, [word], None) for stage in JOBS)] == []
 
