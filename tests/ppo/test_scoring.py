@@ -114,7 +114,7 @@ def test_an_end_that_could_not_be_drawn_has_no_probability(model: Any) -> None:
 def test_gradients_in_chunks_are_those_of_the_whole(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for at_once in (8_000_000, 100):
-        monkeypatch.setattr("alignkit.training.loss._LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr("alignkit.training.lm_head._LOGITS_AT_ONCE", at_once)
         model.zero_grad()
         scores = CompletionScorer(model, eos_ids=[1], entropy_trains=True)(model, rows(), temperature=0.9)
         (scores.logprobs_BT.sum() + 0.3 * scores.entropies_BT.sum()).backward()

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.data.batches.pair_batching import PairCollator, by_side
 from alignkit.training.layouts import may_share_prompts, shares_prompts_exactly
-from alignkit.training.loss import lm_head
+from alignkit.training.lm_head import lm_head
 from alignkit.training.pairs import model_inputs
 
 SIZES = {

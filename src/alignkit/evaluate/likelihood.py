@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignkit.data.batches.batching import IGNORED, Collator
-from alignkit.training.loss import hidden_states, is_plain_head, lm_head
+from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head
 
-_LOGITS_AT_ONCE = 8_000_000  # numbers: 32 MB in float32 (see training.loss)
+_LOGITS_AT_ONCE = 8_000_000  # numbers: 32 MB in float32 (see training.lm_head)
 
 
 @dataclass(frozen=True)

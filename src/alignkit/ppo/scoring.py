@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignkit.ppo.loss import token_entropies
+from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head, rows_at_once
 from alignkit.training.log_probs import Blocked, token_scores
-from alignkit.training.loss import hidden_states, is_plain_head, lm_head, rows_at_once
 
 
 @dataclass(frozen=True, slots=True)

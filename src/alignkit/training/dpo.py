@@ -15,8 +15,8 @@ from trl import DPOTrainer as UpstreamTrainer
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.batches.pair_batching import NOTHING, by_side
 from alignkit.errors import did_you_mean
+from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head
 from alignkit.training.log_probs import token_scores
-from alignkit.training.loss import hidden_states, is_plain_head, lm_head
 from alignkit.training.pairs import PairTrainer
 from alignkit.training.sharding import is_sharded
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.training.loss import rows_at_once
+from alignkit.training.lm_head import rows_at_once
 
 
 class TokenScores(NamedTuple):

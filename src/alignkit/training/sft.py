@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer as UpstreamTrainer
 
-from alignkit.training.loss import cross_entropy, hidden_states, is_plain_head, lm_head
+from alignkit.training.lm_head import cross_entropy, hidden_states, is_plain_head, lm_head
 from alignkit.training.ordered import OrderedTrainer
 from alignkit.training.sharding import is_sharded
 

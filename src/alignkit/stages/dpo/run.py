@@ -25,9 +25,9 @@ from alignkit.stages.opening import opened
 from alignkit.stages.samples import answers, check_samples, samples
 from alignkit.stages.sections import adapter_on_adapter, arguments
 from alignkit.training.dpo import DpoTrainer, check_losses
-from alignkit.training.loss import lm_head
+from alignkit.training.lm_head import lm_head
 from alignkit.training.metrics import MetricsFile
-from alignkit.training.reference import with_reference
+from alignkit.training.reference_cache import with_reference
 from alignkit.training.session import save, train
 
 logger = logging.getLogger(__name__)

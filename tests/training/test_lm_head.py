@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from alignkit.training import loss as loss_module
-from alignkit.training.loss import cross_entropy, hidden_states, is_plain_head, lm_head
+from alignkit.training.lm_head import cross_entropy, hidden_states, is_plain_head, lm_head
 
 LLAMA_LIKE = {
     "vocab_size": 11,
