@@ -1,6 +1,12 @@
-"""A small job on a tiny random model, and rows for it."""
+"""Small jobs on a tiny random model, rows for them, and processes that a test may kill."""
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +62,102 @@ def pair_job(
     basis = ["data.path=pairs.jsonl", "train.max_steps=4", "train.report_to=none", "train.learning_rate=1e-3"]
     basis += ["train.logging_steps=1", "train.per_device_train_batch_size=4"]
     return lambda stage, *words: compose_job(stage, [*basis, *words])
+
+
+# Forks a process for each command line, so that the seconds of imports are paid once.
+_FORKING = """
+import json, os, sys
+import alignkit.launch, matplotlib.figure, matplotlib.backends.backend_agg
+import alignkit.stages.{stages}
+from alignkit import cli
+for line in sys.stdin:
+    if pid := os.fork():
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        continue
+    sys.stdin.close()
+    os.dup2(os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
+    sys.argv = ["alignkit", *json.loads(line)]
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as done:
+        status = int(done.code or 0)
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+"""
+
+
+@dataclass
+class Ended:
+    """How a process ended: its exit status (−9 for SIGKILL), and all that it said."""
+
+    status: int
+    said: str
+
+
+class ForkServer:
+    """Runs `alignkit …` in forked processes in `folder`, one at a time; their ids are there to send signals to."""
+
+    def __init__(self, folder: Path, stages: tuple[str, ...]) -> None:
+        self.folder = folder
+        program = _FORKING.format(stages=".run, alignkit.stages.".join(stages) + ".run")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
+        )
+
+    def start(self, *words: str) -> int:
+        """Start a process, and return its id; `wait` must follow."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(words) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def wait(self) -> Ended:
+        """Wait for the process that was started last."""
+        return Ended(self._answer(), (self.folder / "said.txt").read_text())
+
+    def run(self, *words: str, at: Path | None = None, number: int = 0) -> Ended:
+        """Run a process to its end; a signal is sent as soon as there is a file `at`."""
+        pid = self.start(*words)
+        if at is not None:
+            wait_for(at, lambda: Path(f"/proc/{pid}/stat").exists())
+            os.kill(pid, number)
+        return self.wait()
+
+    def close(self) -> None:
+        """Let the server end."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> int:
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+
+def wait_for(path: Path, is_alive: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert is_alive(), f"it ended before there was {path.name}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ForkServer]]:
+    """Start a server, in a folder of its own with these files, for command lines of these stages."""
+    servers = []
+
+    def start(files: dict[str, str], *stages: str) -> ForkServer:
+        folder = tmp_path_factory.mktemp("-".join(stages))
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        servers.append(ForkServer(folder, stages))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,81 +35,30 @@ KINDS = {  # LoRA with dropout: draws count too
     "dpo-lora": ("dpo", ["lora=default"], ADAPTER),
 }
 
-# Forks a process for each command line, so that the seconds of imports are paid once.
-SERVER = """
-import json, os, sys
-import alignkit.launch, alignkit.stages.dpo.run, alignkit.stages.reward.run, alignkit.stages.sft.run
-import matplotlib.figure, matplotlib.backends.backend_agg
-from alignkit import cli
-for line in sys.stdin:
-    if pid := os.fork():
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-        continue
-    sys.stdin.close()
-    os.dup2(os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-    os.dup2(1, 2)
-    sys.argv = ["alignkit", *json.loads(line)]
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as done:
-        status = int(done.code or 0)
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
-"""
-
-
-@dataclass
-class Ended:
-    """How a process ended: its exit status (−9 for SIGKILL), and all that it said."""
-
-    status: int
-    said: str
-
-
-Start = Callable[..., Ended]
+Start = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    for name, rows in {"rows": ROWS, "pairs": PAIRS}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+def server(fork_server: Callable[..., Any]) -> Any:
+    files = {"rows": ROWS, "pairs": PAIRS}
+    texts = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in files.items()}
+    return fork_server(texts, "sft", "reward", "dpo")
 
 
 @pytest.fixture(scope="module")
-def alignkit(folder: Path) -> Iterator[Start]:
+def folder(server: Any) -> Path:
+    return server.folder
+
+
+@pytest.fixture(scope="module")
+def alignkit(server: Any) -> Start:
     """Run `alignkit STAGE name=NAME …` in `folder`; a signal is sent as soon as a file of the run is there."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
-    )
-    stdin, stdout = server.stdin, server.stdout
-    assert stdin
-    assert stdout
 
-    def start(name: str, *words: str, stage: str = "sft", at: str = "", number: int = 0) -> Ended:
-        stdin.write(json.dumps([stage, f"name={name}", *BASIS, *OF_STAGE[stage], *TRAIN, *words]) + "\n")
-        stdin.flush()
-        pid = int(stdout.readline())
-        if at:
-            wait_for(folder / "runs" / stage / name / at, lambda: Path(f"/proc/{pid}/stat").exists())
-            os.kill(pid, number)
-        return Ended(int(stdout.readline()), (folder / "said.txt").read_text())
+    def start(name: str, *words: str, stage: str = "sft", at: str = "", number: int = 0) -> Any:
+        file = server.folder / "runs" / stage / name / at if at else None
+        return server.run(stage, f"name={name}", *BASIS, *OF_STAGE[stage], *TRAIN, *words, at=file, number=number)
 
-    yield start
-    stdin.close()
-    server.wait()
-
-
-def wait_for(path: Path, is_alive: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert is_alive(), f"it ended before there was {path.name}"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +144,9 @@ def test_sigterm_saves_says_so_and_exits_143(alignkit: Start, unbroken: Any, fol
         text=True,
         cwd=folder,
     )
-    wait_for(run_dir / "checkpoints/checkpoint-20", lambda: process.poll() is None)
+    while not (run_dir / "checkpoints/checkpoint-20").exists():
+        assert process.poll() is None, "it ended before there was a checkpoint"
+        time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143
