@@ -65,13 +65,13 @@ def words_of(options: argparse.Namespace, *, lora: bool) -> list[str]:
 def prepare(work: Path, options: argparse.Namespace) -> None:
     """What `made_policy` makes, and, for TRL, the prompts as alignkit's template and tokenizer have them."""
     from alignkit.launch import compose_job
-    from alignkit.stages.ppo import run as ppo
+    from alignkit.stages.ppo.data import prepare
 
     made_policy.prepare(work, options)
     options.round = 0
     with contextlib.chdir(work):
         job = compose_job("ppo", words_of(options, lora=True))
-        options.prompts = [list(prompt.ids) for prompt in ppo.prepare(job).data.train]
+        options.prompts = [list(prompt.ids) for prompt in prepare(job).data.train]
 
 
 def train(variant: str, options: argparse.Namespace) -> Done:

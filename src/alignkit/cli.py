@@ -190,7 +190,7 @@ def inspect(
     job = compose_job(stage, words or [], config_dir=config_dir)
     from alignkit.commands.inspect import inspect as show
 
-    view = import_module(f"alignkit.stages.{stage}.run").view(job)
+    view = import_module(f"alignkit.stages.{stage}.data").view(job)
     show(view, num_rows=rows, html=html, as_json=json, golden=assert_)
 
 

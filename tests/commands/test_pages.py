@@ -12,7 +12,7 @@ from alignkit.commands.inspect import inspect
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.statistics import win_rate
 from alignkit.launch import compose_job
-from alignkit.stages.sft import run as sft
+from alignkit.stages.sft.data import view
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
@@ -88,8 +88,8 @@ def test_the_page_of_inspect_fits_the_width(tmp_path: Path, width: int) -> None:
     folder = tmp_path / "folders_whose_names_have_no_space" / "in_which_a_line_could_end"
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_text('{"instruction": "Say a.", "output": "a"}\n' * 3)
-    view = sft.view(compose_job("sft", ["model=tiny_gpt2", f"data.path={folder}/rows.jsonl"]))
-    inspect(view, num_rows=2, html=tmp_path / "page.html", as_json=True, golden=None)
+    shown = view(compose_job("sft", ["model=tiny_gpt2", f"data.path={folder}/rows.jsonl"]))
+    inspect(shown, num_rows=2, html=tmp_path / "page.html", as_json=True, golden=None)
     sections, scrolled, inner = told(tmp_path / "page.html", tmp_path, width, SIZE)
     assert (int(sections), int(inner)) == (4, width)  # two rows, the table, the lengths
     assert int(scrolled) <= width

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignkit.errors import Interrupted, RunError
-from alignkit.runs.directory import lineage, open_run, read_manifest
+from alignkit.runs.directory import guard_run, lineage, read_manifest
 
 SETTINGS: dict[str, Any] = {
     "name": "x",
@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def guarded(folder: Path, *, resume: bool = False, overwrite: bool = False, record: dict[str, Any] = SETTINGS) -> Any:
-    return open_run(folder, stage="sft", record=record, resume=resume, overwrite=overwrite)
+    return guard_run(folder, stage="sft", record=record, resume=resume, overwrite=overwrite)
 
 
 def finish(folder: Path) -> None:

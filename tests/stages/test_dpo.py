@@ -16,6 +16,7 @@ from alignkit.errors import ConfigError
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.stages.dpo import run as dpo
+from alignkit.stages.dpo.check import check_job
 from alignkit.stages.sft import run as sft
 from alignkit.training.dpo import LOSSES, DpoTrainer, check_losses
 
@@ -62,7 +63,7 @@ def test_the_reference_is_the_policy_as_it_was(
 ) -> None:
     if trained and adapter:
         with pytest.raises(ConfigError, match="is an adapter already"):
-            dpo.check(job(sft_run(*trained), *adapter))
+            check_job(job(sft_run(*trained), *adapter))
         return
     words = [sft_run(*trained), *adapter, *FLOAT32, "data.eval_fraction=0.25", f"reference.keep={keep}"]
     dpo.run(job(*words), Path("runs/dpo/a"))
@@ -216,7 +217,7 @@ def test_a_reference_with_another_vocabulary_is_refused(job: Job, sft_run: Calla
     config = Path("sft/tokenizer_config.json")
     config.write_text(config.read_text().replace("<|im_end|>", "<|im_over|>"))
     with pytest.raises(ConfigError, match=r"reference.name: sft has another vocabulary than tiny_gpt2"):
-        dpo.check(job(*TINY, "reference.name=sft"))
+        check_job(job(*TINY, "reference.name=sft"))
 
 
 def test_what_is_longer_counts_less_with_ld_alpha_for_policy_and_reference_alike(job: Job) -> None:

@@ -7,7 +7,7 @@ import pytest
 from alignkit.errors import ConfigError
 from alignkit.launch import compose_job
 from alignkit.stages.ppo import run as ppo
-from alignkit.stages.ppo.check import check
+from alignkit.stages.ppo.check import check_job
 
 BASIS = ["model=tiny_gpt2", "data.path=rows.jsonl", "template=instruction", "reward=[{function: 'mine.py:length'}]"]
 
@@ -22,12 +22,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def problems(*words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        check(compose_job("ppo", [*BASIS, *words]))
+        check_job(compose_job("ppo", [*BASIS, *words]))
     return list(caught.value.problems)
 
 
 def test_the_basis_is_right() -> None:
-    check(compose_job("ppo", BASIS))
+    check_job(compose_job("ppo", BASIS))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_truncated_sampling_can_be_asked_for() -> None:
-    check(compose_job("ppo", [*BASIS, "sampling.top_k=5", "ppo.allow_truncated_sampling=true"]))
+    check_job(compose_job("ppo", [*BASIS, "sampling.top_k=5", "ppo.allow_truncated_sampling=true"]))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from alignkit.errors import AlignkitError
 from alignkit.launch import compose_job
 from alignkit.ppo import rollout
 from alignkit.stages.ppo import run as ppo
+from alignkit.stages.ppo.data import view
 
 REVIEWS = ["A fine film.", "Dull from the first minute.", "Why?", "We laughed until it hurt.", "Ah"]
 WORDS = [
@@ -36,14 +37,14 @@ def test_the_prompts_shown_are_those_that_the_policy_is_fed(monkeypatch: pytest.
         return generate(model, prompts, *args, **rest)
 
     monkeypatch.setattr(rollout, "generate", listening)
-    shown = [row.prompt_ids for row in ppo.view(compose_job("ppo", WORDS)).rows()]
+    shown = [row.prompt_ids for row in view(compose_job("ppo", WORDS)).rows()]
     ppo.run(compose_job("ppo", WORDS), Path("out"))
     assert len(shown) == 4
     assert sorted(fed) == sorted(4 * shown)  # 2 updates of 8 prompts
 
 
 def test_the_figures_say_what_was_read_and_how_often_it_is_asked() -> None:
-    shown = ppo.view(compose_job("ppo", WORDS))
+    shown = view(compose_job("ppo", WORDS))
     assert shown.figures() == [
         "reviews.jsonl read as text",
         "template instruction, a turn ends in <|eos|>",
@@ -57,4 +58,4 @@ def test_the_figures_say_what_was_read_and_how_often_it_is_asked() -> None:
 
 def test_what_a_run_would_refuse_is_refused() -> None:
     with pytest.raises(AlignkitError, match=r"^ppo\.num_prompts=7 × "):
-        ppo.view(compose_job("ppo", [*WORDS, "ppo.num_prompts=7"]))
+        view(compose_job("ppo", [*WORDS, "ppo.num_prompts=7"]))

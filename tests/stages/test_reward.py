@@ -19,6 +19,7 @@ from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.reward import as_reward_model, load_reward, reward_tokenizer, scores_of
 from alignkit.models.tiny import byte_tokenizer
 from alignkit.stages.reward import run as reward
+from alignkit.stages.reward.check import check_job
 from alignkit.stages.sft import run as sft
 from alignkit.training.reward import RewardTrainer
 
@@ -174,7 +175,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(job: Job) -> Non
 
 def test_what_cannot_be_is_refused_in_a_line_each(job: Job) -> None:
     with pytest.raises(ConfigError) as caught:
-        reward.check(job(*TINY, "data.train_on=everything", "data.streaming=true", "early_stopping=2"))
+        check_job(job(*TINY, "data.train_on=everything", "data.streaming=true", "early_stopping=2"))
     assert list(caught.value.problems) == [
         "data.train_on=everything has no effect: of a pair the two responses are scored, and nothing else",
         "data.streaming=true: pairs are not read as training goes; leave it out",
@@ -185,6 +186,6 @@ def test_what_cannot_be_is_refused_in_a_line_each(job: Job) -> None:
 def test_a_reward_run_is_no_policy_and_a_policy_no_reward_run(job: Job) -> None:
     reward.run(job(*TINY), Path("run"))
     with pytest.raises(ConfigError, match=r"model.name: run is a reward model where a language model belongs"):
-        reward.check(job("model.name=run"))
+        check_job(job("model.name=run"))
     with pytest.raises(ModelError, match="is no reward model"):
         load_reward(ModelConfig(name="."), byte_tokenizer())

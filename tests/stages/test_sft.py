@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.config import SftJob
 from alignkit.errors import AlignkitError, ConfigError, DataError, RunError, TrainingError
-from alignkit.stages.sft.run import run, view
+from alignkit.stages.sft.data import view
+from alignkit.stages.sft.run import run
 
 
 def weights(run_dir: str, file: str = "model.safetensors") -> dict[str, torch.Tensor]:

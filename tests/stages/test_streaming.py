@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from alignkit.config import SftJob
 from alignkit.data.sets import streaming
 from alignkit.errors import AlignkitError, ConfigError, DataError, TrainingError
-from alignkit.stages.sft.run import run, view
+from alignkit.stages.sft.data import view
+from alignkit.stages.sft.run import run
 from alignkit.training.sft import SftTrainer
 
 NUM_ROWS = 36  # what the fixture `job` writes
@@ -105,7 +106,7 @@ def test_inspect_shows_the_first_rows_and_says_so(job: Callable[..., SftJob], wo
 def test_rows_that_do_not_fit_together_are_padded(
     job: Callable[..., SftJob], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignkit.stages.sft.run._CAN_PACK", ())  # as with an attention that sees across rows
+    monkeypatch.setattr("alignkit.stages.sft.batches._CAN_PACK", ())  # as with an attention that sees across rows
     shown = view(job(*words))
     assert any("batches of 8 rows, padded" in fact for fact in shown.facts)
 

@@ -61,7 +61,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
     console = Console(soft_wrap=True)
     recipe = f"config={_shipped('sft.yaml')}"
     _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
-    view = import_module("alignkit.stages.sft.run").view(compose_job("sft", [recipe]))
+    view = import_module("alignkit.stages.sft.data").view(compose_job("sft", [recipe]))
     import_module("alignkit.commands.inspect").inspect(
         view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None
     )

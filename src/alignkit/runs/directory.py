@@ -91,7 +91,7 @@ class Run:
 
 
 @contextmanager
-def open_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Run]:
+def guard_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Run]:
     """Guard a run directory for as long as its stage works.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.sets.ledger import Ledger
-from alignkit.runs.directory import Run, lineage, open_run
+from alignkit.runs.directory import Run, guard_run, lineage
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _PRECISION = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as `acc
 
 
 @contextmanager
-def opened(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None) -> Iterator[Run]:
+def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None) -> Iterator[Run]:
     """The run directory of a job, for as long as its stage works; left at once where `finished` is true.
 
     Args:
@@ -33,7 +33,7 @@ def opened(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None
         The run; the stage calls `begin` once every check has passed.
     """
     record = record or asdict(job)
-    guard = open_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
+    guard = guard_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
     with run_log() as log, guard as run:
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
@@ -42,8 +42,14 @@ def opened(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None
         yield run
 
 
-def announce(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], run_dir: Path) -> None:
-    """One quiet screen of what will happen."""
+def warn(*lines: str | None) -> None:
+    """Log each line that there is."""
+    for line in filter(None, lines):
+        logger.warning("%s", line)
+
+
+def log_plan(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], run_dir: Path) -> None:
+    """Log one screen of what will happen: the rows by their fate, the model, the batches, the number of steps."""
     args = trainer.args
     num_all, num_trained = trainer.num_parameters()
     computing = _PRECISION.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision)

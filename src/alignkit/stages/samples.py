@@ -31,22 +31,34 @@ def check_samples(samples: int, sampling: SamplingConfig) -> list[str]:
     return problems
 
 
-def answers(
+def answer_samples(
     trainer: Any,
-    prompts: Sequence[Conversation],
+    examples: Sequence[Conversation],
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     sampling: SamplingConfig,
     *,
     seed: int,
 ) -> list[str]:
-    """What the model says now to conversations that end with the user; nothing where its weights are spread."""
-    if is_sharded(trainer) or not trainer.is_world_process_zero() or not prompts:
+    """Answer the prompts of a few rows with the model as it is now.
+
+    Args:
+        trainer: of the model.
+        examples: rows of the data; each is answered up to its last message.
+        template: bound to the tokenizer.
+        tokenizer: of the model.
+        sampling: how the answers are drawn.
+        seed: of the draws.
+
+    Returns:
+        One text for each row; none where the weights are spread over processes, and on all but the main process.
+    """
+    if is_sharded(trainer) or not trainer.is_world_process_zero() or not examples:
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
     completions = generate(
         model,
-        [encode_prompt(row, template, tokenizer, ControlTokens.neutralise) for row in prompts],
+        [encode_prompt(row.prompt(), template, tokenizer, ControlTokens.neutralise) for row in examples],
         sampling,
         eos_ids=stop_ids(model, template.end_id),
         pad_id=int(tokenizer.pad_token_id),
@@ -58,13 +70,13 @@ def answers(
     return [cut_at_stop(text, sampling) for text in texts]
 
 
-def samples(
-    prompts: Sequence[Conversation], wanted: Sequence[str], before: list[str], after: list[str]
+def before_and_after(
+    examples: Sequence[Conversation], before: Sequence[str], after: Sequence[str]
 ) -> list[dict[str, str]]:
-    """Prompts with what was wanted, and the answers before and after."""
+    """Put the lines of `samples.jsonl` together: each prompt with the response of the data, and both answers."""
     return [
-        {"prompt": _question(prompt), "wanted": text, "before": was, "after": now}
-        for prompt, text, was, now in zip(prompts, wanted, before, after, strict=False)
+        {"prompt": _question(row.prompt()), "wanted": row.messages[-1].content, "before": was, "after": now}
+        for row, was, now in zip(examples, before, after, strict=False)
     ]
 
 

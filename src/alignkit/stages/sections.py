@@ -35,7 +35,7 @@ def check_sections(job: Any, stage: str) -> list[str]:
     return problems
 
 
-def adapter_on_adapter(job: Any) -> list[str]:
+def check_adapter_stacking(job: Any) -> list[str]:
     """One line where a new adapter is asked for on top of one."""
     source = ModelSource.of(job.model)
     if not job.lora or not source.is_adapter:
@@ -46,7 +46,7 @@ def adapter_on_adapter(job: Any) -> list[str]:
     ]
 
 
-def other_template(model: ModelConfig, template: Template) -> str | None:
+def template_mismatch(model: ModelConfig, template: Template) -> str | None:
     """A line where a run was trained with another template than the one chosen now; None where it was not."""
     folder = ModelSource.of(model).folder
     kept = folder / "chat_template.jinja" if folder is not None and read_manifest(folder) is not None else None
@@ -55,7 +55,7 @@ def other_template(model: ModelConfig, template: Template) -> str | None:
     return f"{folder} was trained with another template than {template.name}; template=native takes its own"
 
 
-def arguments(job: Any, stage: str, run_dir: Path, *, held_out: bool, **ours: Any) -> Any:
+def build_arguments(job: Any, stage: str, run_dir: Path, *, held_out: bool, **ours: Any) -> Any:
     """Upstream's argument object from `train`, the machine, and what is ours to set."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
     values = chosen_arguments(

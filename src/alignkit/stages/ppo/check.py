@@ -14,7 +14,7 @@ from alignkit.models.source import ModelSource
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws
-from alignkit.stages.sections import adapter_on_adapter, check_sections
+from alignkit.stages.sections import check_adapter_stacking, check_sections
 from alignkit.training.sharding import sharding_launched
 
 _RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
@@ -22,14 +22,14 @@ _STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
-def check(job: PpoJob) -> None:
+def check_job(job: PpoJob) -> None:
     """Find everything that can be known before a file is read through or a model is loaded.
 
     Raises:
         ConfigError: every problem found, together.
     """
     problems = check_prompts(job.data) + check_sampling(job.sampling, over_time=True) + _reward_problems(job)
-    problems += check_sections(job, "ppo") + adapter_on_adapter(job)
+    problems += check_sections(job, "ppo") + check_adapter_stacking(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
     problems += _lora_problems(job) + _schedule_problems(job) + _value_problems(job)

@@ -18,7 +18,7 @@ from alignkit.ppo.value_init import check_value_start
 from alignkit.rewards.load import check_reward_columns
 from alignkit.rewards.source import parse_rewards
 from alignkit.runs.log import run_log
-from alignkit.stages.ppo.check import check
+from alignkit.stages.ppo.check import check_job
 
 _LONGEST_BY_DEFAULT = 2048  # tokens of a prompt, where the model sets no limit
 
@@ -73,7 +73,7 @@ def prepare(job: PpoJob) -> Prepared:
 def view(job: PpoJob) -> PromptView:
     """What `alignkit inspect ppo` shows."""
     with run_log():
-        check(job)
+        check_job(job)
         prepared = prepare(job)
     data, length, ppo = prepared.data, job.data.prompt_length, job.ppo
     times = ppo.num_updates * ppo.num_prompts / len(data.train)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from transformers import EarlyStoppingCallback
 
 from alignkit.config import PpoJob
 from alignkit.models.save import save_model
@@ -21,15 +18,12 @@ from alignkit.rewards.load import load_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
 from alignkit.runs.directory import lineage
-from alignkit.stages.opening import announce, opened
-from alignkit.stages.ppo.check import check
+from alignkit.stages.opening import log_plan, open_run, warn
+from alignkit.stages.ppo.check import check_job
 from alignkit.stages.ppo.data import Prepared, prepare, read_as
-from alignkit.stages.ppo.data import view as view
-from alignkit.stages.sections import arguments, other_template
-from alignkit.training.metrics import MetricsFile
+from alignkit.stages.sections import build_arguments, template_mismatch
+from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import full_disk_in_words, train
-
-logger = logging.getLogger(__name__)
 
 
 def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
@@ -43,8 +37,8 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
-    check(job)
-    with opened(job, "ppo", run_dir, record) as entry:
+    check_job(job)
+    with open_run(job, "ppo", run_dir, record) as entry:
         if entry.finished:
             return
         prepared = prepare(job)
@@ -64,19 +58,17 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             entry.parents += lineage(job.value.start)
         entry.begin()
         of_rewards = rewards.template_mismatches(prepared.template.jinja, job.model.name)
-        for line in filter(None, [other_template(job.model, prepared.template), *of_rewards]):
-            logger.warning("%s", line)
+        warn(template_mismatch(job.model, prepared.template), *of_rewards)
         trainer = _trainer(job, run_dir, args, policy, prepared, rewards)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
-        announce(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
+        log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
         before = _samples(job, trainer)
         show_before_training(before, trainer.held_out or trainer.prompts)
         train(trainer, resume=entry.resuming)
-        for line in rewards.truncations():
-            logger.warning("%s", line)
+        warn(*rewards.truncations())
         if trainer.num_skipped:
-            logger.warning("%s completions had no score and were left out of their updates", f"{trainer.num_skipped:,}")
+            warn(f"{trainer.num_skipped:,} completions had no score and were left out of their updates")
         after = _samples(job, trainer)
         _save(trainer, run_dir, prepared)
         entry.result = conclude(
@@ -85,7 +77,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             prompts=trainer.held_out or trainer.prompts,
             before=before,
             after=after,
-            kept_step=trainer.state.best_global_step if trainer.args.load_best_model_at_end else None,
+            kept_step=kept_step(trainer),
         )
 
 
@@ -97,7 +89,7 @@ def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
         chosen |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
         chosen |= {"metric_for_best_model": "score", "greater_is_better": True}
         chosen |= {"save_steps": job.train["eval_steps"]} if "eval_steps" in job.train else {}
-    return arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
+    return build_arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
 
 
 def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Prepared, rewards: Rewards) -> PpoTrainer:
@@ -123,11 +115,7 @@ def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Pr
         on_rollout=kept,
         args=args,
         tokenizer=prepared.tokenizer,
-        callbacks=[
-            MetricsFile(run_dir / "metrics.jsonl"),
-            kept,
-            *([EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []),
-        ],
+        callbacks=build_callbacks(job, run_dir, kept),
     )
 
 

@@ -8,22 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback
-
 from alignkit.config import RewardJob
-from alignkit.data.views.supervised import PairView
-from alignkit.errors import ConfigError
 from alignkit.evaluate.card import report_card, write_card
 from alignkit.models.load import load_merged
 from alignkit.models.lora import build_lora
 from alignkit.models.reward import SCORES, as_reward_model, score_head, scores_of
 from alignkit.models.source import ModelSource
-from alignkit.runs.log import is_main_process, run_log
+from alignkit.runs.log import is_main_process
 from alignkit.runs.report import conclude
-from alignkit.stages import pairs
-from alignkit.stages.opening import opened
-from alignkit.stages.sections import arguments
-from alignkit.training.metrics import MetricsFile
+from alignkit.stages.opening import open_run
+from alignkit.stages.pair_batches import build_collator, choose_layout, epoch_orders
+from alignkit.stages.pairs import PreparedPairs, write_ledger_and_plan
+from alignkit.stages.reward.check import check_job
+from alignkit.stages.reward.data import prepare
+from alignkit.stages.sections import build_arguments
+from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
 from alignkit.training.reward import RewardTrainer
 from alignkit.training.session import save, train
 from alignkit.training.sharding import is_sharded
@@ -42,66 +41,48 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
-    check(job)
-    with opened(job, "reward", run_dir, record) as entry:
+    check_job(job)
+    with open_run(job, "reward", run_dir, record) as entry:
         if entry.finished:
             return
-        prepared = pairs.prepare(job, "reward", run_dir)
+        prepared = prepare(job, run_dir)
         model = load_merged(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         model = as_reward_model(model, prepared.tokenizer, seed=job.seed)
-        layout = pairs.layout_of(job, prepared, model, score_head(model))
-        args = arguments(job, "reward", run_dir, held_out=bool(prepared.data.evals), max_length=None)
+        layout = choose_layout(job, model, score_head(model), may_share=prepared.may_share)
+        args = build_arguments(job, "reward", run_dir, held_out=bool(prepared.data.evals), max_length=None)
         entry.begin()
-        evals = {name: held_out.dataset for name, held_out in prepared.data.evals.items()}
         trainer = RewardTrainer(
             model=model,
             args=args,
             train_dataset=prepared.data.train.dataset,
-            # Upstream puts the names of several sets into the metrics' names; a single set is simply `eval`.
-            eval_dataset=evals if len(evals) > 1 else next(iter(evals.values()), None),
+            eval_dataset=eval_dataset(prepared.data.evals),
             processing_class=prepared.tokenizer,
-            data_collator=pairs.collator(prepared, layout),
+            data_collator=build_collator(prepared.tokenizer, layout),
             peft_config=build_lora(job.lora, model, task_type="SEQ_CLS") if job.lora else None,
-            callbacks=[
-                MetricsFile(run_dir / "metrics.jsonl"),
-                *([EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []),
-            ],
+            callbacks=build_callbacks(job, run_dir),
             row_sources=prepared.data.train.sources,
-            **pairs.orders(job, layout, args),
+            **epoch_orders(job, layout, args),
         )
-        pairs.begin(job, trainer, prepared, layout, run_dir)
+        write_ledger_and_plan(job, trainer, prepared, layout, run_dir)
         if (source := ModelSource.of(job.model)).is_adapter:
             logger.info(
                 "%-9s the adapter %s is merged into its base, which is saved with this run", "start", source.folder
             )
         train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, prepared.template, end_id=None)
-        kept_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         card = _card(trainer, prepared, run_dir)
         then = "alignkit score {run} --pairs FILE"
         entry.result = card | conclude(
-            run_dir, trainer.state.log_history, samples=[], kept_step=kept_step, unit="nats per pair", then=then
+            run_dir,
+            trainer.state.log_history,
+            samples=[],
+            kept_step=kept_step(trainer),
+            unit="nats per pair",
+            then=then,
         )
 
 
-def check(job: RewardJob) -> None:
-    """Find everything that can be known before a file is read through or a model is loaded.
-
-    Raises:
-        ConfigError: every problem found, together.
-    """
-    if problems := pairs.check(job, "reward"):
-        raise ConfigError(*problems)
-
-
-def view(job: RewardJob) -> PairView:
-    """What `alignkit inspect reward` shows."""
-    with run_log():
-        check(job)
-        return pairs.view(job, "reward")
-
-
-def _card(trainer: RewardTrainer, prepared: pairs.Prepared, run_dir: Path) -> dict[str, Any]:
+def _card(trainer: RewardTrainer, prepared: PreparedPairs, run_dir: Path) -> dict[str, Any]:
     """Score the held-out pairs, and write what the scores are worth."""
     if is_sharded(trainer) or not is_main_process() or not prepared.data.evals:
         return {}

@@ -1,0 +1,40 @@
+"""The policy that DPO starts from, as the loss compares with it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from alignkit.config import DpoJob, Init, ModelConfig
+from alignkit.models.load import load_model, load_tokenizer
+
+
+def reference_section(job: DpoJob) -> ModelConfig:
+    """The section of the model that `reference.name` names."""
+    assert job.reference.name is not None
+    return dataclasses.replace(job.model, name=job.reference.name, revision=None, init=Init.pretrained, config={})
+
+
+def build_reference(job: DpoJob, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:
+    """Load or copy the frozen reference; None where the policy itself can play it: by its adapters, or unchanged."""
+    if job.reference.name is not None:
+        section = reference_section(job)
+        loaded = load_model(section, tokenizer=load_tokenizer(section), seed=job.seed, trainable=False)
+        return loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
+    if job.lora or isinstance(model, PeftModel) or job.reference.keep:
+        return None
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def describe_reference(job: DpoJob, model: PreTrainedModel | PeftModel) -> str:
+    """Say in words what the reference is."""
+    if job.reference.name is not None:
+        return job.reference.name
+    if isinstance(model, PeftModel):
+        return "the policy with a frozen copy of the adapter it starts with"
+    if job.lora:
+        return "the policy with its adapter off"
+    return "the policy, before its first step" if job.reference.keep else "a frozen copy of the policy"

@@ -1,0 +1,74 @@
+"""How rows lie in a batch of SFT, and in which order they come."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.config import Batching, SftJob
+from alignkit.data.batches.batching import FILLER, Collator, EpochOrder, padding_share
+from alignkit.data.sets.sft import SftSet
+from alignkit.errors import ConfigError
+from alignkit.training.layouts import packs_exactly
+
+_CAN_PACK = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def expected_layout(job: SftJob, attention: str) -> Batching:
+    """What `choose_layout` will choose, as far as the attention's implementation tells."""
+    if job.data.batching is not Batching.auto:
+        return job.data.batching
+    return Batching.packed if attention in _CAN_PACK else _unpacked(job)
+
+
+def choose_layout(job: SftJob, model: PreTrainedModel) -> Batching:
+    """Choose packed where rows stay apart on the very model that trains; packing by force must be exact too.
+
+    Raises:
+        ConfigError: `data.batching=packed` would let rows see each other.
+    """
+    if job.data.batching not in (Batching.auto, Batching.packed):
+        return job.data.batching
+    attention = model.config._attn_implementation
+    if attention in _CAN_PACK and packs_exactly(model, vocab_size=model.config.vocab_size):
+        return Batching.packed
+    if job.data.batching is Batching.packed:
+        raise ConfigError(
+            "data.batching=packed: packed rows would see each other in this model with "
+            f"model.attn_implementation={attention}; take {_unpacked(job)}, or another implementation"
+        )
+    return _unpacked(job)
+
+
+def _unpacked(job: SftJob) -> Batching:
+    return Batching.padded if job.data.streaming else Batching.grouped
+
+
+def build_collator(tokenizer: PreTrainedTokenizerBase, layout: Batching, attention: str) -> Collator:
+    """The collator that lays rows out like this, in one line where flash kernels want them so."""
+    pad_id, packed = int(tokenizer.pad_token_id), layout is Batching.packed
+    return Collator(pad_id, packed=packed, one_line=attention.startswith("flash"))
+
+
+def padding_of(job: SftJob, rows: SftSet, layout: Batching, batch_size: int) -> float:
+    """The share of the tokens in an epoch's batches that is padding."""
+    return padding_share(rows.lengths, batch_size=batch_size, layout=layout, seed=job.seed, shuffle=job.data.shuffle)
+
+
+def epoch_orders(job: SftJob, layout: Batching, args: Any) -> dict[str, Any]:
+    """The order of training rows in each epoch, and of held-out rows, as keyword arguments of the trainer."""
+    order, per_device = partial(_order, seed=job.seed), args.per_device_train_batch_size
+    group = per_device if layout is Batching.grouped else 0
+    return {
+        "train_order": partial(order, shuffle=job.data.shuffle, group=group),
+        # Held-out rows are only scored: sorted by length they cost the least padding.
+        "eval_order": partial(order, shuffle=False, group=args.per_device_eval_batch_size),
+    }
+
+
+def _order(dataset: Dataset, *, seed: int, shuffle: bool, group: int) -> EpochOrder:
+    num_fillers = list(dataset["row_index"]).count(FILLER)
+    return EpochOrder(SftSet(dataset).lengths, seed=seed, shuffle=shuffle, group=group, num_fillers=num_fillers)

@@ -1,0 +1,90 @@
+"""The rows that SFT trains on, and how `alignkit inspect` shows them; training starts from the very same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.config import SftJob
+from alignkit.data.encode.templates import Template, load_template
+from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.items import NUM_FIRST
+from alignkit.data.sets.sft import SftData, load_sft
+from alignkit.data.sets.streaming import Stream
+from alignkit.data.views.supervised import View
+from alignkit.models.load import load_tokenizer, longest_row
+from alignkit.models.lora import build_lora
+from alignkit.models.skeleton import skeleton
+from alignkit.runs.log import run_log
+from alignkit.stages.sft.batches import build_collator, expected_layout, padding_of
+from alignkit.stages.sft.check import check_job
+
+FIRST_ROWS = f"only the first {NUM_FIRST:,} rows of each source were read for these figures"
+
+
+@dataclass
+class Prepared:
+    """What `view` shows and training starts from.
+
+    Attributes:
+        tokenizer: of the model.
+        template: bound to it.
+        data: the encoded rows, and what became of the others.
+        attention: the implementation the model will use.
+        stream: the training rows, where they are read as training goes; `data` has the first of them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    data: SftData
+    attention: str
+    stream: Stream | None = None
+
+
+def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
+    """Read, render and encode the rows, without loading weights.
+
+    Args:
+        job: settings that `check_job` passed.
+        run_dir: where several processes exchange the encoded rows; None with one process.
+    """
+    tokenizer = load_tokenizer(job.model)
+    template = load_template(job.template, tokenizer)
+    bare = skeleton(job.model)
+    if job.lora:
+        build_lora(job.lora, bare)
+    max_length = longest_row(job.data.max_length, bare.config)
+    load = partial(
+        load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_examples=job.samples
+    )
+    data = load() if run_dir is None else load_on_main_process(load, run_dir / ".encoded", SftData)
+    stream = Stream(job.data, template, tokenizer, max_length=max_length, seed=job.seed) if job.data.streaming else None
+    attention = job.model.attn_implementation or bare.config._attn_implementation
+    return Prepared(tokenizer, template, data, attention, stream)
+
+
+def view(job: SftJob) -> View:
+    """What `alignkit inspect sft` shows."""
+    with run_log():
+        check_job(job)
+        prepared = prepare(job)
+    layout = expected_layout(job, prepared.attention)
+    batch_size = int(job.train.get("per_device_train_batch_size", 8))
+    padding = padding_of(job, prepared.data.train, layout, batch_size)
+    return View(
+        title=f"sft {job.name}",
+        sets=prepared.data.sets,
+        ledger=prepared.data.ledger,
+        collator=build_collator(prepared.tokenizer, layout, prepared.attention),
+        batch_size=batch_size,
+        tokenizer=prepared.tokenizer,
+        facts=[
+            *(f"{source}: read as {format_}" for source, format_ in prepared.data.formats.items()),
+            f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
+            f"batches of {batch_size} rows, {layout}: {padding:.1%} padding",
+            *([f"streaming: {FIRST_ROWS}"] if job.data.streaming else []),
+        ],
+    )
