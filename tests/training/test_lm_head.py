@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alignkit.training import loss as loss_module
+from alignkit.training import lm_head as lm_head_module
 from alignkit.training.lm_head import cross_entropy, hidden_states, is_plain_head, lm_head
 
 LLAMA_LIKE = {
@@ -52,7 +52,7 @@ def test_loss_gradients_and_accuracy_by_value() -> None:
 def test_any_chunking_is_the_plain_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, logits_at_once: int, trained: bool
 ) -> None:
-    monkeypatch.setattr(loss_module, "_LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(lm_head_module, "_LOGITS_AT_ONCE", logits_at_once)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 16, generator=generator, requires_grad=True)
     weight = torch.randn(50, 16, generator=generator, requires_grad=trained)
@@ -82,7 +82,7 @@ def test_without_gradients_none_are_made() -> None:
 
 
 def test_bfloat16_loses_no_more_than_its_own_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "_LOGITS_AT_ONCE", 8 * 50)
+    monkeypatch.setattr(lm_head_module, "_LOGITS_AT_ONCE", 8 * 50)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(64, 16, generator=generator).bfloat16().requires_grad_()
     weight = torch.randn(50, 16, generator=generator).bfloat16().requires_grad_()
