@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from alignkit.training import loss
+from alignkit.training import lm_head
 from alignkit.training.log_probs import Blocked, token_scores
 
 
@@ -15,7 +15,7 @@ from alignkit.training.log_probs import Blocked, token_scores
 def test_values_and_gradients_are_those_of_log_softmax(
     monkeypatch: pytest.MonkeyPatch, at_once: int, head_trains: bool, temperature: float, blocked_ids: list[int]
 ) -> None:
-    monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(lm_head, "_LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
     weight = torch.randn(11, 5, generator=generator, requires_grad=head_trains)
