@@ -20,7 +20,7 @@ from alignkit.sampling.settings import DRAW_SETTINGS
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(alignkit.__file__).parent
 RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
-SHIPPED = sorted([*PACKAGE.glob("conf/**/*.yaml"), *PACKAGE.glob("demo/*.yaml")])
+SHIPPED = sorted([*PACKAGE.glob("conf/**/*.yaml"), *PACKAGE.glob("demo/recipes/*.yaml")])
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 
 
@@ -81,11 +81,11 @@ def test_a_recipe_says_what_it_needs_and_composes_as_it_is_launched(
 
 @pytest.mark.parametrize(
     ("stage", "rows"),
-    [("sft", "train.jsonl"), ("reward", "pairs.jsonl"), ("ppo", "pairs.jsonl"), ("dpo", "pairs.jsonl")],
+    [("sft", "word_tasks.jsonl"), *((stage, "manners_pairs.jsonl") for stage in ("reward", "ppo", "dpo"))],
 )
 def test_a_recipe_of_the_demo_composes(stage: str, rows: str) -> None:
     start = [] if stage == "sft" else ["model.name=runs/demo/sft"]
-    job = compose_job(stage, [f"config={PACKAGE / 'demo' / f'{stage}.yaml'}", *start])
+    job = compose_job(stage, [f"config={PACKAGE / 'demo' / 'recipes' / f'{stage}.yaml'}", *start])
     assert (job.name, Path(job.data.path).name) == ("demo", rows)
     assert job.model.name == ("tiny_gpt2" if stage == "sft" else "runs/demo/sft")
 

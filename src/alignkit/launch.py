@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import mistakes
 from alignkit.config import JOBS, StageJob, out_of_bounds, settings
+from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import ConfigError, RunError
 
 
@@ -154,13 +155,8 @@ def _prepare(
     for number, content in enumerate([*([given] if given else []), *overlays.values()]):
         store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
         chosen.append(f"+overlay{number}=file")
-    OmegaConf.register_new_resolver("shipped", _shipped, replace=True)
+    OmegaConf.register_new_resolver("shipped", lambda key: str(shipped_file(key)), replace=True)
     return [*chosen, *overrides]
-
-
-def _shipped(name: str) -> str:
-    """`${shipped:train.jsonl}` is a data file of the package, wherever it is installed."""
-    return str(resources.files("alignkit.demo").joinpath(name))
 
 
 def _schema(stage: str) -> DictConfig:

@@ -2,12 +2,12 @@
 
 import json
 import re
-from importlib import resources
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from alignkit.data.files.shipped import shipped_file
 from alignkit.demo import show
 
 # Each question, and the answers that are right.
@@ -23,7 +23,7 @@ TASKS = {
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    text = resources.files("alignkit.demo").joinpath(name).read_text(encoding="utf-8")
+    text = shipped_file(name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

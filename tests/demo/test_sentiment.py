@@ -1,11 +1,12 @@
 """The sentiment example without a download: reviews that ship, and the three recipes one after the other."""
 
 import json
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from alignkit.data.files.shipped import shipped_file
 from alignkit.launch import compose_job
 
 RECIPES = Path(__file__).parents[2] / "configs" / "sentiment"
@@ -20,7 +21,7 @@ FEWER = {
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    text = resources.files("alignkit.demo").joinpath(name).read_text(encoding="utf-8")
+    text = shipped_file(name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alignkit.data.files.shipped import shipped_file
 from alignkit.launch import compose_job
 from alignkit.terminal import brief
 
@@ -59,7 +60,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
         The reward model's report card, and what each policy says in the end.
     """
     console = Console(soft_wrap=True)
-    recipe = f"config={_shipped('sft.yaml')}"
+    recipe = f"config={_recipe('sft')}"
     _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
     view = import_module("alignkit.stages.sft.data").view(compose_job("sft", [recipe]))
     import_module("alignkit.commands.inspect").inspect(
@@ -73,7 +74,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
     _train(console, "5  Or the better answers themselves are, without it", "dpo", folder, seed, start)
     pairs = _read("heldout_pairs.jsonl")
     runs = " ".join(str(folder / stage) for stage in ("sft", "ppo", "dpo"))
-    options = f"--reward {reward} --prompts {_shipped('heldout_pairs.jsonl')}"
+    options = f"--reward {reward} --prompts {shipped_file('heldout_pairs.jsonl')}"
     _title(console, "6  Words that none of them has seen", f"alignkit compare {runs} {options} sampling=nucleus")
     policies = {
         name: _ask([*(word.format(folder=folder) for word in words), f"seed={seed}"], pairs, reward)
@@ -88,7 +89,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
 
 
 def _train(console: Console, title: str, stage: str, folder: Path, seed: int, words: Sequence[str] = ()) -> None:
-    words = [f"config={_shipped(f'{stage}.yaml')}", *words]
+    words = [f"config={_recipe(stage)}", *words]
     _title(console, title, f"alignkit {stage} {shlex.join(words)}")
     import_module(f"alignkit.stages.{stage}.run").run(compose_job(stage, [*words, f"seed={seed}"]), folder / stage)
 
@@ -102,7 +103,7 @@ def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) ->
     rewards = import_module("alignkit.evaluate.rewards")
     scores = rewards.score_answers(rewards.load(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
     preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
-    others = read_prompts([], _shipped("heldout.jsonl"), format="auto", columns={})
+    others = read_prompts([], shipped_file("heldout.jsonl"), format="auto", columns={})
     said = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
     right = [answer == row["output"] for answer, row in zip(said, _read("heldout.jsonl"), strict=True)]
     return Answered(answers, scores, fmean(preferred), fmean(right))
@@ -147,12 +148,12 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _shipped(name: str) -> Path:
-    return Path(str(resources.files("alignkit.demo").joinpath(name)))
+def _recipe(stage: str) -> Path:
+    return Path(str(resources.files("alignkit.demo").joinpath("recipes", f"{stage}.yaml")))
 
 
 def _read(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in _shipped(name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in shipped_file(name).read_text(encoding="utf-8").splitlines()]
 
 
 def _title(console: Console, title: str, command: str) -> None:

@@ -6,11 +6,11 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from enum import StrEnum
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from alignkit.config import ModelConfig, TemplateConfig
+from alignkit.data.files.shipped import shipped_file
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.served_model import ServedModel
@@ -47,8 +47,7 @@ def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:
         for row in _lines(samples.read_text(encoding="utf-8")):
             yield row["prompt"], row["wanted"] if "wanted" in row else row["after"]  # PPO has no answer to copy
     else:
-        shipped = resources.files("alignkit.demo").joinpath("heldout.jsonl").read_text(encoding="utf-8")
-        for row in _lines(shipped):
+        for row in _lines(shipped_file("heldout.jsonl").read_text(encoding="utf-8")):
             yield "\n\n".join(filter(None, [row["instruction"], row.get("input")])), row["output"]
 
 
