@@ -18,7 +18,7 @@ from alignkit.data.encode.templates import SHIPPED, Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.formats import to_conversation
 
-DATA = Path(__file__).parents[3] / "../shared/data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"  # about twenty rows each, in the shapes of well-known data sets
 NO = -100
 
 
@@ -424,21 +424,20 @@ def test_history_that_a_server_tokenises_otherwise_is_counted(
 # Real rows -----------------------------------------------------------------------------------------------------------
 
 
-def alpaca() -> list[Conversation]:
-    rows: list[dict[str, Any]] = json.loads((DATA / "alpaca_en.json").read_text("utf-8"))
+def instructions() -> list[Conversation]:
+    rows: list[dict[str, Any]] = json.loads((FIXTURES / "instructions.json").read_text("utf-8"))
     return [to_conversation(row, "instruction", {}) for row in rows]
 
 
-def seed_tasks() -> list[Conversation]:
+def tasks() -> list[Conversation]:
     columns = {"input": "instances.0.input", "output": "instances.0.output"}
-    lines = (DATA / "seed_tasks.jsonl").read_text("utf-8").splitlines()
+    lines = (FIXTURES / "tasks.jsonl").read_text("utf-8").splitlines()
     return [to_conversation(json.loads(line), "instruction", columns) for line in lines]
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="real data for development, which no repository holds")
-@pytest.mark.parametrize("rows", [alpaca, seed_tasks])
+@pytest.mark.parametrize("rows", [instructions, tasks])
 @pytest.mark.parametrize("name", [*SHIPPED, "native"])
-def test_every_real_row(name: str, rows: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_every_row_as_data_sets_have_them(name: str, rows: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     if name == "native" and not tokenizer.chat_template:
         pytest.skip("template=native is for tokenizers with a chat template, and this one has none")
     template, conversations = load(name, tokenizer), rows()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from alignkit.data.files.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeat_counts
 from alignkit.errors import ConfigError, DataError
 
-SHARED = Path(__file__).parents[3] / "../shared/data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"  # about twenty rows each, in the shapes of well-known data sets
 
 
 @pytest.fixture
@@ -250,12 +250,9 @@ def test_weights_give_the_nearest_number_of_rows(num_rows: int, weight: float, s
     assert set(counts) <= {int(weight), int(weight) + 1}
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
-@pytest.mark.parametrize(
-    ("name", "num_rows"), [("alpaca_en.json", 999), ("preference_en.json", 300), ("seed_tasks.jsonl", 175)]
-)
-def test_real_files(name: str, num_rows: int) -> None:
-    path = str(SHARED / name)
+@pytest.mark.parametrize(("name", "num_rows"), [("instructions.json", 21), ("pairs.json", 20), ("tasks.jsonl", 20)])
+def test_files_as_data_sets_have_them(name: str, num_rows: int) -> None:
+    path = str(FIXTURES / name)
     rows = list(read_rows(*parse(path)))
     assert [row.source for row in rows] == [f"{path}:{number}" for number in range(1, num_rows + 1)]
     text = Path(path).read_text(encoding="utf-8")

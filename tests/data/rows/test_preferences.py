@@ -15,7 +15,7 @@ from alignkit.data.rows.preferences import PAIR_FIELDS, Preference, detect_pairs
 from alignkit.data.rows.turns import RowError, RowUnusable
 from alignkit.errors import DataError
 
-SHARED = Path(__file__).parents[3] / "../shared/data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"  # about twenty rows each, in the shapes of well-known data sets
 HI = "\n\nHuman: Hi\n\nAssistant:"
 
 
@@ -342,9 +342,8 @@ def test_any_row_is_a_pair_or_has_a_reason(prompt: Any, chosen: Any, rejected: A
         assert found.chosen != found.rejected
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
-def test_real_rows() -> None:
-    rows = json.loads((SHARED / "preference_en.json").read_text(encoding="utf-8"))
+def test_rows_as_data_sets_have_them() -> None:
+    rows = json.loads((FIXTURES / "pairs.json").read_text(encoding="utf-8"))
     assert detect_pairs(rows[0].keys(), rows[0]) == "sharegpt_pairs"
     for row in rows:
         found = to_preference(row, "sharegpt_pairs", {})

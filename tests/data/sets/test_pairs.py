@@ -20,7 +20,7 @@ from alignkit.data.sets.pairs import PairData, PairSet, check_pair_data, load_pa
 from alignkit.data.sets.sft import load_sft
 from alignkit.errors import DataError
 
-SHARED = Path(__file__).parents[3] / "../shared/data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"  # about twenty rows each, in the shapes of well-known data sets
 EOS = 258  # of the byte tokenizer; ids below 256 are bytes
 HI = b"### Instruction:\nHi\n\n### Response:\n"
 MANY = b"### Instruction:\nHi\n\n### Response:\nHo<|eos|>\n\n### Instruction:\nAnd?\n\n### Response:\n"
@@ -329,24 +329,23 @@ def test_one_process_shares_nothing_on_disk(load: Load, write_rows: Callable[...
     assert not Path("folder").exists()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real data for development, which no repository holds")
-def test_real_pairs(load: Load, byte: Any) -> None:
-    file = SHARED / "preference_en.json"
-    data = load(str(file), max_length=100_000, eval_fraction=0.1, num_examples=3)
+def test_pairs_as_data_sets_have_them(load: Load, byte: Any) -> None:
+    file = FIXTURES / "pairs.json"
+    data = load(str(file), max_length=100_000, eval_fraction=0.1, num_examples=2)
     counts = data.ledger.counts()
-    assert (counts["train"]["kept"], counts["eval"]["kept"]) == (270, 30)
+    assert (counts["train"]["kept"], counts["eval"]["kept"]) == (18, 2)
     assert data.formats == {str(file): "sharegpt_pairs"}
     rows = json.loads(file.read_text(encoding="utf-8"))
-    by_place = {
-        place: text
+    by_source = {
+        source: text
         for pairs in (data.train, data.evals["eval"])
-        for place, text in zip(pairs.sources, texts(pairs, byte), strict=True)
+        for source, text in zip(pairs.sources, texts(pairs, byte), strict=True)
     }
     for number, source in enumerate(rows, 1):
-        prompt, chosen, rejected = by_place[f"{file}:{number}"]
+        prompt, chosen, rejected = by_source[f"{file}:{number}"]
         assert prompt.endswith(f"{source['conversations'][-1]['value']}\n\n### Response:\n")
         assert (chosen, rejected) == (f"{source['chosen']['value']}<|eos|>", f"{source['rejected']['value']}<|eos|>")
-    assert data.lint.num_pairs == 300
+    assert data.lint.num_pairs == 20
     longer = [(len(r["chosen"]["value"].encode()), len(r["rejected"]["value"].encode())) for r in rows]
-    assert data.lint.longer_chosen == sum((a > b) + (a == b) / 2 for a, b in longer) / 300
-    assert [example.messages[-1].role for example in data.examples] == ["assistant"] * 3
+    assert data.lint.longer_chosen == sum((a > b) + (a == b) / 2 for a, b in longer) / 20
+    assert [example.messages[-1].role for example in data.examples] == ["assistant"] * 2
