@@ -16,7 +16,7 @@ from alignkit.errors import ConfigError, did_you_mean
 
 @lru_cache
 def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]:
-    """A function of the user's own, such as a format.
+    """Load a function of the user's own, such as a format.
 
     Args:
         spec: `module:function` or `file.py:function`; a module may be a file in the current folder.
@@ -33,7 +33,7 @@ def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]
         raise ConfigError(f"{setting}: {spec}: there is no file {place}")
     try:
         module = _load_file(path) if path.is_file() else importlib.import_module(place)
-    except Exception as error:  # the user's code may fail in any way, and it is theirs to mend
+    except Exception as error:  # the user's code may fail in any way, and it is theirs to fix
         raise ConfigError(f"{setting}: {spec} cannot be imported: {type(error).__name__}: {error}") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):

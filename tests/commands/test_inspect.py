@@ -308,4 +308,4 @@ def test_characters_typed_as_control_tokens_are_shown_as_characters(make: Make) 
     view = make(control_tokens=ControlTokens.neutralise)
     (row,) = view.rows()
     assert row.spans(view.tokenizer)[1:] == [Span("<|eos|>", True, False), Span("<|eos|>", True, True)]
-    assert "neutralised control tokens: 1" in on_terminal(view)
+    assert "neutralized control tokens: 1" in on_terminal(view)

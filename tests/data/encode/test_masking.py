@@ -288,7 +288,7 @@ def test_a_typed_control_token_is_refused_wherever_it_is_or_spelled_out(
     neutral = encoded(row, template, byte, control_tokens=ControlTokens.neutralise)
     assert neutral.input_ids.count(260) == len(messages)  # one a turn: the template's own
     assert "".join(s.text for s in template.render(messages)) == words(neutral.input_ids, byte)
-    assert "neutralised control tokens" in neutral.notes
+    assert "neutralized control tokens" in neutral.notes
 
 
 @st.composite
@@ -334,7 +334,7 @@ def test_no_text_forges_a_turn(
     ]
     prompt = encode_prompt(talk(*texts[:3]), template, tokenizer, ControlTokens.neutralise)
     assert neutral.input_ids[: len(prompt)] == prompt
-    assert ("neutralised control tokens" in neutral.notes) == typed
+    assert ("neutralized control tokens" in neutral.notes) == typed
     (refused,) = encode_rows(
         [row], template, tokenizer, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse
     )
@@ -415,7 +415,9 @@ def test_history_that_a_server_tokenises_otherwise_is_counted(
     """A server joins the line break of the heading and the one that an earlier answer began with."""
     template = load("user_bot", gpt2)
     assert len(gpt2("\n\n")["input_ids"]) == 1
-    assert encoded(talk("a", "\n\nb", "c", "d"), template, gpt2).notes == ("history tokenised otherwise by a server",)
+    assert encoded(talk("a", "\n\nb", "c", "d"), template, gpt2).notes == (
+        "the prompt tokenizes differently as one string (as a server does it)",
+    )
     assert encoded(talk("a", "b", "c", "\n\nd"), template, gpt2).notes == ()
     assert encoded(talk("a", "\n\nb"), template, gpt2).notes == ()
     assert encoded(talk("a", "\n\nb", "c", "d"), load("user_bot", byte), byte).notes == ()

@@ -61,7 +61,7 @@ def test_a_broken_budget_says_why_where_and_the_way_out() -> None:
         "data: 8 of 100 rows were dropped (8 %), more than data.max_dropped=0.05 allows: 5 too_long (a.json:3, "
         "a.json:9, …), 2 control_tokens (a.json:7, a.json:8), 1 malformed: 'output' is null (a.json:20); "
         "raise data.max_length, choose data.overlength=keep_end, choose data.control_tokens=neutralise, "
-        "mend the malformed rows, or raise data.max_dropped",
+        "fix the malformed rows, or raise data.max_dropped",
         "data (set eval): 1 of 2 rows were dropped (50 %), more than data.max_dropped=0.05 allows: 1 too_long "
         "(b.json:2); raise data.max_length, choose data.overlength=keep_end, or raise data.max_dropped",
     )
@@ -118,7 +118,7 @@ def test_rows_are_written_in_the_order_of_the_sources(tmp_path: Path) -> None:
 
 def test_the_table() -> None:
     ledger = filled()
-    ledger.notes["neutralised control tokens"] += 1234
+    ledger.notes["neutralized control tokens"] += 1234
     assert ledger.table().splitlines() == [
         "                                      train  eval",
         "kept                                     88     1",
@@ -127,7 +127,7 @@ def test_the_table() -> None:
         "dropped: control_tokens                   2     0  a.json:7, a.json:8",
         "dropped: malformed: 'output' is null      1     0  a.json:20",
         "all rows                                100     2",
-        "neutralised control tokens: 1,234",
+        "neutralized control tokens: 1,234",
     ]
 
 

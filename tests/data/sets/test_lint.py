@@ -39,10 +39,10 @@ def test_sound_pairs_say_nothing(found: Callable[..., Lint]) -> None:
     assert lint.lines() == [
         "0 have an empty or missing text",
         "0 have identical sides",
-        "0 have another prompt on each side",
+        "0 have a different prompt on each side",
         "0 are made equal by truncation",
-        "0 say what an earlier one says",
-        "0 say the contrary of an earlier one",
+        "0 repeat an earlier pair",
+        "0 contradict an earlier pair",
         "length: the longer side is chosen in 50.0% of 2 pairs, so length alone predicts 50.0% of the labels "
         "(AUC of the difference 0.500)",
     ]
@@ -69,7 +69,7 @@ def test_pairs_that_were_left_out_are_told_by_reason(found: Callable[..., Lint])
     assert lint.lines()[:4] == [
         "2 have an empty or missing text (rows.jsonl:4, rows.jsonl:5)",
         "2 have identical sides (rows.jsonl:1, rows.jsonl:2)",
-        "1 have another prompt on each side (rows.jsonl:6)",
+        "1 have a different prompt on each side (rows.jsonl:6)",
         "1 are made equal by truncation (rows.jsonl:3)",
     ]
     assert lint.num_pairs == 1
@@ -80,8 +80,8 @@ def test_repeated_and_contradicting_pairs_name_the_one_before(found: Callable[..
     assert lint.contradictions == [("rows.jsonl:3", "rows.jsonl:1"), ("rows.jsonl:4", "rows.jsonl:3")]
     assert lint.duplicates == [("rows.jsonl:4", "rows.jsonl:1")]
     assert lint.warning() == (
-        "pairs: 2 say the contrary of an earlier one (rows.jsonl:3 against rows.jsonl:1, rows.jsonl:4 against "
-        "rows.jsonl:3); 1 say what an earlier one says (rows.jsonl:4 as rows.jsonl:1)"
+        "pairs: 2 contradict an earlier pair (rows.jsonl:3 against rows.jsonl:1, rows.jsonl:4 against "
+        "rows.jsonl:3); 1 repeat an earlier pair (rows.jsonl:4 as rows.jsonl:1)"
     )
 
 

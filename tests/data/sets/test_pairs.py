@@ -287,7 +287,7 @@ def test_control_tokens_in_a_side_are_neutralised_and_counted_once_a_pair(
     write_rows([row("a", "<|eos|>", "c<|eos|>"), row("a", "b", "c")])
     data = load(control_tokens=ControlTokens.neutralise)
     assert data.train.dataset[0]["chosen_ids"] == [*b"<|eos|>", EOS]
-    assert data.ledger.notes["neutralised control tokens"] == 1
+    assert data.ledger.notes["neutralized control tokens"] == 1
 
 
 TWO = """

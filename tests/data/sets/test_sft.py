@@ -224,7 +224,7 @@ def test_too_many_dropped_rows_are_told_with_reasons_and_places(
         "data: 4 of 16 rows were dropped (25 %), more than data.max_dropped=0.05 allows: "
         "3 too_long (rows.jsonl:3, rows.jsonl:4, …), "
         "1 malformed: 'output' is a number where text belongs (rows.jsonl:10); "
-        "raise data.max_length, choose data.overlength=keep_end, mend the malformed rows, or raise data.max_dropped"
+        "raise data.max_length, choose data.overlength=keep_end, fix the malformed rows, or raise data.max_dropped"
     ]
     assert len(load(malformed=Malformed.drop, max_dropped=0.25).train.dataset) == 12
 

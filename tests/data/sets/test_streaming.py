@@ -169,7 +169,7 @@ def test_the_budget_is_enforced_as_rows_pass_once_a_thousand_have(
         next(rows)
     assert str(caught.value) == (
         "data: 150 of the 1200 rows read so far were dropped (12.5 %), more than data.max_dropped=0.06 allows: "
-        "150 too_long (rows.jsonl:1, rows.jsonl:3, …); mend or leave out such rows, or raise data.max_dropped"
+        "150 too_long (rows.jsonl:1, rows.jsonl:3, …); fix or leave out such rows, or raise data.max_dropped"
     )
 
 

@@ -125,10 +125,10 @@ def test_the_terminal_ends_with_ledger_facts_lint_and_lengths(make: Make, capsys
         "28.6% of the tokens supervised, 25.0% of the kept rows truncated",
         "0 have an empty or missing text",
         "0 have identical sides",
-        "0 have another prompt on each side",
+        "0 have a different prompt on each side",
         "0 are made equal by truncation",
-        "0 say what an earlier one says",
-        "1 say the contrary of an earlier one (rows.jsonl:3 against rows.jsonl:1)",
+        "0 repeat an earlier pair",
+        "1 contradict an earlier pair (rows.jsonl:3 against rows.jsonl:1)",
         "length: the longer side is chosen in 25.0% of 4 pairs, so length alone predicts 75.0% of the labels "
         "(AUC of the difference 0.188)",
         "tokens in a prompt",
@@ -152,7 +152,7 @@ def test_the_page_shows_both_sides(make: Make, tmp_path: Path) -> None:
         "<h3>rejected</h3><pre><mark>No é</mark><mark><span class='special'>⟨&lt;|eos|&gt;⟩</span></mark></pre>"
         "</section>"
     ) in page
-    assert "<li>1 say the contrary of an earlier one (rows.jsonl:3 against rows.jsonl:1)</li>" in page
+    assert "<li>1 contradict an earlier pair (rows.jsonl:3 against rows.jsonl:1)</li>" in page
     assert page.count("<section>") == 2 + 1 + 3  # two pairs, the ledger, three histograms
     assert "http" not in page
 

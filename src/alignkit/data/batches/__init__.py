@@ -1,1 +1,1 @@
-"""Encoded rows to the tensors of a batch."""
+"""Encoded rows in; the tensors of a batch out, and the order of an epoch."""

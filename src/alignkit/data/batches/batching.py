@@ -1,8 +1,8 @@
 """Rows into batches: which rows meet in a batch, and how they lie in it.
 
 `padded` and `packed` hold the very same rows; packing only lays them end to end, in as many lines as it takes, with
-positions that restart at each row, so that the optimiser sees the same step without the padding. `grouped` lets rows of
-like length meet instead, for attention implementations in which packed rows would see each other.
+positions that restart at each row, so that the optimizer sees the same step without the padding. `grouped` lets rows of
+similar length meet instead, for attention implementations in which packed rows would see each other.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def rows_of(batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, list[int],
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing bin packing: indices into `lengths`, bin by bin; the order is a function of `lengths`."""
+    """Pack rows by first-fit decreasing: indices into `lengths`, bin by bin; the order is a function of `lengths`."""
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -103,7 +103,7 @@ class EpochOrder(Sampler[int]):
         lengths: tokens in each row; the last `num_fillers` are fillers and always come last.
         seed: of the shuffle.
         shuffle: reshuffle each epoch; otherwise the rows' own order.
-        group: rows that share a batch; 0 leaves lengths out of it, otherwise rows of like length meet.
+        group: rows that share a batch; 0 leaves lengths out of it, otherwise rows of similar length meet.
         num_fillers: see `FILLER`.
     """
 
@@ -140,7 +140,7 @@ class EpochOrder(Sampler[int]):
 
 
 def padding_share(lengths: Sequence[int], *, batch_size: int, layout: Batching, seed: int, shuffle: bool) -> float:
-    """Share of an epoch's batch positions that hold no row's token."""
+    """Compute the share of an epoch's batch positions that hold no token of a row."""
     group = batch_size if layout is Batching.grouped else 0
     order = list(EpochOrder(lengths, seed=seed, shuffle=shuffle, group=group))
     positions = 0

@@ -1,8 +1,8 @@
-"""Preference pairs into batches: a pair on one line with its prompt laid once, or each side on a line of its own.
+"""Preference pairs into batches: a pair on one line behind one copy of its prompt, or each side on its own line.
 
 In a causal model the prompt's states do not depend on what follows, so both responses can stand behind one copy of it:
 each sees the prompt and itself, never the other, at the positions it would have alone. The scores are the same and
-the prompt is paid for once; the attention mask is dense, so the kernel must take one (eager and sdpa do).
+the prompt is computed once; the attention mask is dense, so the kernel must take one (eager and sdpa do).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def pairs_of(batch: Mapping[str, Tensor]) -> Iterator[tuple[int, list[int], list
 
 
 def by_side(values_NL: Tensor, parts_NL: Tensor, num_pairs: int) -> Tensor:
-    """Values of the lines as [2 B, L], all chosen sides and then all rejected ones, zero outside of the side."""
+    """Return the values of the lines as [2 B, L], all chosen sides, then all rejected ones, zero outside the side."""
     if len(values_NL) == num_pairs:
         values_NL, parts_NL = values_NL.repeat(2, 1), parts_NL.repeat(2, 1)
     chosen, rejected = parts_NL.chunk(2)
@@ -96,7 +96,7 @@ def by_side(values_NL: Tensor, parts_NL: Tensor, num_pairs: int) -> Tensor:
 
 
 def visible(parts_NL: Tensor) -> Tensor:
-    """Which position may look at which, [N, 1, L, L], True where it may: what came before it, less the other response.
+    """Return which position may attend to which, [N, 1, L, L]: what came before it, except the other response.
 
     A position that holds nothing sees itself, so that no row of the mask is empty (softmax of nothing is NaN).
     """

@@ -1,1 +1,1 @@
-"""A conversation to token ids and labels: templates, masks, lengths."""
+"""Conversations and pairs in; token ids and labels out, fitted to a length, or the reason why a row is left out."""

@@ -32,7 +32,7 @@ class Controls:
         return cls(re.compile(pattern or "(?!)"), frozenset(ids.values()) - {tokenizer.unk_token_id})
 
     def find(self, messages: Sequence[Message]) -> str:
-        """The first one typed in a message, as words for a person; empty where there is none."""
+        """Describe the first one typed in a message; empty where there is none."""
         for message in messages:
             for text in _texts([message.content, message.input, message.tool_calls]):
                 if found := self.pattern.search(text):
@@ -40,10 +40,10 @@ class Controls:
         return ""
 
     def mark(self, messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
-        """Puts a character that occurs nowhere in the messages before and after each one typed in them.
+        """Put a character that occurs nowhere in the messages before and after each one typed in them.
 
         Returns:
-            The messages, and that character: splitting a rendered text at it leaves the typed ones at odd places.
+            The messages, and that character: splitting a rendered text at it leaves the typed ones at odd indices.
         """
         used = {c for m in messages for text in _texts([m.content, m.input, m.tool_calls]) for c in text}
         mark = next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in used)

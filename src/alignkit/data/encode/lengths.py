@@ -1,4 +1,4 @@
-"""A row that is longer than the model may see: dropped, or cut at its start or its end, and always said so."""
+"""A row that is longer than the model may see: dropped, or cut at its start or its end, and always recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alignkit.data.encode.masking import Encoding
 
 
 def apply_length(encoding: Encoding, *, max_length: int, policy: Overlength) -> tuple[Encoding | None, str]:
-    """Holds a row to `max_length` tokens.
+    """Hold a row to `max_length` tokens.
 
     Args:
         encoding: the whole row.

@@ -1,6 +1,6 @@
 """What exactly the loss sees: conversations become token ids and labels, laid side by side.
 
-Text is cut where the assistant begins and stops to speak, and every stretch is tokenised on its own. So what inference
+Text is cut where the assistant starts and stops speaking, and every stretch is tokenized on its own. So what inference
 feeds (the same stretches up to the answer, by the same function) is the beginning of what training fed, token by token.
 """
 
@@ -25,8 +25,8 @@ from alignkit.data.rows.conversation import Conversation, Message
 
 __all__ = ["Encoding", "RowRefused", "encode", "encode_prompt", "encode_prompts", "encode_rows"]
 
-NEUTRALISED = "neutralised control tokens"
-SERVED_DIFFERENTLY = "history tokenised otherwise by a server"
+NEUTRALIZED = "neutralized control tokens"
+SERVED_DIFFERENTLY = "the prompt tokenizes differently as one string (as a server does it)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def encode_rows(
     train_on: TrainOn,
     control_tokens: ControlTokens,
 ) -> list[Encoding | str]:
-    """Encodes many rows with one call of the tokenizer.
+    """Encode many rows with one call of the tokenizer.
 
     Args:
         conversations: the rows.
@@ -83,7 +83,7 @@ def encode(
     train_on: TrainOn,
     control_tokens: ControlTokens,
 ) -> Encoding:
-    """Encodes one row as `encode_rows` does.
+    """Encode one row as `encode_rows` does.
 
     Raises:
         RowRefused: the row is left out; the text shows where.
@@ -101,7 +101,7 @@ def encode_prompts(
     *,
     control_tokens: ControlTokens,
 ) -> list[list[int] | str]:
-    """What inference feeds for conversations that end with the user: the tokens training has before the answer.
+    """Encode conversations that end with the user as inference feeds them: the tokens training has before the answer.
 
     Returns:
         For each prompt its tokens, or the reason why it is left out.
@@ -116,7 +116,7 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     control_tokens: ControlTokens,
 ) -> list[int]:
-    """Encodes one prompt as `encode_prompts` does.
+    """Encode one prompt as `encode_prompts` does.
 
     Raises:
         RowRefused: the template has no place for the conversation, or a control token is typed in it.
@@ -144,7 +144,7 @@ class _Draft:
     prefix: str = ""
 
     def pieces(self) -> list[list[str]]:
-        """Each segment cut at the marks: typed control tokens are at odd places."""
+        """Each segment cut at the marks: typed control tokens are at odd indices."""
         return [segment.text.split(self.mark) if self.mark else [segment.text] for segment in self.segments]
 
     def num_before_last_response(self) -> int:
@@ -233,7 +233,7 @@ class _Encoder:
                     row,
                     prefix_length=_num_shared(ids_of_prefix[draft.prefix], row.input_ids),
                     suffix_length=_num_shared(suffix_ids[::-1], fed[::-1]),
-                    notes=(NEUTRALISED,) * bool(draft.mark) + (SERVED_DIFFERENTLY,) * (served_ids not in (None, fed)),
+                    notes=(NEUTRALIZED,) * bool(draft.mark) + (SERVED_DIFFERENTLY,) * (served_ids not in (None, fed)),
                 )
             yield row
 
@@ -263,7 +263,7 @@ class _Encoder:
         return None
 
     def _served(self, drafts: list[_Draft]) -> list[list[int] | None]:
-        """The prompt of each last response as a server tokenises it, as one text; None where it is one text here."""
+        """The prompt of each last response as a server tokenizes it, as one text; None where it is one text here."""
         histories = [flat(draft.pieces()[: draft.num_before_last_response()]) for draft in drafts]
         ids = iter(ids_of_texts(["".join(pieces) for pieces in histories if len(pieces) > 1], self.tokenizer))
         return [next(ids) if len(pieces) > 1 else None for pieces in histories]

@@ -32,7 +32,7 @@ class EncodedPair:
 def apply_pair_length(
     pair: EncodedPair, *, prefix_length: int, suffix_length: int, max_length: int, policy: Overlength
 ) -> tuple[EncodedPair | None, str]:
-    """Holds the prompt with its longer side to `max_length` tokens.
+    """Hold the prompt with its longer side to `max_length` tokens.
 
     Args:
         pair: the whole pair.

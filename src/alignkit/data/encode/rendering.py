@@ -1,4 +1,4 @@
-"""A conversation becomes text, cut where the assistant begins and stops to speak."""
+"""A conversation becomes text, cut where the assistant starts and stops speaking."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RowRefused(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of rendered text that is tokenised on its own.
+    """A stretch of rendered text that is tokenized on its own.
 
     Attributes:
         text: never empty.
@@ -68,9 +68,9 @@ class Template:
     refused: dict[str, str] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Segment]:
-        """Cuts the rendered conversation before and after everything the assistant says.
+        """Cut the rendered conversation before and after everything the assistant says.
 
-        An assistant turn that the template renders otherwise once the conversation goes on (reasoning stripped from
+        An assistant turn that the template renders differently once the conversation goes on (reasoning stripped from
         the history) has no segment of its own when the template has no generation markers.
 
         Raises:
@@ -91,7 +91,7 @@ class Template:
         return self._cut(text, spans)
 
     def prompt_prefix(self, messages: Sequence[Message]) -> str:
-        """What the text of this conversation begins with, system message included, before the first user's content."""
+        """Return what the text begins with, system message included, before the first user's content."""
         opening = [*takewhile(lambda m: m.role == "system", messages), Message("user", PLACEHOLDER)]
         text, _ = self._text(opening, add_generation_prompt=False)
         return text.rpartition(PLACEHOLDER)[0]
@@ -106,7 +106,7 @@ class Template:
             raise RowRefused(f"template {self.name} refuses this conversation: {error}") from error
 
     def as_dict(self, message: Message) -> dict[str, Any]:
-        """A message as the template sees it."""
+        """Return a message as the template sees it."""
         fields: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.input and self.uses_input:
             fields["input"] = message.input
@@ -139,12 +139,12 @@ class Template:
 
 
 def join_segments(segments: Iterable[Segment]) -> str:
-    """The text the segments were cut from."""
+    """Return the text that the segments were cut from."""
     return "".join(segment.text for segment in segments)
 
 
 def first_difference(fed: str, trained: str) -> str:
-    """Where the prompt that inference feeds and the one that training has go apart, with the words around it."""
+    """Describe where the prompt of inference and the one of training first differ, with the text around it."""
     at = next((i for i, (a, b) in enumerate(zip(fed, trained, strict=False)) if a != b), min(len(fed), len(trained)))
     around = slice(max(0, at - 40), at + 40)
     return f"from character {at} on inference feeds {fed[around]!r} where training has {trained[around]!r}"

@@ -1,4 +1,4 @@
-"""One chat template rendered once: the very text transformers renders, and a bound on what a stranger's may cost."""
+"""One chat template rendered once: the text that transformers renders, and a bound on what a stranger's may cost."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Span = tuple[int, int]
 
 @lru_cache
 def is_marked(jinja: str) -> bool:
-    """Whether the template marks what the assistant says with `{% generation %}` blocks."""
+    """Tell whether the template marks what the assistant says with `{% generation %}` blocks."""
     return re.search(r"{%-?\s*generation\s*-?%}", jinja) is not None
 
 
 def render_chat(
     jinja: str, messages: Sequence[dict[str, Any]], *, variables: Mapping[str, Any], add_generation_prompt: bool
 ) -> tuple[str, list[Span]]:
-    """The text `tokenizer.apply_chat_template(tokenize=False)` gives, and where generation blocks are in it.
+    """Render what `tokenizer.apply_chat_template(tokenize=False)` gives, and find the generation blocks in it.
 
     Args:
         jinja: the chat template.
@@ -72,7 +72,7 @@ def render_chat(
 
 @contextmanager
 def bounded(num_messages: int = 1) -> Iterator[None]:
-    """Bounds time and memory of the rendering inside: the sandbox of transformers stops escapes, not `'a' * 5e8`.
+    """Bound time and memory of the rendering inside: the sandbox of transformers stops escapes, not `'a' * 5e8`.
 
     The limits are the operating system's, because a template has more ways to be large than a list of forbidden
     words could name. Time is bounded in the main thread only, memory where the system tells its use (Linux).

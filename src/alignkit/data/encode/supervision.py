@@ -11,7 +11,7 @@ from alignkit.data.rows.conversation import Message
 
 
 def supervise(messages: Sequence[Message], template: Template, train_on: TrainOn) -> tuple[list[Segment], list[bool]]:
-    """Renders a conversation and says of each segment whether the loss sees it.
+    """Render a conversation and says of each segment whether the loss sees it.
 
     Args:
         messages: the conversation.

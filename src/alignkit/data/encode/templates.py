@@ -46,7 +46,7 @@ PROBES = {
 
 
 def load_template(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """Binds the configured template to a tokenizer and tries it on a conversation of our own.
+    """Bind the configured template to a tokenizer and tries it on a conversation of our own.
 
     Checked here: the generation prompt is what training has before the answer, every answer ends in one token, and
     no beginning or end token is doubled.
@@ -69,7 +69,7 @@ def load_template(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer begins a text with its bos token by default; then a template does, too."""
+    """Tell whether the tokenizer begins a text with its bos token by default; then a template does, too."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
@@ -103,7 +103,7 @@ def _marked_file(path: Path) -> str:
 
 
 def _with_ends(source: str, own_end: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Sets `bos` and `end`, which shipped templates leave open, for this tokenizer; on line one, lines keep numbers."""
+    """Set `bos` and `end`, which shipped templates leave open, for this tokenizer; on line one, lines keep numbers."""
     bos = "bos_token" if adds_bos(tokenizer) else '""'
     end = json.dumps(own_end, ensure_ascii=False) if _is_token(own_end, tokenizer) else "eos_token"
     return f"{{%- set bos = {bos} -%}}{{%- set end = {end} -%}}{source}"

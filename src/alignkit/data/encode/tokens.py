@@ -9,15 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
-Pieces = list[str]  # a stretch of text, cut around control tokens typed in it, which are at odd places
+Pieces = list[str]  # a stretch of text, cut around control tokens typed in it, which are at odd indices
 
 
 def ids_of_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split_special_tokens: bool = False
 ) -> list[list[int]]:
-    """Ids of each text alone, with nothing added; `split_special_tokens` spells special tokens out.
+    """Return the ids of each text alone, with nothing added; `split_special_tokens` spells special tokens out.
 
-    Equal texts are tokenised once and get one list: headings, and the prompt of a pair, come again and again.
+    Equal texts are tokenized once and get one list: headings, and the prompt of a pair, come again and again.
     """
     if not texts:
         return []
@@ -35,7 +35,7 @@ def ids_of_texts(
 
 
 def ids_of_pieces(rows: Sequence[list[Pieces]], tokenizer: PreTrainedTokenizerBase) -> list[list[list[int]]]:
-    """Ids of every stretch of every row, each tokenised alone, typed control tokens spelled out."""
+    """Return the ids of every stretch of every row, each tokenized alone, typed control tokens spelled out."""
     written = [piece for row in rows for pieces in row for piece in pieces[::2]]
     typed = [piece for row in rows for pieces in row for piece in pieces[1::2]]
     ids = iter(ids_of_texts(written, tokenizer))
@@ -44,5 +44,5 @@ def ids_of_pieces(rows: Sequence[list[Pieces]], tokenizer: PreTrainedTokenizerBa
 
 
 def flat(lists: Iterable[list[T]]) -> list[T]:
-    """The lists as one."""
+    """Join lists into one."""
     return [item for some in lists for item in some]

@@ -1,1 +1,1 @@
-"""Files to rows: every row as it was read, with its `file:line`."""
+"""Paths in; rows out, each as it was read, with its `file:line` and what is wrong with it."""

@@ -13,7 +13,7 @@ READ_ERRORS = (OSError, EOFError, zlib.error)
 
 
 def open_file(file: str) -> BinaryIO:
-    """A file to read bytes from, unpacked where its name says it is packed.
+    """Open a file to read bytes from, unpacked where its name says it is packed.
 
     Raises:
         READ_ERRORS: now or while reading: no permission, damaged or cut short.

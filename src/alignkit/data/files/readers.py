@@ -27,14 +27,14 @@ NumberedRow: TypeAlias = tuple[int, Any, str]
 
 
 def file_kind(file: str) -> str:
-    """The extension that says how to read a file, compression aside; empty where we cannot read it."""
+    """Return the extension that says how to read a file, compression aside; empty where we cannot read it."""
     path = Path(file.lower())
     extension = (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
     return extension if extension in EXTENSIONS else ""
 
 
 def file_problem(file: str) -> str:
-    """What is wrong with a file at first sight, naming it; empty where nothing is."""
+    """Say what is wrong with a file at first sight, naming it; empty where nothing is."""
     if not file_kind(file):
         return f"{file}: unknown extension; one of {', '.join(EXTENSIONS)}, plain or with {' or '.join(COMPRESSIONS)}"
     try:
@@ -50,7 +50,7 @@ def file_problem(file: str) -> str:
 
 
 def read_file(file: str) -> Iterator[NumberedRow]:
-    """The rows of a file in which `file_problem` sees none.
+    """Read the rows of a file in which `file_problem` sees none.
 
     Yields:
         The number is the 1-based line a row starts on, the 1-based element of a JSON array, or the 1-based row.

@@ -69,7 +69,7 @@ def parse_sources(
     split: str | None,
     fields: Fields = FIELDS,
 ) -> list[Source]:
-    """The sources a setting names.
+    """Parse the sources that a setting names.
 
     Args:
         value: a path, or a list of paths and of `{path, weight, format, columns, split}`.
@@ -132,7 +132,7 @@ def check_sources(sources: Iterable[Source]) -> None:
 
 
 def read_rows(source: Source, *, limit: int | None = None) -> Iterator[SourceRow]:
-    """The rows of a source, read as they are asked for.
+    """Read the rows of a source, only as they are asked for.
 
     Args:
         source: where from.
@@ -146,7 +146,7 @@ def read_rows(source: Source, *, limit: int | None = None) -> Iterator[SourceRow
 
 
 def repeat_counts(num_rows: int, *, weight: float, seed: int) -> list[int]:
-    """How often each row of a source is seen: the whole part of the weight, and once more for a drawn share of rows.
+    """Draw how often each row of a source is seen: the whole part of the weight, and once more for a share of rows.
 
     Args:
         num_rows: rows of the source.
@@ -175,7 +175,7 @@ def _rows(source: Source) -> Iterator[SourceRow]:
 
 
 def _files(path: str) -> list[str]:
-    """The local files that a path names, spelled as the path is; none where it is no local path."""
+    """Return the local files that a path names, spelled as the path is; none where it is no local path."""
     if Path(path).is_file():
         return [path]
     folder = path.rstrip("/")

@@ -1,1 +1,1 @@
-"""A row to a `Conversation` or a `Preference`: formats, columns, turns."""
+"""Rows as they were read in; a `Conversation` or a `Preference` for each out, or the reason why it is none."""

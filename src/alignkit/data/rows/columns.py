@@ -33,7 +33,7 @@ def check_columns(found: Collection[str], columns: Mapping[str, str]) -> None:
 
 
 def fields_of(found: Collection[str], columns: Mapping[str, str]) -> set[str]:
-    """The fields there are: a mapped one counts as present, its column as used up.
+    """Return the fields there are: a mapped one counts as present, its column as used up.
 
     Raises:
         DataError: a mapping points at a column that is not there.
@@ -44,7 +44,7 @@ def fields_of(found: Collection[str], columns: Mapping[str, str]) -> set[str]:
 
 
 def describe_columns(found: Collection[str], first_row: Any) -> str:
-    """The columns, and what each holds in the first row."""
+    """List the columns, and what each holds in the first row."""
     row = first_row if isinstance(first_row, dict) else {}
     return (
         ", ".join(f"{name} ({describe_type(row[name])})" if name in row else name for name in sorted(found)) or "none"
@@ -52,13 +52,13 @@ def describe_columns(found: Collection[str], first_row: Any) -> str:
 
 
 def field_value(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> tuple[Any, str]:
-    """A field's value and the column it came from.
+    """Return a field's value and the column it came from.
 
     Raises:
         RowError: the row has no such field.
     """
     column = columns.get(field, field)
-    value = _look(row, column)
+    value = _look_up(row, column)
     if value is _MISSING:
         top = column.partition(".")[0]
         raise RowError(f"no field '{column}'{'' if top in row else did_you_mean(top, map(str, row))}")
@@ -66,18 +66,18 @@ def field_value(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> 
 
 
 def has_field(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> bool:
-    """Whether the row has the field at all, be it null."""
-    return _look(row, columns.get(field, field)) is not _MISSING
+    """Tell whether the row has the field at all, be it null."""
+    return _look_up(row, columns.get(field, field)) is not _MISSING
 
 
 def optional_text(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> str:
-    """A field's text, empty where it is absent or null: columnar files fill gaps with null."""
+    """Return a field's text, empty where it is absent or null: columnar files fill gaps with null."""
     column = columns.get(field, field)
-    value = _look(row, column)
+    value = _look_up(row, column)
     return "" if value is None or value is _MISSING else checked_text(value, column)
 
 
-def _look(row: dict[str, Any], column: str) -> Any:
+def _look_up(row: dict[str, Any], column: str) -> Any:
     if column in row:
         return row[column]
     value: Any = row

@@ -40,17 +40,17 @@ class Conversation:
     plain: bool = False
 
     def prompt(self) -> Conversation:
-        """What a model is asked: everything before the last assistant turn."""
+        """Return what a model is asked: everything before the last assistant turn."""
         last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
         return Conversation(self.messages[:last])
 
     def question(self) -> str:
-        """The words that were said last, with their input below; of plain text, the text."""
+        """Return the content of the last message, with its input below; of plain text, the text."""
         last = self.messages[-1]
         return f"{last.content}\n{last.input}" if last.input else last.content
 
     def prompt_key(self) -> str:
-        """What two rows must share to count as the same prompt (for the evaluation split)."""
+        """Return what two rows must share to count as the same prompt (for the evaluation split)."""
         if self.plain:
             return self.messages[0].content
         return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in self.prompt().messages)

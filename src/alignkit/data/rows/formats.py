@@ -43,7 +43,7 @@ PAIR_FIELDS: Fields = {
 
 
 def check_format(format: str, columns: Mapping[str, Any], *, setting: str, fields: Fields | None = None) -> list[str]:
-    """One line for each mistake in a format's name and its column mapping; empty where all is well.
+    """List the mistakes in a format's name and its column mapping, one line each; empty where all is well.
 
     Args:
         format: `auto`, a name from `fields`, or `module:function`.
@@ -76,7 +76,7 @@ def check_format(format: str, columns: Mapping[str, Any], *, setting: str, field
 def detect_format(
     found: Collection[str], first_row: Any, *, columns: Mapping[str, str] | None = None, responses: bool = True
 ) -> str:
-    """The one format that fits the columns.
+    """Return the one format that fits the columns.
 
     Args:
         found: the columns of the first rows.
@@ -107,7 +107,7 @@ def detect_format(
 
 
 def to_conversation(row: Any, format: str, columns: Mapping[str, str]) -> Conversation:
-    """A row to train on.
+    """Turn a row into a conversation to train on.
 
     Args:
         row: as it was read.
@@ -128,7 +128,7 @@ def to_conversation(row: Any, format: str, columns: Mapping[str, str]) -> Conver
 
 
 def to_prompt(row: Any, format: str, columns: Mapping[str, str]) -> Conversation:
-    """A row to answer: as `to_conversation`, but it needs no response, and a last one is left off unread.
+    """Turn a row into a prompt: as `to_conversation`, but it needs no response, and a last one is left off unread.
 
     Returns:
         A conversation that ends with the user (or with what a tool returned).
@@ -143,7 +143,7 @@ def to_prompt(row: Any, format: str, columns: Mapping[str, str]) -> Conversation
 
 
 def _messages(row: Any, format: str, columns: Mapping[str, str], *, response: bool) -> list[Message]:
-    """The messages of a row, in an order that a template can render; without `response` the last answer is left off."""
+    """Read the messages of a row, in an order that a template can render; without `response`, less the last answer."""
     if not isinstance(row, dict):
         raise RowError("not an object")
     if ":" in format:

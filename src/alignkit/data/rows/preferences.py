@@ -53,17 +53,17 @@ class Preference:
     margin: float | None = None
 
     def sides(self) -> tuple[Conversation, Conversation]:
-        """The prompt with the chosen response, and with the rejected one."""
+        """Return the prompt with the chosen response, and with the rejected one."""
         messages = self.prompt.messages
         return Conversation((*messages, self.chosen)), Conversation((*messages, self.rejected))
 
     def prompt_key(self) -> str:
-        """What two rows must share to count as the same prompt (for the evaluation split)."""
+        """Return what two rows must share to count as the same prompt (for the evaluation split)."""
         return self.sides()[0].prompt_key()
 
 
 def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str, str] | None = None) -> str:
-    """The one pair format that fits the columns and the first row.
+    """Return the one pair format that fits the columns and the first row.
 
     Args:
         found: the columns of the first rows.
@@ -74,7 +74,7 @@ def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str
         A name from `PAIR_FIELDS`.
 
     Raises:
-        DataError: the rows are no pairs, or of no format.
+        DataError: the rows are not pairs, or fit no format.
     """
     columns = columns or {}
     present = fields_of(found, columns)
@@ -122,7 +122,7 @@ def _no_pairs(present: set[str], found: Collection[str], row: Mapping[str, Any])
 
 
 def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preference:
-    """A row to compare.
+    """Turn a row into a preference pair.
 
     Args:
         row: as it was read.
@@ -190,7 +190,7 @@ class _Side:
         column: it came from.
         value: a text that is not empty, or else untouched.
         type: what it is, in words.
-        messages: of a turn or a list of them, `train` flags left out; of a text the one response, spoken.
+        messages: of a turn or a list of them, `train` flags left out; of a text, the one response.
     """
 
     column: str
@@ -218,7 +218,7 @@ def _unflagged(messages: list[Message]) -> list[Message]:
 
 
 def _prompt_messages(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> list[Message]:
-    """The prompt's own column as messages; none where there is no such column."""
+    """Read the prompt's own column as messages; none where there is no such column."""
     if field == "prompt" and not has_field(row, field, columns):
         return []
     value, column = field_value(row, field, columns)
@@ -233,12 +233,12 @@ def _prompt_messages(row: dict[str, Any], field: str, columns: Mapping[str, str]
 
 
 def _split_side(side: _Side, own_prompt: list[Message]) -> tuple[list[Message], Message]:
-    """What a response answers, and the response.
+    """Split a side into its prompt and its response.
 
-    A side that begins with the user, or with a system message, is a whole conversation and says the prompt again.
+    A side that begins with the user, or with a system message, is a whole conversation and repeats the prompt.
 
     Raises:
-        RowUnusable: it says another one than the prompt's own column.
+        RowUnusable: the prompt it repeats is not the one in the prompt's own column.
     """
     *before, response = side.messages
     is_whole = bool(before) and before[0].role in ("system", "user")
@@ -246,10 +246,10 @@ def _split_side(side: _Side, own_prompt: list[Message]) -> tuple[list[Message], 
         if not own_prompt:
             raise RowError(f"there is no prompt: no column holds one, and '{side.column}' does not begin with one")
         return [*own_prompt, *before], response
-    says_same = len(own_prompt) <= len(before) and all(
+    is_same = len(own_prompt) <= len(before) and all(
         _same(message, other) for message, other in zip(own_prompt[::-1], before[::-1], strict=False)
     )
-    if not says_same:
+    if not is_same:
         raise RowUnusable(PROMPTS_DIFFER)
     return before, response
 
@@ -263,13 +263,13 @@ def _is_transcript(value: Any) -> bool:
 
 
 def _transcript_prompt(row: dict[str, Any], columns: Mapping[str, str]) -> str:
-    """A prompt that is a transcript up to the response; empty where it is none."""
+    """Return a prompt that is a transcript up to the response; empty where the prompt is not one."""
     value = field_value(row, "prompt", columns)[0] if has_field(row, "prompt", columns) else None
     return str(value) if _is_transcript(value) else ""
 
 
 def _split_transcript(side: _Side, prompt: str) -> tuple[list[Message], Message]:
-    """The turns of a whole transcript, or of one that was told so far and a response; less the space after a colon."""
+    """Split a whole transcript, or a prompt's with a response behind it, into prompt and response."""
     if side.type != "text":
         raise RowError(f"'{side.column}' is {side.type} where a transcript {_TRANSCRIPT} belongs")
     text = side.value if _is_transcript(side.value) else prompt + side.value

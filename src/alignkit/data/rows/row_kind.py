@@ -1,4 +1,4 @@
-"""What a stage reads rows as: the formats it knows, how they are told apart, and what a row then says."""
+"""What a stage parses rows into: the formats it knows, how one is detected, and how a row is converted."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class RowKind(Generic[Item]):
-    """What a stage reads rows as.
+    """What a stage parses rows into.
 
     Attributes:
         fields: of its formats.
         detect: the one format that fits (columns of the first rows, the first row, `columns`), as `detect_format`.
-        convert: (row, format, columns) to what it says, as `to_conversation`.
+        convert: (row, format, columns) to an item, as `to_conversation`.
         fallback: the format where no row shows one.
     """
 

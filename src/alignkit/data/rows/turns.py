@@ -42,22 +42,22 @@ _MISSING = object()
 
 
 class RowError(DataError):
-    """One row is wrong. The text is a short reason, alike for alike mistakes so that they can be counted."""
+    """One row is wrong. The text is a short reason, the same for the same mistake so that they can be counted."""
 
 
 class RowUnusable(RowError):
-    """One row can be read and is of no use: it is dropped with this reason and counted, never malformed."""
+    """One row can be read but not used: it is dropped with this reason and counted, never malformed."""
 
 
 def messages_from(role: str, value: Any, name: str, *, response: bool = True) -> list[Message]:
-    """The messages of a field that holds a text, spoken by `role`, or a list of messages as in `read_turns`."""
+    """Read a field that holds one text, said by `role`, or a list of messages as in `read_turns`."""
     if isinstance(value, list):
         return read_turns(value, name, response=response)
     return [Message(role, full_text(value, name))]
 
 
 def read_turns(value: Any, name: str, *, response: bool = True) -> list[Message]:
-    """The messages of a list of turns.
+    """Read a list of turns.
 
     Args:
         value: the list, each item in OpenAI's spelling (`role`, `content`) or ShareGPT's (`from`, `value`).
@@ -115,7 +115,7 @@ def _tool_calls(turn: dict[str, Any], role: str) -> tuple[dict[str, Any], ...]:
 
 
 def _train(turn: dict[str, Any]) -> bool | None:
-    """The turn's own flag: `train`, or `weight` as OpenAI spells it; columnar files fill gaps with null."""
+    """Read the turn's own flag: `train`, or `weight` as OpenAI spells it; columnar files fill gaps with null."""
     for key, values in (("train", "true nor false"), ("weight", "0 nor 1")):
         flag = turn.get(key)
         if flag is not None:
@@ -145,7 +145,7 @@ def check_order(messages: list[Message]) -> None:
 
 
 def checked_text(value: Any, name: str) -> str:
-    """The value, refused with a `RowError` unless it is text that has a UTF-8 form."""
+    """Return the value, or raise a `RowError` unless it is text that has a UTF-8 form."""
     if not isinstance(value, str):
         raise RowError(_misfit(value, name, "text"))
     try:
@@ -156,7 +156,7 @@ def checked_text(value: Any, name: str) -> str:
 
 
 def full_text(value: Any, name: str) -> str:
-    """As `checked_text`, and refused where there is nothing but white space."""
+    """Return the value as `checked_text` does; white space alone is refused, too."""
     text = checked_text(value, name)
     if not text.strip():
         raise RowError(f"'{name}' is empty")
@@ -168,7 +168,7 @@ def _misfit(value: Any, name: str, wanted: str) -> str:
 
 
 def describe_type(value: Any) -> str:
-    """What a value is, in words that fit after "is"."""
+    """Describe what a value is, in words that fit after "is"."""
     if value is None:
         return "null"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}

@@ -1,1 +1,1 @@
-"""Encoded sets of rows, every source row accounted for in the ledger."""
+"""The `data` section in; encoded sets out, with a ledger in which every source row stands once."""

@@ -19,7 +19,7 @@ NUM_REASONS = 5
 _WAYS_OUT = {
     "too_long": "raise data.max_length, choose data.overlength=keep_end",
     "control_tokens": "choose data.control_tokens=neutralise",
-    "malformed": "mend the malformed rows",
+    "malformed": "fix the malformed rows",
     "nothing_to_learn": "look at data.train_on and the rows' train flags",
     "identical": "give pairs whose sides differ",
     "equal_when_cut": "raise data.max_length",
@@ -45,7 +45,7 @@ class LedgerRow:
 
     @property
     def label(self) -> str:
-        """The line of the summary this row counts in: `kept`, `dropped: too_long`."""
+        """The line of the summary that counts this row: `kept`, `dropped: too_long`."""
         return f"{self.fate}: {self.reason}" if self.reason else self.fate
 
 
@@ -54,7 +54,7 @@ class Ledger:
 
     Attributes:
         rows: in the order they were entered.
-        notes: things counted that change no fate, such as neutralised control tokens.
+        notes: things counted that change no fate, such as neutralized control tokens.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Ledger:
         self._files: dict[str, int] = {}
 
     def expect(self, sources: Iterable[str]) -> None:
-        """Say which rows were read, so that files are listed as they were read, whichever row's fate is known first."""
+        """Announce the rows that were read, so that files are listed in that order, whichever fate is known first."""
         for source in sources:
             self._files.setdefault(source.rpartition(":")[0], len(self._files))
 
@@ -80,7 +80,7 @@ class Ledger:
         self.rows.append(LedgerRow(source, "dropped", f"malformed: {reason}" if malformed else reason, set))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Rows by set, then by label (`kept`, `truncated: cut_end`, `dropped: too_long`)."""
+        """Count rows by set, then by label (`kept`, `truncated: cut_end`, `dropped: too_long`)."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for row in self.rows:
             counts[row.set][row.label] += 1
@@ -109,7 +109,7 @@ class Ledger:
             stream.writelines(json.dumps(asdict(row)) + "\n" for row in self._in_source_order())
 
     def table(self) -> str:
-        """The summary, plain text: a line for each fate and reason, a column for each set, and the first places."""
+        """Return the summary as plain text: a line for each fate and reason, a column for each set, and examples."""
         counts = self.counts()
         lines = [["", *counts, ""]]
         for label, sources in _by_label(self._in_source_order()).items():

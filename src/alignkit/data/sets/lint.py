@@ -1,4 +1,4 @@
-"""What is odd about pairs: those that teach nothing, repeat or contradict another, or that length alone would tell."""
+"""What is odd about pairs: some teach nothing, repeat or contradict another, or length alone predicts the label."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _EMPTY_REASONS = ("is empty", "is null", "has an empty turn")  # how the reasons
 _WORDS = {
     EMPTY: "have an empty or missing text",
     IDENTICAL: "have identical sides",
-    PROMPTS_DIFFER: "have another prompt on each side",
+    PROMPTS_DIFFER: "have a different prompt on each side",
     EQUAL_WHEN_CUT: "are made equal by truncation",
 }
-_REPEATED = "say what an earlier one says"
-_CONTRADICTED = "say the contrary of an earlier one"
+_REPEATED = "repeat an earlier pair"
+_CONTRADICTED = "contradict an earlier pair"
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Lint:
     """What was found in the pairs of all sets.
 
     Attributes:
-        dropped: places of the pairs that were left out, by reason: `identical`, `prompts_differ`, `equal_when_cut`, or
+        dropped: sources of the pairs that were left out, by reason: `identical`, `prompts_differ`, `equal_when_cut`, or
             `empty` for a text that is.
-        duplicates: places of pairs that say what an earlier one says, each with that one's place.
-        contradictions: places of pairs that say the contrary of an earlier one, each with that one's place.
+        duplicates: sources of pairs that repeat an earlier one, each with the source of that one.
+        contradictions: sources of pairs that contradict an earlier one, each with the source of that one.
         num_pairs: pairs that are trained on or held out.
         longer_chosen: share of these in which the chosen side has more tokens, a tie counted half.
         length_auc: chance that the difference in length (chosen − rejected) tells a pair from its mirror image, drawn
@@ -56,19 +56,19 @@ class Lint:
         return max(self.longer_chosen, 1 - self.longer_chosen)
 
     def lines(self) -> list[str]:
-        """What `alignkit inspect` shows, one line each."""
-        told = [_counted(self.dropped.get(reason, []), words) for reason, words in _WORDS.items()]
-        told.append(_counted(self._repeats(), _REPEATED))
-        told.append(_counted(self._contraries(), _CONTRADICTED))
+        """Return what `alignkit inspect` shows, one line each."""
+        lines = [_counted(self.dropped.get(reason, []), words) for reason, words in _WORDS.items()]
+        lines.append(_counted(self._repeats(), _REPEATED))
+        lines.append(_counted(self._contraries(), _CONTRADICTED))
         if self.num_pairs:
-            told.append(
+            lines.append(
                 f"length: the longer side is chosen in {self.longer_chosen:.1%} of {self.num_pairs:,} pairs, so length "
                 f"alone predicts {self.length_accuracy:.1%} of the labels (AUC of the difference {self.length_auc:.3f})"
             )
-        return told
+        return lines
 
     def warning(self) -> str | None:
-        """One line for before training; None where nothing is wrong."""
+        """Return one line to show before training; None where nothing is wrong."""
         told = []
         if self.contradictions:
             told.append(_counted(self._contraries(), _CONTRADICTED))
@@ -80,10 +80,10 @@ class Lint:
         return f"pairs: {'; '.join(told)}" if told else None
 
     def _repeats(self) -> list[str]:
-        return [f"{place} as {first}" for place, first in self.duplicates]
+        return [f"{source} as {first}" for source, first in self.duplicates]
 
     def _contraries(self) -> list[str]:
-        return [f"{place} against {first}" for place, first in self.contradictions]
+        return [f"{source} against {first}" for source, first in self.contradictions]
 
 
 def lint(
@@ -103,25 +103,25 @@ def lint(
         reason = EMPTY if row.reason.endswith(_EMPTY_REASONS) else row.reason
         if reason in _WORDS:
             dropped[reason].append(row.source)
-    duplicates, contradictions = _said_before([row for named in rows.values() for row in named if not row.is_copy])
+    duplicates, contradictions = _repeated([row for named in rows.values() for row in named if not row.is_copy])
     longer_by = [a - b for chosen, rejected in lengths for a, b in zip(chosen, rejected, strict=True)]
     return Lint(
         dict(dropped), duplicates, contradictions, len(longer_by), _share_above_zero(longer_by), _auc(longer_by)
     )
 
 
-def _said_before(rows: Sequence[SourcedItem[Preference]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Duplicates and contradictions: places of a row and of the first one that it repeats or gainsays."""
+def _repeated(rows: Sequence[SourcedItem[Preference]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Find duplicates and contradictions: sources of a row, and of the first one that it repeats or contradicts."""
     duplicates, contradictions = [], []
     first: dict[tuple[str, ...], str] = {}
     for row in rows:
         pair = row.item
-        asked, chosen, rejected = pair.prompt_key(), _key(pair.chosen), _key(pair.rejected)
-        if (contrary := first.get((asked, rejected, chosen))) is not None:
+        prompt, chosen, rejected = pair.prompt_key(), _key(pair.chosen), _key(pair.rejected)
+        if (contrary := first.get((prompt, rejected, chosen))) is not None:
             contradictions.append((row.source, contrary))
-        place = first.setdefault((asked, chosen, rejected), row.source)
-        if place != row.source:
-            duplicates.append((row.source, place))
+        source = first.setdefault((prompt, chosen, rejected), row.source)
+        if source != row.source:
+            duplicates.append((row.source, source))
     return duplicates, contradictions
 
 
@@ -142,6 +142,6 @@ def _auc(values: Sequence[int]) -> float:
     return above / (2 * len(ordered) ** 2)
 
 
-def _counted(places: Sequence[str], words: str) -> str:
-    shown = [*places[:NUM_EXAMPLES], *(["…"] if len(places) > NUM_EXAMPLES else [])]
-    return f"{len(places):,} {words}" + (f" ({', '.join(shown)})" if shown else "")
+def _counted(sources: Sequence[str], words: str) -> str:
+    shown = [*sources[:NUM_EXAMPLES], *(["…"] if len(sources) > NUM_EXAMPLES else [])]
+    return f"{len(sources):,} {words}" + (f" ({', '.join(shown)})" if shown else "")

@@ -104,7 +104,7 @@ def load_pairs(
 
 
 def check_pair_data(data: DataConfig) -> list[str]:
-    """What is wrong with the section before a row is read, one line each; empty where all is well."""
+    """List what is wrong with the section before a row is read, one line each; empty where all is well."""
     problems = check_data(data, PAIRS)
     if data.train_on is not TrainOn.assistant:
         problems.append(
@@ -138,7 +138,7 @@ def encode_pairs(
     data: DataConfig,
     max_length: int,
 ) -> list[EncodeOutcome[EncodedPair]]:
-    """Encode pairs with one call of the tokenizer, each side as SFT would, and hold them to `max_length`."""
+    """Encode pairs with one call of the tokenizer, each side as SFT would, and fit each to `max_length`."""
     sides = [side for preference in preferences for side in preference.sides()]
     rows = encode_rows(sides, template, tokenizer, train_on=TrainOn.last_turn, control_tokens=data.control_tokens)
     return [

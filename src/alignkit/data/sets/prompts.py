@@ -1,4 +1,4 @@
-"""From the `data` section to prompts: what a policy is asked, and what a reward may look at beside the answer."""
+"""From the `data` section to prompts for a policy, with the columns a reward may read beside the answer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Prompt:
     Attributes:
         source: `file:N`.
         ids: what the model is fed; at least one.
-        text: what was asked: the words of the last user turn, or the beginning of a plain text.
+        text: the question: the content of the last user turn, or the beginning of a plain text.
         conversation: the messages; of plain text, the text as it was cut.
         columns: the row as it was read, for rewards that are functions.
     """
@@ -73,7 +73,7 @@ class PromptData:
 
 @dataclass(frozen=True, slots=True)
 class _PromptRow:
-    """What a row asks, and the row."""
+    """The prompt of a row, and the row."""
 
     conversation: Conversation
     columns: Mapping[str, Any]
@@ -83,7 +83,7 @@ class _PromptRow:
 
 
 def check_prompts(data: PromptDataConfig) -> list[str]:
-    """What is wrong with the section before a row is read, one line each; empty where all is well."""
+    """List what is wrong with the section before a row is read, one line each; empty where all is well."""
     problems = check_data(data, _row_kind(data.prompt_length))
     if isinstance(data.eval_path, dict):
         problems.append("data.eval_path: one set of held-out prompts is scored; give a path or a list of paths")
@@ -107,7 +107,7 @@ def load_prompts(
     """Read, format, split, encode and cut every row the section names.
 
     A response in a row is left off. Plain text becomes a prompt of its first tokens, as many as are drawn from
-    `data.prompt_length` by the seed and the row's place.
+    `data.prompt_length` by the seed and the row's source.
 
     Args:
         data: the section, which `check_prompts` has passed.
@@ -172,15 +172,15 @@ def _encode(
 def _cut(
     ids: list[int], row: SourcedItem[_PromptRow], data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
 ) -> tuple[list[int], str]:
-    """The ids to feed (none where the row is dropped) and why they are not what the row had."""
+    """Cut the ids to feed (none where the row is dropped), and say why."""
     length = data.prompt_length
     if row.item.conversation.plain:
         assert length.min is not None
         assert length.max is not None
-        wanted = random.Random(f"{seed} {row.source}").randint(length.min, length.max)
+        drawn = random.Random(f"{seed} {row.source}").randint(length.min, length.max)
         if len(ids) - num_bos < length.min:
             return [], "too_short"
-        ids = ids[: num_bos + wanted]
+        ids = ids[: num_bos + drawn]
     if len(ids) <= max_length:
         return ids, ""
     if data.overlength is Overlength.drop:

@@ -33,7 +33,7 @@ from alignkit.data.sets.sft import encode_chunk, labels_of
 from alignkit.errors import AlignkitError, DataError
 
 BUFFER = 10_000  # encoded rows among which the next one is drawn
-REMEMBERED = 1 << 16  # rows whose places are kept: many times those of the batches that are on their way to a step
+REMEMBERED = 1 << 16  # rows whose sources are kept: many times those of the batches that are on their way to a step
 
 _FEATURES = Features(
     {
@@ -46,7 +46,7 @@ _FEATURES = Features(
 
 
 def check_streaming(data: DataConfig, train: Mapping[str, Any], *, keep_best: bool) -> list[str]:
-    """What cannot be had without knowing every row, one line each; empty where all is well.
+    """List the settings that need every row to be known, one line each; empty where all is well.
 
     Args:
         data: the section.
@@ -88,7 +88,7 @@ def _fractions(data: DataConfig) -> list[str]:
 
 
 class RunningLedger(Ledger):
-    """A ledger that does not grow with the data: rows go to a file, their numbers and first places stay.
+    """A ledger that does not grow with the data: rows go to a file, their counts and first sources stay.
 
     Args:
         path: of the file, which is written anew; None in a process that does not write.
@@ -138,12 +138,12 @@ class RunningLedger(Ledger):
             return
         reasons = []
         for label, number in dropped.most_common(NUM_REASONS):
-            places = [row.source for row in self.rows if (row.set, row.label) == ("train", label)][:NUM_EXAMPLES]
-            shown = ", ".join([*places, "…"] if number > len(places) else places)
+            sources = [row.source for row in self.rows if (row.set, row.label) == ("train", label)][:NUM_EXAMPLES]
+            shown = ", ".join([*sources, "…"] if number > len(sources) else sources)
             reasons.append(f"{number} {label.partition(': ')[2]} ({shown})")
         raise DataError(
             f"data: {dropped.total()} of the {labels.total()} rows read so far were dropped ({100 * share:.3g} %), "
-            f"more than data.max_dropped={max_dropped:g} allows: {', '.join(reasons)}; mend or leave out such rows, or "
+            f"more than data.max_dropped={max_dropped:g} allows: {', '.join(reasons)}; fix or leave out such rows, or "
             "raise data.max_dropped"
         )
 
@@ -181,17 +181,17 @@ class Stream:
         self._encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
 
     def begin(self, path: Path | None, held_out: Iterable[LedgerRow]) -> None:
-        """Enter rows in a ledger from the next iteration on: the trainer takes a look at the first row before."""
+        """Enter rows in a ledger from the next iteration on: the trainer looks at the first row before that."""
         self.ledger = RunningLedger(path, held_out)
 
     def dataset(self) -> IterableDataset:
-        """Rows as the trainer takes them: `input_ids`, `labels`, `row_index` and `source`."""
+        """Return the rows as the trainer takes them: `input_ids`, `labels`, `row_index` and `source`."""
         # Not from_generator, which pickles the tokenizer and all to name a cache that a stream does not have.
         examples = ExamplesIterable(lambda: enumerate(self.rows()), {})
         return IterableDataset(examples, info=DatasetInfo(features=_FEATURES))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row, pass after pass, without end.
+        """Yield every row, pass after pass, without end.
 
         Raises:
             DataError: a row is malformed and `data.malformed=stop`, the drop budget is broken, or no row is left.
@@ -241,7 +241,7 @@ class Stream:
 
 
 def _shuffled(rows: Iterable[_Row], draw: random.Random) -> Iterator[_Row]:
-    """Rows in an order in which each was drawn from `BUFFER` of them."""
+    """Yield rows in an order in which each was drawn from `BUFFER` of them."""
     waiting: list[_Row] = []
     for row in rows:
         if len(waiting) < BUFFER:

@@ -1,1 +1,1 @@
-"""Back from batches to text: what `alignkit inspect` shows."""
+"""Encoded sets in; rows read back from their batches as text out, for `alignkit inspect`."""
