@@ -53,3 +53,11 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def byte() -> Any:
+    """The byte tokenizer: ids 0 to 255 are bytes; 256 pad, 257 bos, 258 eos, 259 <|im_start|>, 260 <|im_end|>."""
+    from alignkit.models.tiny import byte_tokenizer
+
+    return byte_tokenizer()

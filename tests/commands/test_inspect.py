@@ -15,7 +15,8 @@ from alignkit.config import ControlTokens, DataConfig, Overlength, TemplateConfi
 from alignkit.data.batches.batching import Collator
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.sft import load_sft
-from alignkit.data.views.supervised import RowView, Span, View
+from alignkit.data.views.supervised import SftRowView, SftView
+from alignkit.data.views.view import Span
 from alignkit.errors import DataError
 
 EOS = 258  # of the byte tokenizer; ids below 256 are bytes
@@ -27,7 +28,7 @@ ROWS = [
 ]
 PROMPT = b"### Instruction:\nHi\n\n### Response:\n"
 
-Make = Callable[..., View]
+Make = Callable[..., SftView]
 
 
 @pytest.fixture
@@ -37,13 +38,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[.
     write_rows(ROWS)
     write_rows([{"instruction": "Held", "output": "out"}], "held.jsonl")
 
-    def make(*, packed: bool = False, batch_size: int = 3, template: str = "instruction", **rest: Any) -> View:
+    def make(*, packed: bool = False, batch_size: int = 3, template: str = "instruction", **rest: Any) -> SftView:
         section = DataConfig(path="rows.jsonl", eval_path="held.jsonl", overlength=Overlength.keep_end, **rest)
         bound = load_template(TemplateConfig(name=template), byte)
         data = load_sft(section, bound, byte, max_length=75, seed=0)
-        return View(
+        return SftView(
             title="sft <test>",
-            sets={"train": data.train, **data.evals},
+            sets=data.sets,
             ledger=data.ledger,
             collator=Collator(byte.pad_token_id, packed=packed),
             batch_size=batch_size,
@@ -54,12 +55,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[.
     return make
 
 
-def as_json(view: View, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def as_json(view: SftView, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     inspect(view, num_rows=1, html=None, as_json=True, golden=None)
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def on_terminal(view: View, num_rows: int = 4) -> str:
+def on_terminal(view: SftView, num_rows: int = 4) -> str:
     stream = io.StringIO()
     show(view, list(view.rows(num_rows=num_rows)), Console(file=stream, force_terminal=True, soft_wrap=True))
     return stream.getvalue()
@@ -102,7 +103,7 @@ def test_rows_are_read_back_from_batches_not_from_the_data(make: Make) -> None:
         batch = view.collator(rows)
         return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == ord("o"), -100)}
 
-    (row, *_) = View(**{**vars(view), "collator": spoilt}).rows()
+    (row, *_) = SftView(**{**vars(view), "collator": spoilt}).rows()
     assert row.as_json(view.tokenizer)["supervised_text"] == "Y<|eos|>"
 
 
@@ -113,7 +114,7 @@ def test_only_as_many_batches_as_are_shown_are_made(make: Make) -> None:
         batches.append(len(rows))
         return view.collator(rows)
 
-    counted = View(**{**vars(view), "collator": counting})
+    counted = SftView(**{**vars(view), "collator": counting})
     assert [row.source for row in counted.rows(num_rows=3)] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
     assert batches == [2, 1]
 
@@ -121,7 +122,7 @@ def test_only_as_many_batches_as_are_shown_are_made(make: Make) -> None:
 def test_spans_are_cut_where_supervision_changes_and_around_special_tokens(byte: Any) -> None:
     ids = [257, *b"a", 0xC3, 0xA9, *b"b", EOS, EOS]
     labels = [-100, -100, -100, -100, ord("b"), EOS, -100]
-    assert RowView("x:1", ids, labels).spans(byte) == [
+    assert SftRowView("x:1", ids, labels).parts(byte)[0][1] == [
         Span("<|bos|>", False, True),
         Span("aé", False, False),  # the bytes of one character are decoded together
         Span("b", True, False),
@@ -262,7 +263,7 @@ def test_rows_that_are_as_they_were_pass(
     assert capsys.readouterr().out == f"1 rows are as they were in {path}\n"
 
 
-def refusal(view: View, path: Path) -> list[str]:
+def refusal(view: SftView, path: Path) -> list[str]:
     with pytest.raises(DataError) as caught:
         inspect(view, num_rows=1, html=None, as_json=False, golden=path)
     return list(caught.value.problems)
@@ -307,5 +308,5 @@ def test_characters_typed_as_control_tokens_are_shown_as_characters(make: Make) 
     Path("rows.jsonl").write_text(json.dumps({"instruction": "Hi", "output": "<|eos|>"}) + "\n")
     view = make(control_tokens=ControlTokens.neutralise)
     (row,) = view.rows()
-    assert row.spans(view.tokenizer)[1:] == [Span("<|eos|>", True, False), Span("<|eos|>", True, True)]
+    assert row.parts(view.tokenizer)[0][1][1:] == [Span("<|eos|>", True, False), Span("<|eos|>", True, True)]
     assert "neutralized control tokens: 1" in on_terminal(view)

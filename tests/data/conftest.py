@@ -70,12 +70,6 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def byte() -> PreTrainedTokenizerFast:
-    """Ids 0 to 255 are bytes; 256 pad, 257 bos, 258 eos, 259 <|im_start|>, 260 <|im_end|>."""
-    return byte_tokenizer()
-
-
-@pytest.fixture(scope="session")
 def gpt2() -> PreTrainedTokenizerFast:
     return gpt2_style()
 

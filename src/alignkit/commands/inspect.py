@@ -12,19 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.data.views.prompts import PromptRowView, PromptView
-from alignkit.data.views.supervised import PairRowView, PairView, RowView, Span, View
+from alignkit.data.views.view import RowView, Span, View
 from alignkit.errors import DataError
 from alignkit.terminal import printable
-
-AnyView = View | PairView | PromptView
-AnyRow = RowView | PairRowView | PromptRowView
 
 _BUCKETS = 8
 _BAR_WIDTH = 40
 
 
-def inspect(view: AnyView, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
+def inspect(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
     """Show a view in the terminal, and write or compare what else was asked for.
 
     Args:
@@ -55,7 +51,7 @@ def inspect(view: AnyView, *, num_rows: int, html: Path | None, as_json: bool, g
         console.print(f"page: {html}", markup=False, highlight=False)
 
 
-def show(view: AnyView, rows: Sequence[AnyRow], console: Console) -> None:
+def show(view: View, rows: Sequence[RowView], console: Console) -> None:
     """Print rows, supervised text coloured, and what became of all of them."""
     console.print(Text(view.title, style="bold"))
     console.print(_coloured(view.legend))
@@ -97,7 +93,7 @@ def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
     return [(f"{b * width}-{(b + 1) * width - 1}", count) for b, count in enumerate(counts)]
 
 
-def write_page(path: Path, view: AnyView, rows: Sequence[AnyRow]) -> None:
+def write_page(path: Path, view: View, rows: Sequence[RowView]) -> None:
     """Write one self-contained HTML page: no script, no font, no image from elsewhere."""
     sections = "".join(
         f"<section><h2>{escape(row.source)} <small>{row.size}</small></h2>"

@@ -14,7 +14,7 @@ from alignkit.config import ControlTokens, PromptDataConfig, PromptLength, Templ
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.prompts import load_prompts
 from alignkit.data.views.prompts import PromptRowView, PromptView
-from alignkit.data.views.supervised import Span
+from alignkit.data.views.view import Span
 from alignkit.errors import DataError
 
 Make = Callable[..., PromptView]

@@ -14,7 +14,7 @@ from alignkit.data.sets.encoded import load_on_main_process
 from alignkit.data.sets.items import NUM_FIRST
 from alignkit.data.sets.sft import SftData, load_sft
 from alignkit.data.sets.streaming import Stream
-from alignkit.data.views.supervised import View
+from alignkit.data.views.supervised import SftView
 from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import build_lora
 from alignkit.models.skeleton import skeleton
@@ -66,7 +66,7 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
     return Prepared(tokenizer, template, data, attention, stream)
 
 
-def view(job: SftJob) -> View:
+def view(job: SftJob) -> SftView:
     """What `alignkit inspect sft` shows."""
     with run_log():
         check_job(job)
@@ -74,7 +74,7 @@ def view(job: SftJob) -> View:
     layout = expected_layout(job, prepared.attention)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     padding = padding_of(job, prepared.data.train, layout, batch_size)
-    return View(
+    return SftView(
         title=f"sft {job.name}",
         sets=prepared.data.sets,
         ledger=prepared.data.ledger,

@@ -1,0 +1,97 @@
+"""What every view has in common: rows as text in spans, and the figures below them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.data.sets.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens of one kind: supervised or not, and either plain text or one special token."""
+
+    text: str
+    supervised: bool
+    special: bool
+
+
+def spans_of(ids: Sequence[int], supervised: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> list[Span]:
+    """Decode tokens into spans, cut where supervision starts or stops and around every special token."""
+    special_ids, spans, run = set(tokenizer.all_special_ids), [], []
+    for index, token in enumerate(ids):
+        run.append(token)
+        special, last = token in special_ids, index + 1 == len(ids)
+        if last or special or ids[index + 1] in special_ids or supervised[index + 1] != supervised[index]:
+            # Runs, not tokens, are decoded: a character may be made of several byte tokens.
+            spans.append(Span(str(tokenizer.decode(run)), supervised[index], special))
+            run = []
+    return spans
+
+
+@dataclass(frozen=True)
+class RowView(ABC):
+    """A row as a stage gets it.
+
+    Attributes:
+        source: `file:N`.
+    """
+
+    source: str
+
+    @property
+    @abstractmethod
+    def size(self) -> str:
+        """How long it is, in words."""
+
+    @abstractmethod
+    def parts(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[Span]]]:
+        """Return what to show: the name of each part, empty where there is only one, and its text."""
+
+    @abstractmethod
+    def as_json(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return what `--json` prints: the source, token ids, and their text."""
+
+
+@dataclass(frozen=True)
+class View(ABC):
+    """What a stage would learn from.
+
+    Attributes:
+        title: stage and run.
+        sets: `train` and the held-out ones.
+        ledger: what became of every source row.
+        tokenizer: of the model.
+        facts: one line each: formats, template, batching.
+        legend: what the colors say, in the colors themselves.
+        compared: what `--assert` compares of a JSON row: a key, the key of its text, and what it is.
+    """
+
+    title: str
+    sets: Mapping[str, Any]
+    ledger: Ledger
+    tokenizer: PreTrainedTokenizerBase
+    facts: Sequence[str]
+
+    legend: ClassVar[tuple[Span, ...]]
+    compared: ClassVar[tuple[tuple[str, str, str], ...]]
+
+    @abstractmethod
+    def rows(self, name: str = "train", num_rows: int | None = None) -> Iterator[RowView]:
+        """Yield the first rows of a set, in the order of the data; all of them where `num_rows` is None."""
+
+    @abstractmethod
+    def lengths(self) -> dict[str, list[int]]:
+        """Count the tokens in each row of every set, by what is counted."""
+
+    def figures(self) -> list[str]:
+        """Return what else to show, one line each: the facts, and how many rows were cut."""
+        counts = Counter(row.fate for row in self.ledger.rows)
+        share = counts["truncated"] / max(counts["truncated"] + counts["kept"], 1)
+        return [*self.facts, f"{share:.1%} of the kept rows truncated"]
