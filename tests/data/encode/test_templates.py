@@ -283,10 +283,10 @@ def test_unknown_names_and_missing_native_templates(byte: PreTrainedTokenizerFas
         load("instructions", byte)
     assert str(error.value) == (
         "template.name=instructions: no such template; did you mean 'instruction'?; "
-        "there are instruction, user_bot, question_answer, human_assistant, chatml, plain and native"
+        "there are chatml, human_assistant, instruction, plain, question_answer, user_bot and native"
     )
     with pytest.raises(
-        TemplateError, match="native: the tokenizer has no chat template of its own: choose one of instr"
+        TemplateError, match="native: the tokenizer has no chat template of its own: choose one of chatml"
     ):
         load("native", byte)
 

@@ -1,1 +1,1 @@
-"""Shipped chat templates: a Jinja file and its option."""
+"""Shipped chat templates: each is a Jinja file and an option of the same name."""

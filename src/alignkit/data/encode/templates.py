@@ -25,7 +25,8 @@ from alignkit.errors import TemplateError, did_you_mean
 
 __all__ = ["SHIPPED", "RowRefused", "Segment", "Template", "adds_bos", "load_template"]
 
-SHIPPED = ("instruction", "user_bot", "question_answer", "human_assistant", "chatml", "plain")
+_FOLDER = resources.files("alignkit.conf.template")
+SHIPPED = sorted(Path(entry.name).stem for entry in _FOLDER.iterdir() if entry.name.endswith(".jinja"))
 OWN_END = {"chatml": "<|im_end|>"}  # the other shipped templates end in the tokenizer's eos
 
 # a conversation of our own, in words no template has; each of PROBES shows EXTRA once one of its forms renders
@@ -77,7 +78,7 @@ def _source(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     if config.file:
         return _with_ends(_marked_file(Path(config.file)), "", tokenizer)
     if config.name in SHIPPED:
-        text = resources.files("alignkit.conf.template").joinpath(f"{config.name}.jinja").read_text("utf-8")
+        text = _FOLDER.joinpath(f"{config.name}.jinja").read_text("utf-8")
         return _with_ends(text, OWN_END.get(config.name, ""), tokenizer)
     if config.name != "native":
         suggestion = did_you_mean(config.name, [*SHIPPED, "native"])
