@@ -6,6 +6,6 @@
 # configs/ppo/sentiment.yaml is the same with GPT-2, real reviews and a classifier from the hub.
 set -euo pipefail
 
-alignkit sft config=configs/sentiment/sft.yaml
-alignkit reward config=configs/sentiment/reward.yaml
-alignkit ppo config=configs/sentiment/ppo.yaml
+alignkit sft config=configs/reviews/sft.yaml
+alignkit reward config=configs/reviews/reward.yaml
+alignkit ppo config=configs/reviews/ppo.yaml

@@ -9,7 +9,7 @@ import pytest
 from alignkit.data.files.shipped import shipped_file
 from alignkit.launch import compose_job
 
-RECIPES = Path(__file__).parents[2] / "configs" / "sentiment"
+RECIPES = Path(__file__).parents[2] / "configs" / "reviews"
 FEWER = {
     "sft": ["train.max_steps=120", "samples=0"],
     "reward": ["train.max_steps=30"],
