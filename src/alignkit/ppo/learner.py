@@ -204,40 +204,52 @@ class Learner(PolicyTrainer):
         ratio_max = 0.0
         self.policy.detach_values = self.value.detach or not update.trains_policy
         for number, indices in enumerate(pieces):
-            piece = rows.take(indices)
-            columns = slice(0, piece.mask_BT.shape[1])
-            mask_BT = tensors.mask_BT[indices, columns]
             is_last = number == len(pieces) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(model):
-                logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
-                policy = policy_loss(
-                    logprobs_BT,
-                    tensors.logprobs_BT[indices, columns],
-                    tensors.advantages_BT[indices, columns],
-                    mask_BT,
-                    clip_range=self.ppo.clip_range,
-                    num_tokens=num_tokens,
-                )
-                value = value_loss(
-                    values_BT,
-                    tensors.values_BT[indices, columns],
-                    tensors.returns_BT[indices, columns],
-                    mask_BT,
-                    clip_range=self.ppo.clip_range_value or math.inf,
-                    num_tokens=num_tokens,
-                )
-                entropy = entropy_bonus(entropies_BT, mask_BT, num_tokens=num_tokens)
-                loss = self._total(policy.loss if update.trains_policy else 0.0 * policy.loss, value.loss, entropy)
+                loss, parts, largest = self._losses(model, rows.take(indices), tensors, indices, num_tokens, update)
                 # data parallelism averages the gradients of its processes, and num_tokens counts those of all
                 self.accelerator.backward(loss * self.args.world_size)
-            parts = (policy.loss, value.loss, entropy, policy.approx_kl, policy.clip_fraction, value.clip_fraction)
-            summed += torch.stack([part.detach().float() for part in parts])
-            ratio_max = max(ratio_max, float(policy.ratio_max))
+            summed += parts
+            ratio_max = max(ratio_max, float(largest))
             self._batches.append((loss.detach(), [rollouts[index].prompt for index in indices]))
         if not update.trains_policy:  # zero gradients would still move Adam's average and decay weights
             for weight in self.policy.policy_weights():
                 weight.grad = None
         return summed, ratio_max
+
+    def _losses(
+        self,
+        model: nn.Module,
+        piece: Sequences,
+        tensors: RolloutTensors,
+        indices: list[int],
+        num_tokens: int,
+        update: Update,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of a piece of a minibatch with its gradient, its parts by `_SUMMED`, and its largest ratio."""
+        columns = slice(0, piece.mask_BT.shape[1])
+        mask_BT = tensors.mask_BT[indices, columns]
+        logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
+        policy = policy_loss(
+            logprobs_BT,
+            tensors.logprobs_BT[indices, columns],
+            tensors.advantages_BT[indices, columns],
+            mask_BT,
+            clip_range=self.ppo.clip_range,
+            num_tokens=num_tokens,
+        )
+        value = value_loss(
+            values_BT,
+            tensors.values_BT[indices, columns],
+            tensors.returns_BT[indices, columns],
+            mask_BT,
+            clip_range=self.ppo.clip_range_value or math.inf,
+            num_tokens=num_tokens,
+        )
+        entropy = entropy_bonus(entropies_BT, mask_BT, num_tokens=num_tokens)
+        loss: Tensor = self._total(policy.loss if update.trains_policy else 0.0 * policy.loss, value.loss, entropy)
+        parts = (policy.loss, value.loss, entropy, policy.approx_kl, policy.clip_fraction, value.clip_fraction)
+        return loss, torch.stack([part.detach().float() for part in parts]), policy.ratio_max
 
     def _total(self, policy: Any, value: Any, entropy: Any) -> Any:
         total = policy + self.ppo.vf_coef * value

@@ -116,32 +116,36 @@ def conclude(
     """
     if not is_main_process():
         return {}
-    lines = []
-    for was, now in zip(before, after, strict=True):
-        prompt = prompts[was.prompt]
-        show(prompt.text, {f"before {_score(was)}": was.text, f"after  {_score(now)}": now.text})
-        line = {"source": prompt.source, "prompt": prompt.text, "before": was.text, "after": now.text}
-        lines.append(line | {"score_before": was.score, "score_after": now.score})
-    if lines:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (run_dir / "samples.jsonl").write_text(text, encoding="utf-8")
-    drawn = plot_panels(history, PANELS, run_dir / "curves.png", xlabel="update")
+    _write_samples(run_dir / "samples.jsonl", prompts, before, after)
+    has_picture = plot_panels(history, PANELS, run_dir / "curves.png", xlabel="update")
     figures = _figures(history, kept_step)
     logger.info("")
     for name, figure in figures.items():
         error = f" ± {figure['last_se']:.2g}" if "last_se" in figure else ""
-        was_error = f" ± {figure['first_se']:.2g}" if "first_se" in figure else ""
+        error_before = f" ± {figure['first_se']:.2g}" if "first_se" in figure else ""
         words = name.replace("_", " ").replace("/", " ")
-        logger.info("%-17s %.4g%s → %.4g%s", words, figure["first"], was_error, figure["last"], error)
+        logger.info("%-17s %.4g%s → %.4g%s", words, figure["first"], error_before, figure["last"], error)
     last = max((entry["step"] for entry in history), default=0)
     kept = f"update {last}, the last" if kept_step is None else f"update {kept_step}, the best by held-out score"
-    found = {"kept": kept, "model": run_dir, "metrics": run_dir / "metrics.jsonl"}
-    found |= {"picture": run_dir / "curves.png"} if drawn else {}
-    found |= {"rollouts": run_dir / "rollouts.jsonl", "log": run_dir / "log.txt"}
-    for name, value in found.items():
+    lines = {"kept": kept, "model": run_dir, "metrics": run_dir / "metrics.jsonl"}
+    lines |= {"picture": run_dir / "curves.png"} if has_picture else {}
+    lines |= {"rollouts": run_dir / "rollouts.jsonl", "log": run_dir / "log.txt"}
+    for name, value in lines.items():
         logger.info("%-17s %s", name, value)
     logger.info('next: alignkit generate %s --prompt "…"', run_dir)
     return {**figures, "kept_update": last if kept_step is None else kept_step}
+
+
+def _write_samples(path: Path, prompts: Sequence[Prompt], before: Sequence[Rollout], after: Sequence[Rollout]) -> None:
+    """Show and write completions before and after training; no file where there are none."""
+    lines = []
+    for first, last in zip(before, after, strict=True):
+        prompt = prompts[first.prompt]
+        show(prompt.text, {f"before {_score(first)}": first.text, f"after  {_score(last)}": last.text})
+        line = {"source": prompt.source, "prompt": prompt.text, "before": first.text, "after": last.text}
+        lines.append(json.dumps(line | {"score_before": first.score, "score_after": last.score}, ensure_ascii=False))
+    if lines:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _figures(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> dict[str, dict[str, float]]:
