@@ -86,7 +86,7 @@ def examine(folder: Path, model: ModelConfig) -> Iterator[Finding]:
     yield Finding("template", "ok" if where else "-", where or "no record of the training: held against itself")
     yield from _prompts(folder, trained, template, tokenizer)
     yield _stop(folder, template)
-    yield _adapter(folder, model)
+    yield _adapter(model)
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Finding:
@@ -170,7 +170,7 @@ def _stop(folder: Path, template: Template) -> Finding:
     return Finding("stop", "ok" if template.end_id in ids else "FAIL", detail)
 
 
-def _adapter(folder: Path, model: ModelConfig) -> Finding:
+def _adapter(model: ModelConfig) -> Finding:
     if not ModelSource.of(model).is_adapter:
         return Finding("adapter", "-", "there is none")
     policy = ServedModel.of(replace(model, dtype=Dtype.float32), _SERVED).load(seed=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,14 +37,7 @@ class Row:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def token_logprobs(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    *,
-    pad_id: int,
-    batch_size: int,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[Tensor]:
+def token_logprobs(model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, batch_size: int) -> list[Tensor]:
     """The log-probability of every scored token given those before it, in nats, under the plain distribution.
 
     Args:
@@ -52,7 +45,6 @@ def token_logprobs(
         rows: of any lengths; those of like length share a batch.
         pad_id: any valid id.
         batch_size: rows at once.
-        on_progress: told how many rows are scored.
 
     Returns:
         For each row a tensor `[num_scored]` on the CPU: float32, or float64 where the model is.
@@ -65,8 +57,6 @@ def token_logprobs(
             for chunk in _chunks(len(targets_N), positions.num_tokens)
         ]
         _distribute(torch.cat(parts) if parts else targets_N.float(), places, rows, scored)
-        if on_progress is not None:
-            on_progress(len(scored))
     return [scored[place] for place in range(len(rows))]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +27,6 @@ from alignkit.config import Dtype, Init, ModelConfig, Quantization
 from alignkit.errors import ConfigError, ModelError, did_you_mean
 from alignkit.models.source import ModelSource, hub_options, local_folder, source_problems
 from alignkit.models.tiny import byte_tokenizer, config_problems, random_model
-
-logger = logging.getLogger(__name__)
 
 _LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +20,6 @@ from typing import Any
 
 from alignkit.errors import Interrupted, RunError
 from alignkit.runs.log import is_main_process
-
-logger = logging.getLogger(__name__)
 
 MANIFEST = "run.json"
 _MAY_CHANGE = ("name", "resume", "overwrite", "samples")  # on resume: they change no bit of the result
