@@ -29,6 +29,7 @@ FLOORS = {
         rows batches
     """,
 }
+BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 GRAPH = module_graph(PACKAGE)
 MEASURED = {"stages", "commands", "ppo", "evaluate", "training", "rewards", "data", "models", "sampling", "runs"}
 # What takes long to import, and where it is imported at the top of a file. Elsewhere functions import it.
@@ -73,9 +74,13 @@ def test_every_entry_has_its_floor(folder: str) -> None:
     assert set(rooms(GRAPH, folder)) - {"__init__"} == set(floors(folder)), drawn(folder)
 
 
-@pytest.mark.parametrize("folder", [PACKAGE], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [PACKAGE, BENCH], ids=lambda folder: folder.name)
 def test_no_imports_go_round_in_a_circle(folder: Path) -> None:
     assert circles(module_graph(folder)) == []
+
+
+def test_no_command_imports_another() -> None:
+    assert {name: others for name, others in rooms(GRAPH, "commands").items() if others} == {}
 
 
 def test_no_stage_imports_another() -> None:
