@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+ROOT = Path(__file__).parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = str(ROOT / ".pytest_cache" / "huggingface")  # not what someone once downloaded
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other on a busy machine cost eightfold
@@ -21,7 +23,6 @@ settings.register_profile("seeded", derandomize=True, database=None, deadline=No
 settings.register_profile("random", database=None, deadline=None, print_blob=True)
 settings.load_profile("seeded")
 
-ROOT = Path(__file__).parents[1]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
