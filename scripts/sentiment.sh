@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The sentiment example without a download: a tiny model learns to write movie reviews, then to write positive ones.
+# The sentiment example without a download: a tiny model learns to write film reviews, then to write positive ones.
 #
 #   bash scripts/sentiment.sh   # about two minutes on two cores
 #
