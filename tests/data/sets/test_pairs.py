@@ -112,7 +112,6 @@ def test_a_pair_of_each_format_by_value(
     }
     assert data.train.sources == ["rows.jsonl:1"]
     assert data.train.side_lengths() == ([len(ids)], [4], [4])
-    assert data.train.lengths == [len(ids) + 8]
     assert (data.evals, data.formats) == ({}, {"rows.jsonl": format})
 
 

@@ -34,11 +34,6 @@ class PairSet(EncodedSet):
     A column `margin` (float32) is there only where every pair has one.
     """
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens in each pair: the prompt once, and both sides."""
-        return [sum(parts) for parts in zip(*self.side_lengths(), strict=True)]
-
     def side_lengths(self) -> tuple[list[int], list[int], list[int]]:
         """Return the tokens in each pair's prompt, chosen side and rejected side."""
         prompt, chosen, rejected = (
