@@ -341,5 +341,5 @@ def test_early_stopping_keeps_the_best(job):
 
 
 def test_a_sign_of_trouble_can_stop_the_run(job):
-    with pytest.raises(TrainingError, match=r"update 2: the KL is .* beyond ppo\.max_kl=0\.0001.*\(ppo\.health=stop\)"):
+    with pytest.raises(TrainingError, match=r"update 2: the KL is .* above ppo\.max_kl=0\.0001.*\(ppo\.health=stop\)"):
         run(job("ppo.health=stop", "ppo.max_kl=0.0001", "train.learning_rate=1e-2"))
