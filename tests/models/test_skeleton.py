@@ -71,7 +71,7 @@ def refusal(model: ModelConfig) -> str:
     return line
 
 
-def test_sizes_that_do_not_fit_are_told_in_a_line(saved: Path) -> None:
+def test_sizes_that_do_not_fit_are_refused_in_one_line(saved: Path) -> None:
     assert refusal(random(n_head=3)) == (
         "model.config: gpt2 cannot be built: `embed_dim` must be divisible by num_heads (got `embed_dim`: 16 and "
         "`num_heads`: 3)."

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from alignkit.errors import Interrupted, TrainingError
-from alignkit.training.session import full_disk_in_words, train
+from alignkit.training.session import explain_full_disk, train
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_signal_becomes_an_error_that_names_the_step_and_nothing_is_evaluated(
 
 
 def test_a_full_disk_while_the_result_is_written_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError) as caught, full_disk_in_words(tmp_path):
+    with pytest.raises(TrainingError) as caught, explain_full_disk(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
     line = str(caught.value)
     assert line.startswith(f"the disk that holds {tmp_path} is full: ")
@@ -120,6 +120,6 @@ def test_a_full_disk_while_the_result_is_written_is_told_in_words(tmp_path: Path
 
 def test_another_error_while_the_result_is_written_stays_what_it_is(tmp_path: Path) -> None:
     error = PermissionError(errno.EACCES, "Permission denied")
-    with pytest.raises(PermissionError) as caught, full_disk_in_words(tmp_path):
+    with pytest.raises(PermissionError) as caught, explain_full_disk(tmp_path):
         raise error
     assert caught.value is error

@@ -66,11 +66,11 @@ class Adapters:
         assert not unknown, f"no place for {unknown}"
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """The weights of an adapter that was added, as an optimizer takes them."""
+        """Return the weights of an adapter that was added, as an optimizer takes them."""
         return [weight for place, weight in self.model.named_parameters() if place in self._names[name]]
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """The weights of an adapter, as PEFT saves them."""
+        """Return the weights of an adapter, as PEFT saves them."""
         found: dict[str, Tensor] = get_peft_model_state_dict(self.model, adapter_name=name, save_embedding_layers=False)
         return found
 
@@ -82,7 +82,7 @@ class Adapters:
 
     @contextmanager
     def computing(self, name: str | None) -> Iterator[None]:
-        """The model computes with this adapter, or with none, while the block runs."""
+        """Let the model compute with this adapter, or with none, while the block runs."""
         before, self._active = self._active, name
         self._switch()
         try:
@@ -92,7 +92,7 @@ class Adapters:
             self._switch()
 
     def while_recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """What gradient checkpointing is to enter in the forward pass, and when it runs a part of it again.
+        """Return what gradient checkpointing enters in the forward pass, and when it runs a part of it again.
 
         The backward pass comes when the block around the forward pass is long left.
         """

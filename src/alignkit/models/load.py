@@ -32,7 +32,7 @@ _LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take
 
 
 def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
-    """Everything that can be known to be wrong without reading weights; a hub id costs one request.
+    """Refuse everything that can be known to be wrong without reading weights; a hub id costs one request.
 
     Args:
         model: the section.
@@ -59,7 +59,7 @@ def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the weights; a random model reads bytes.
+    """Load the tokenizer that belongs to the weights; a random model reads bytes.
 
     A tokenizer without a pad token (the GPT-2 family) pads with its eos token: batches need an id to fill up with, the
     loss never sees it, and the vocabulary does not grow.
@@ -72,7 +72,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     source = ModelSource.of(model)
     if source.is_adapter and not Path(source.location, "tokenizer_config.json").is_file():
         return load_tokenizer(source.base.config)
-    with _told_in_a_line(f"the tokenizer of {model.name}"):
+    with _errors_in_one_line(f"the tokenizer of {model.name}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.location, trust_remote_code=model.trust_remote_code, **hub_options(source)
         )
@@ -86,7 +86,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 def load_model(
     model: ModelConfig, *, tokenizer: PreTrainedTokenizerBase, seed: int, trainable: bool = True
 ) -> PreTrainedModel | PeftModel:
-    """A causal language model in evaluation mode, on the CPU unless it is quantized.
+    """Load a causal language model in evaluation mode, on the CPU unless it is quantized.
 
     Args:
         model: the section `model`, which `check_model` has passed.
@@ -113,7 +113,7 @@ def load_model(
     source = ModelSource.of(model)
     if source.is_adapter:
         base = load_model(source.base.config, tokenizer=tokenizer, seed=seed, trainable=False)
-        with _told_in_a_line(f"the adapter {model.name}"):
+        with _errors_in_one_line(f"the adapter {model.name}"):
             return PeftModel.from_pretrained(base, str(source.folder), is_trainable=trainable).eval()
     if trainable and model.quantization is not Quantization.none:
         raise ModelError("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=qlora")
@@ -123,7 +123,7 @@ def load_model(
 def load_merged(
     model: ModelConfig, *, tokenizer: PreTrainedTokenizerBase, seed: int, trainable: bool
 ) -> PreTrainedModel:
-    """As `load_model`, with an adapter merged into its base: in float32, then as `dtype` says.
+    """Load as `load_model` does, and merge an adapter into its base: in float32, then as `dtype` says.
 
     A merged model exists nowhere else: its `name_or_path` is empty, so that what is trained on it saves it too.
     """
@@ -139,7 +139,7 @@ def load_merged(
 
 
 def default_dtype() -> torch.dtype:
-    """bfloat16 where this machine computes in it natively, else float32."""
+    """Return bfloat16 where this machine computes in it natively, else float32."""
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -149,18 +149,18 @@ def default_dtype() -> torch.dtype:
 
 
 def computing_device() -> torch.device:
-    """The accelerator, or the CPU where there is none."""
+    """Return the accelerator, or the CPU where there is none."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def num_positions(config: PreTrainedConfig) -> int | None:
-    """The longest sequence the model has positions for, in tokens; None where it sets no limit (such as ALiBi)."""
+    """Return how many tokens the model has positions for; None where it sets no limit (such as ALiBi)."""
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit
 
 
 def longest_row(max_length: int | None, config: PreTrainedConfig) -> int:
-    """The most tokens in a row: `data.max_length`, or what the model has positions for, within reason.
+    """Return the most tokens in a row: `data.max_length`, or what the model has positions for, within reason.
 
     Raises:
         ConfigError: more was asked for than the model has.
@@ -174,7 +174,7 @@ def longest_row(max_length: int | None, config: PreTrainedConfig) -> int:
 def load_weights(
     model: ModelConfig, *, trainable: bool, auto_class: type[Any] = AutoModelForCausalLM
 ) -> PreTrainedModel:
-    """Full weights from a folder or the hub; arguments and errors as in `load_model`.
+    """Load full weights from a folder or the hub; arguments and errors as in `load_model`.
 
     Args:
         model: names full weights, not an adapter.
@@ -182,7 +182,7 @@ def load_weights(
         auto_class: of transformers, for what the weights are.
     """
     source = ModelSource.of(model)
-    with _told_in_a_line(model.name):
+    with _errors_in_one_line(model.name):
         result = auto_class.from_pretrained(
             source.location,
             dtype=_dtype(model, trainable=trainable),
@@ -254,7 +254,7 @@ def _quantization(chosen: Quantization) -> BitsAndBytesConfig | None:
 
 
 @contextmanager
-def _told_in_a_line(what: str) -> Iterator[None]:
+def _errors_in_one_line(what: str) -> Iterator[None]:
     """What transformers, PEFT and safetensors raise over a bad folder, a download or a missing extra, as one line."""
     try:
         yield

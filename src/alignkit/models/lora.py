@@ -22,7 +22,7 @@ _ATTENTION_LAYER = re.compile(r"attn|attention|query|key|value|qkv|^[qkvo](_|$)"
 
 
 def build_lora(lora: dict[str, Any], model: PreTrainedModel | PeftModel, *, task_type: str = "CAUSAL_LM") -> LoraConfig:
-    """PEFT's configuration from the section `lora`, with its target modules found in this model.
+    """Build PEFT's configuration from the section `lora`, with its target modules found in this model.
 
     Args:
         lora: keyword arguments of `peft.LoraConfig`, names already checked. `target_modules` may also be `attention`:
@@ -52,7 +52,7 @@ def build_lora(lora: dict[str, Any], model: PreTrainedModel | PeftModel, *, task
 
 
 def attention_layers(model: PreTrainedModel) -> list[str]:
-    """The linear layers inside attention blocks, as `block.layer`, such as `attn.c_attn` or `self_attn.q_proj`.
+    """List the linear layers inside attention blocks, as `block.layer`: `attn.c_attn`, `self_attn.q_proj`.
 
     The block's name is kept because the layer's alone can be ambiguous: GPT-2 has a `c_proj` in its MLP too.
 

@@ -44,7 +44,7 @@ class ScoreHead(nn.Linear):
 
 
 def reward_tokenizer(tokenizer: PreTrainedTokenizerBase, *, end_id: int) -> PreTrainedTokenizerBase:
-    """The tokenizer with a pad token that is not the end of a response.
+    """Give the tokenizer a pad token that is not the end of a response.
 
     transformers reads the score at the last token that is no padding. Where both are one token (GPT-2), that would be
     the one before the end: such a tokenizer gets a pad token of its own, the one id that the vocabulary grows by.
@@ -55,14 +55,14 @@ def reward_tokenizer(tokenizer: PreTrainedTokenizerBase, *, end_id: int) -> PreT
 
 
 def reward_problem(config: Any) -> str | None:
-    """Why no reward model can be made of this architecture; None where one can."""
+    """Say why no reward model can be made of this architecture; None where one can."""
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None
     return f"model.name: transformers has no sequence classification for a {config.model_type}"
 
 
 def as_reward_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
-    """The same backbone, not a copy, with a new head in place of the language model's.
+    """Put a new score head on the same backbone, not a copy, in place of the language model's.
 
     Args:
         model: causal, without an adapter; not to be used any more.
@@ -87,7 +87,7 @@ def as_reward_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def head_beside(model: PreTrainedModel, weight: Tensor, *, device: torch.device) -> PreTrainedModel:
-    """A trained score head on the backbone of a language model that goes on being one.
+    """Put a trained score head on the backbone of a language model that goes on being one.
 
     Args:
         model: the language model, adapters inside it or not; nothing in it is changed.
@@ -104,14 +104,14 @@ def head_beside(model: PreTrainedModel, weight: Tensor, *, device: torch.device)
 
 
 def score_head(model: Any) -> nn.Module:
-    """The module that makes scores of hidden states, [B, L, H] to [B, L, 1], adapters or not."""
+    """Find the module that makes scores of hidden states, [B, L, H] to [B, L, 1], adapters or not."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     head: nn.Module = getattr(base, _head_name(base))
     return head
 
 
 def load_reward(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
-    """A trained reward model in evaluation mode, on the CPU.
+    """Load a trained reward model in evaluation mode, on the CPU.
 
     Args:
         model: the section whose `name` is a folder that `alignkit reward` wrote (`check_model` has passed).
@@ -128,14 +128,14 @@ def load_reward(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
 
 
 def adapter_and_head(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """Of a reward run that is an adapter: the adapter's weights as PEFT saves them, and the head's, [1, H]."""
+    """Read a reward run that is an adapter: the adapter's weights as PEFT saves them, and the head's, [1, H]."""
     weights = load_file(folder / ADAPTER_WEIGHTS)
     (head,) = [key for key in weights if key.endswith(HEADS)]
     return weights, weights.pop(head)
 
 
 def score_statistics(folder: Path) -> tuple[float, float]:
-    """Mean and standard deviation of a reward run's held-out scores; 0 and 1 where it had none."""
+    """Read the mean and standard deviation of a reward run's held-out scores; 0 and 1 where it had none."""
     path = folder / SCORES
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"mean": 0.0, "std": 1.0}
     return float(kept["mean"]), float(kept["std"])
@@ -150,7 +150,7 @@ def scores_of(
     batch_size: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """The scores of token rows, each read at its last token, batched by length.
+    """Score token rows, each at its last token, batched by length.
 
     Args:
         model: from `load_reward` or trained.
@@ -180,7 +180,7 @@ def scores_of(
 
 
 def every_score(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """The score that every position would have if the row ended there, [N, L]."""
+    """Compute the score that every position would have if the row ended there, [N, L]."""
     caught: list[Tensor] = []
     handle = score_head(_unwrapped(model)).register_forward_hook(lambda _, args, output: caught.append(output[..., 0]))
     try:

@@ -13,7 +13,7 @@ from alignkit.models.tiny import byte_tokenizer, random_model
 
 
 def skeleton(model: ModelConfig) -> PreTrainedModel:
-    """The architecture that `load_model` would fill, on the meta device: no memory, no weights read.
+    """Build the architecture that `load_model` would fill, on the meta device: no memory, no weights read.
 
     Raises:
         ModelError: the configuration is none of a causal language model that transformers knows.

@@ -108,19 +108,19 @@ class ModelSource:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that a name means, or None where it can only be a hub id."""
+    """Return the folder that a name means, or None where it can only be a hub id."""
     path = Path(name).expanduser()
     return path if path.is_dir() else None
 
 
 def weight_shapes(file: Path) -> dict[str, Size]:
-    """What a safetensors file holds, by its header alone."""
+    """Read which weights a safetensors file holds, and their shapes, from its header alone."""
     with safe_open(file, framework="pt") as weights:
         return {key: Size(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # the file has no iterator
 
 
 def source_problems(source: ModelSource, *, wants_reward: bool = False) -> list[str]:
-    """What is wrong with `model.name` and `model.revision`, one line each; a hub id costs one request.
+    """List what is wrong with `model.name` and `model.revision`, one line each; a hub id costs one request.
 
     Args:
         source: of the section.
@@ -155,7 +155,7 @@ def _damaged(folder: Path) -> list[str]:
 
 
 def hub_options(source: ModelSource) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` that say where to look: nothing for a folder, a revision for the hub."""
+    """Return the arguments with which `from_pretrained` finds a model on the hub or in its cache: none for a folder."""
     if source.folder is not None:
         return {}
     model = source.config

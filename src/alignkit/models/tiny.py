@@ -29,7 +29,7 @@ FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that gives back any text exactly: one token per UTF-8 byte, nothing merged, nothing added.
+    """Build a tokenizer that gives back any text exactly: one token per UTF-8 byte, nothing merged, nothing added.
 
     Returns:
         Ids 0 to 255 are the byte values; 256 to 260 are `SPECIAL_TOKENS` in their order.
@@ -50,7 +50,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config_problems(config: dict[str, Any]) -> list[str]:
-    """What is wrong with the keys of `model.config`, one line each; empty where a model can be tried."""
+    """List what is wrong with the keys of `model.config`, one line each; empty where a model can be tried."""
     model_type = config.get("model_type")
     if model_type is None:
         return ["model.config: model_type is missing; model=tiny_gpt2 and model=tiny_llama are complete examples"]
@@ -76,7 +76,7 @@ def random_model(
     seed: int,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model with fresh float32 weights.
+    """Build a causal language model with fresh float32 weights.
 
     Args:
         config: `model_type` and keyword arguments of its transformers configuration class.

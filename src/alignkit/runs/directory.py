@@ -123,7 +123,7 @@ def guard_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: bo
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What `run.json` in a folder says; None where there is none, or none of ours."""
+    """Read `run.json` in a folder; None where there is none, or none of ours."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -132,7 +132,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def lineage(name: str) -> list[dict[str, str]]:
-    """The run a model name refers to, as an entry of `Run.parents`; empty where it is not one of ours."""
+    """Return the run a model name refers to, as an entry of `Run.parents`; empty where it is not one of ours."""
     path = Path(name) / MANIFEST
     if read_manifest(Path(name)) is None:
         return []
@@ -191,7 +191,7 @@ def _check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, 
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with their dotted keys."""
+    """Go through nested settings with their dotted keys."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")

@@ -20,7 +20,7 @@ _MOST_HELD_BACK = 10_000  # records before the run directory may be written to
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes; the launcher's environment says so before torch can."""
+    """Tell whether this process speaks and writes; the launcher's environment says so before torch can."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

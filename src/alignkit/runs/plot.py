@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors: color-blind readers can tell them apart, too.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SMOOTHED_FROM = 20  # logged points: fewer need no smoothing
 
 
@@ -31,15 +31,15 @@ def plot_losses(history: Sequence[Mapping[str, Any]], path: Path, *, unit: str) 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for colour, (name, points) in zip(_COLOURS * len(curves), curves.items(), strict=False):
+    for color, (name, points) in zip(_COLORS * len(curves), curves.items(), strict=False):
         steps, losses = zip(*points, strict=True)
         if name != "training":
-            axes.plot(steps, losses, "o-", color=colour, label=name, markersize=5)
+            axes.plot(steps, losses, "o-", color=color, label=name, markersize=5)
         elif len(points) < _SMOOTHED_FROM:
-            axes.plot(steps, losses, color=colour, label=name)
+            axes.plot(steps, losses, color=color, label=name)
         else:
-            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
-            axes.plot(steps, _smoothed(losses), color=colour, label=f"{name} (smoothed)")
+            axes.plot(steps, losses, color=color, alpha=0.25, linewidth=1)
+            axes.plot(steps, _smoothed(losses), color=color, label=f"{name} (smoothed)")
     axes.set(xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -81,9 +81,9 @@ def plot_panels(
     FigureCanvasAgg(figure)
     for place, (title, named) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(num_rows, num_columns, place)
-        for colour, (name, points) in zip(_COLOURS * len(named), named.items(), strict=False):
+        for color, (name, points) in zip(_COLORS * len(named), named.items(), strict=False):
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, "o-" if name == "held out" else "-", color=colour, label=name, markersize=4)
+            axes.plot(steps, values, "o-" if name == "held out" else "-", color=color, label=name, markersize=4)
         axes.set(title=title, xlabel=xlabel)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,7 @@ _PRECISION = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as `acc
 
 @contextmanager
 def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None) -> Iterator[Run]:
-    """The run directory of a job, for as long as its stage works; left at once where `finished` is true.
+    """Hold the run directory of a job for as long as its stage works; a stage returns at once where `finished` is true.
 
     Args:
         job: of the stage, checked.

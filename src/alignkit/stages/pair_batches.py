@@ -17,7 +17,7 @@ from alignkit.training.layouts import shares_prompts_exactly
 
 
 def expected_layout(job: Any, *, may_share: bool) -> Batching:
-    """What `choose_layout` will choose, as far as the architecture tells."""
+    """Return what `choose_layout` will choose, as far as the architecture tells."""
     if job.data.batching is not Batching.auto:
         return Batching(job.data.batching)
     return Batching.packed if may_share else Batching.grouped
@@ -48,7 +48,7 @@ def choose_layout(job: Any, model: PreTrainedModel, head: nn.Module, *, may_shar
 
 
 def build_collator(tokenizer: PreTrainedTokenizerBase, layout: Batching) -> PairCollator:
-    """The collator that lays pairs out like this."""
+    """Build the collator that lays pairs out like this."""
     return PairCollator(int(tokenizer.pad_token_id), shared_prompt=layout is Batching.packed)
 
 
@@ -63,7 +63,7 @@ def describe_batches(job: Any, pairs: PairSet, layout: Batching, batch_size: int
 
 
 def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:
-    """The order of training pairs in each epoch, and of held-out pairs, as keyword arguments of the trainer."""
+    """Return the order of training pairs in each epoch, and of held-out pairs, as keyword arguments of the trainer."""
 
     def train_order(dataset: Dataset) -> EpochOrder:
         return _order(PairSet(dataset), job, layout, args.per_device_train_batch_size)

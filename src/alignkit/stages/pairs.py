@@ -26,7 +26,7 @@ from alignkit.training.layouts import may_share_prompts
 
 
 def check_pairs(job: Any, stage: str) -> list[str]:
-    """What is wrong with a job before a file is read through, one line each."""
+    """List what is wrong with a job before a file is read through, one line each."""
     return check_pair_data(job.data) + check_sections(job, stage)
 
 
@@ -87,7 +87,7 @@ def prepare_pairs(
 
 
 def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
-    """What `alignkit inspect` shows of a stage that learns from pairs."""
+    """Put together what `alignkit inspect` shows of a stage that learns from pairs."""
     layout = expected_layout(job, may_share=prepared.may_share)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     return PairView(

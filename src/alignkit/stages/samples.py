@@ -20,7 +20,7 @@ _TOGETHER = 32  # samples answered at once
 
 
 def check_samples(samples: int, sampling: SamplingConfig) -> list[str]:
-    """What is wrong with `sampling`, one line each; that it says how samples are drawn where there are none, too."""
+    """List what is wrong with `sampling`, one line each; settings without an effect, as with samples=0, too."""
     problems = check_sampling(sampling)
     if samples == 0:
         default = SamplingConfig(max_new_tokens=sampling.max_new_tokens)  # it differs between the stages

@@ -20,7 +20,7 @@ from alignkit.training.sharding import check_sharding
 
 
 def check_sections(job: Any, stage: str) -> list[str]:
-    """What is wrong with the sections that every stage that trains has, one line each."""
+    """List what is wrong with the sections that all stages have, one line each."""
     held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
     problems = check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS[stage].items():
@@ -36,7 +36,7 @@ def check_sections(job: Any, stage: str) -> list[str]:
 
 
 def check_adapter_stacking(job: Any) -> list[str]:
-    """One line where a new adapter is asked for on top of one."""
+    """Refuse a new adapter on top of one, in one line; an empty list where there is nothing to refuse."""
     source = ModelSource.of(job.model)
     if not job.lora or not source.is_adapter:
         return []
@@ -47,7 +47,7 @@ def check_adapter_stacking(job: Any) -> list[str]:
 
 
 def template_mismatch(model: ModelConfig, template: Template) -> str | None:
-    """A line where a run was trained with another template than the one chosen now; None where it was not."""
+    """Say that a run was trained with another template than the one chosen now; None where it was not."""
     folder = ModelSource.of(model).folder
     kept = folder / "chat_template.jinja" if folder is not None and read_manifest(folder) is not None else None
     if kept is None or not kept.is_file() or kept.read_text(encoding="utf-8").strip() == template.jinja.strip():
@@ -56,7 +56,7 @@ def template_mismatch(model: ModelConfig, template: Template) -> str | None:
 
 
 def build_arguments(job: Any, stage: str, run_dir: Path, *, held_out: bool, **ours: Any) -> Any:
-    """Upstream's argument object from `train`, the machine, and what is ours to set."""
+    """Build upstream's argument object from `train`, the machine, and what is ours to set."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
     values = chosen_arguments(
         job.train,

@@ -13,13 +13,13 @@ from alignkit.training.metrics import MetricsFile
 
 
 def build_callbacks(job: Any, run_dir: Path, *others: TrainerCallback) -> list[TrainerCallback]:
-    """The metrics file, a stage's own callbacks, and early stopping where the job asks for it."""
+    """Build the metrics file, a stage's own callbacks, and early stopping where the job asks for it."""
     early = [EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []
     return [MetricsFile(run_dir / "metrics.jsonl"), *others, *early]
 
 
 def eval_dataset(sets: Mapping[str, Any]) -> dict[str, Dataset] | Dataset | None:
-    """The held-out sets as a trainer takes them.
+    """Name the held-out sets as a trainer takes them.
 
     Upstream puts the names of several sets into the metrics' names; a single set is simply `eval`.
 
@@ -31,5 +31,5 @@ def eval_dataset(sets: Mapping[str, Any]) -> dict[str, Dataset] | Dataset | None
 
 
 def kept_step(trainer: Any) -> int | None:
-    """The step whose weights are the result: the best checkpoint's; None for the last."""
+    """Return the step whose weights are the result: the best checkpoint's; None for the last."""
     return trainer.state.best_global_step if trainer.args.load_best_model_at_end else None

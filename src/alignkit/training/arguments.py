@@ -13,7 +13,7 @@ import torch
 def chosen_arguments(
     train: Mapping[str, Any], *, run_dir: Path, seed: int, bf16: bool, held_out: bool, keep_best: bool
 ) -> dict[str, Any]:
-    """The user's `train` section laid over the defaults that depend on machine and data, and ours laid over both.
+    """Lay the user's `train` section over the defaults that depend on machine and data, and ours over both.
 
     Args:
         train: as given; only keys that upstream has.
@@ -47,7 +47,7 @@ def chosen_arguments(
 
 
 def check_evaluation(train: Mapping[str, Any], *, held_out: bool, early_stopping: int | None) -> list[str]:
-    """One line for each setting that asks for held-out rows where there are none."""
+    """List the settings that ask for held-out rows where there are none, one line each."""
     if held_out:
         return []
     asking = [f"train.{key}" for key in ("load_best_model_at_end", "eval_on_start") if train.get(key)]

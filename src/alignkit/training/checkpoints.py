@@ -24,19 +24,19 @@ _FULL_WORDS = ("No space left", "File too large", "quota exceeded", "iostream er
 
 
 def step_of(folder: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
+    """Return the optimizer step after which a checkpoint was written."""
     name = _NAME.fullmatch(folder.name)
     assert name, f"{folder} is no checkpoint"
     return int(name[1])
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest step first."""
+    """List the whole checkpoints of a run, oldest step first."""
     return sorted((p for p in _folders(run_dir) if p.suffix == ""), key=step_of)
 
 
 def newest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from.
+    """Find the checkpoint to go on from.
 
     Returns:
         The newest checkpoint whose files all have the checksums they were sealed with (None if there is none), and one
@@ -52,7 +52,7 @@ def newest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage(folder: Path, *, to_resume: bool = False) -> str:
-    """What is wrong with a checkpoint, in words; empty where nothing is.
+    """Say what is wrong with a checkpoint; empty where nothing is.
 
     Args:
         folder: the checkpoint.
@@ -133,7 +133,7 @@ def clear_leftovers(run_dir: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, means that a file system would take no more bytes."""
+    """Tell whether an error, or one that led to it, means that a file system would take no more bytes."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True

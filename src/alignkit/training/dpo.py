@@ -1,4 +1,7 @@
-"""TRL's DPO trainer on encoded pairs: its losses on our log-probabilities, and a reference that is what it was."""
+"""TRL's DPO trainer on encoded pairs. The formulas of the losses are in `trl.DPOTrainer._compute_loss`.
+
+Here they get our log-probabilities, and a reference that is what it was: the start of the training.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ _DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 
 def check_losses(train: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the loss that the section `train` asks for, one line each."""
+    """List what is wrong with the loss that the section `train` asks for, one line each."""
     asked = train.get("loss_type", "sigmoid")
     losses = [asked] if isinstance(asked, str) else list(asked or ())
     problems = [
@@ -112,7 +115,7 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """DPO's loss (Rafailov et al. 2023, eq. 7) or another of upstream's, over completions laid as [2 B, L]."""
+        """Compute DPO's loss (Rafailov et al. 2023, eq. 7) or another of TRL's, over completions laid as [2 B, L]."""
         # The policy first: autocast keeps the casts of trained weights, and casts made without gradient would stay so.
         policy = self._completions(model, inputs)
         if "ref_chosen_logps" not in inputs:
@@ -135,7 +138,7 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
 
     @torch.no_grad()
     def reference_log_probs(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Log π_ref of the chosen and of the rejected responses, each [B]; weighed by `ld_alpha` as the policy's."""
+        """Compute log π_ref of the chosen and of the rejected responses, each [B], with the weights of `ld_alpha`."""
         with self._reference() as model:
             scored = self._completions(model, batch)
         chosen, rejected = self._sums(scored).chunk(2)

@@ -1,6 +1,6 @@
-"""A trainer that can be killed at any moment and resumed to the same bits.
+"""`DurableTrainer` can be killed at any moment and resumed to the same bits.
 
-`DurableTrainer` goes in front of any trainer built on transformers': `class Sft(DurableTrainer, trl.SFTTrainer)`.
+It goes in front of any trainer built on transformers': `class Sft(DurableTrainer, trl.SFTTrainer)`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DurableTrainer(WatchedTrainer):
         self.accelerator.wait_for_everyone()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's `train`; `interrupted` says afterwards whether a signal ended it.
+        """Train as upstream does; `interrupted` says afterwards whether a signal ended it.
 
         Args:
             resume_from_checkpoint: the path of a sound one (`checkpoints.newest_sound`); None starts from the start.
@@ -117,7 +117,7 @@ class DurableTrainer(WatchedTrainer):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             pickled = Path(output_dir or self.output_dir) / TRAINING_ARGS_NAME
-            pickled.unlink()  # nobody should have to trust it; what it says is said as JSON
+            pickled.unlink()  # nobody should have to trust it; JSON has the same
             pickled.with_suffix(".json").write_text(self.args.to_json_string() + "\n")
 
     @contextmanager

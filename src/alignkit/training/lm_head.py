@@ -1,4 +1,4 @@
-"""Next-token cross entropy that applies the LM head to supervised positions only, a few of them at a time.
+"""The LM head on supervised positions only, a few of them at a time: next-token cross entropy, the loss of SFT.
 
 Prompts and padding are most of a batch, and the head most of a small model's work. The gradient is made beside the
 loss, chunk by chunk, so that [positions, vocabulary] never exists as a whole.
@@ -20,18 +20,18 @@ _LOGITS_AT_ONCE = 8_000_000
 
 
 def rows_at_once(weight_VH: Tensor) -> int:
-    """How many positions the head is applied to at a time."""
+    """Return how many positions the head is applied to at a time."""
     return max(1, _LOGITS_AT_ONCE // len(weight_VH))
 
 
 def lm_head(model: Any) -> Any:
-    """The output embeddings of a causal model, adapters or not."""
+    """Return the output embeddings of a causal model, adapters or not."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_output_embeddings()
 
 
 def is_plain_head(model: Any) -> bool:
-    """Whether logits are hidden states times the head's weight and nothing else (Gemma caps them, Granite scales them).
+    """Tell whether logits are hidden states times the head's weight and nothing else (Gemma caps, Granite scales them).
 
     Tried on the model itself: the head's output is replaced by a ramp, which must come out of the model as it went in.
     """
@@ -69,7 +69,7 @@ def hidden_states(head: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def cross_entropy(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of softmax(hidden · weightᵀ) against the targets, in float32.
+    """Sum the cross entropy of softmax(hidden · weightᵀ) against the targets, in float32.
 
     Args:
         hidden_NH: last hidden states of the supervised positions.
@@ -101,12 +101,12 @@ class _CrossEntropy(torch.autograd.Function):
             largest = logits.amax(-1, keepdim=True)
             chosen = logits.gather(1, target)
             num_correct += (chosen == largest).sum()
-            normaliser = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-            loss += (normaliser.log() + largest - chosen).sum()
+            normalizer = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+            loss += (normalizer.log() + largest - chosen).sum()
             if grad_NH is None and grad_VH is None:
                 continue
             # d loss / d logits = softmax − one-hot
-            grad_logits = logits.div_(normaliser).scatter_add_(1, target, -torch.ones_like(chosen)).to(hidden.dtype)
+            grad_logits = logits.div_(normalizer).scatter_add_(1, target, -torch.ones_like(chosen)).to(hidden.dtype)
             if grad_NH is not None:
                 torch.mm(grad_logits, weight_VH, out=grad_NH[start : start + rows])
             if grad_VH is not None:

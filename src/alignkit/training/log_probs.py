@@ -47,7 +47,7 @@ def token_scores(
     temperature: float = 1.0,
     blocked: Blocked | None = None,
 ) -> TokenScores:
-    """Log softmax(hidden · weightᵀ / temperature) at the targets, and what else a trainer reports of each position.
+    """Compute log softmax(hidden · weightᵀ / temperature) at the targets, and what else trainers report of them.
 
     The gradient of log p(t) by the hidden state is (w_t − Σ_v p(v) w_v) / temperature: it is made beside the
     log-probability where the head is frozen. A head that trains needs p itself, so there the logits are made again in
@@ -64,7 +64,7 @@ def token_scores(
     if not torch.is_grad_enabled():
         hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
     distribution = _Distribution(temperature, blocked)
-    return TokenScores(*_TokenScores.apply(hidden_NH, weight_VH, targets_N, distribution))  # type: ignore[no-untyped-call]  # torch leaves apply bare
+    return TokenScores(*_TokenScoresFunction.apply(hidden_NH, weight_VH, targets_N, distribution))  # type: ignore[no-untyped-call]  # torch leaves apply bare
 
 
 class _Distribution(NamedTuple):
@@ -72,7 +72,7 @@ class _Distribution(NamedTuple):
     blocked: Blocked | None
 
     def logits(self, hidden_NH: Tensor, weight_VH: Tensor, part: slice) -> Tensor:
-        """Of some of the positions, in float32 and not in use elsewhere."""
+        """Compute the logits of some of the positions, in float32 and in memory of their own."""
         logits_NV = (hidden_NH[part] @ weight_VH.T).float()
         if self.temperature != 1:
             logits_NV.div_(self.temperature)
@@ -83,7 +83,7 @@ class _Distribution(NamedTuple):
         return logits_NV
 
 
-class _TokenScores(torch.autograd.Function):
+class _TokenScoresFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, distribution: _Distribution
@@ -100,10 +100,10 @@ class _TokenScores(torch.autograd.Function):
             logits.sub_(logits.amax(-1, keepdim=True))
             chosen, exps = logits.gather(1, target), logits.exp()
             total = exps.sum(-1, keepdim=True)
-            normaliser = total.log()
-            log_probs[part] = (chosen - normaliser)[:, 0]
+            normalizer = total.log()
+            log_probs[part] = (chosen - normalizer)[:, 0]
             # H = log Z − Σ p · logit
-            entropy[part] = normaliser[:, 0] - torch.linalg.vecdot(exps, logits) / total[:, 0]
+            entropy[part] = normalizer[:, 0] - torch.linalg.vecdot(exps, logits) / total[:, 0]
             is_top1[part] = (chosen == 0)[:, 0]
             if grad_NH is not None:
                 if hidden_NH.dtype == torch.float16:  # which ends at 65,504; the Z of many tokens alike does not

@@ -31,7 +31,7 @@ class TokenMeter:
         self._started = 0.0
 
     def start(self) -> None:
-        """A step begins; what lies between steps (evaluating, saving) is not training time."""
+        """Note that a step begins; what lies between steps (evaluating, saving) is not training time."""
         self._started = time.perf_counter()
 
     def stop(self) -> None:
@@ -53,7 +53,7 @@ class TokenMeter:
         self.counts = self.counts.to(num_tokens.device) + torch.stack([num_tokens, num_supervised])
 
     def report(self, accelerator: Any) -> dict[str, float]:
-        """Counts since the run began, and rates since the last report, over all processes (all must call this)."""
+        """Report counts since the run began and rates since the last report, over all processes (all must call)."""
         both = torch.stack([self.counts, self._reported.to(self.counts.device)])[None].to(accelerator.device)
         (tokens, supervised), (tokens_before, supervised_before) = accelerator.gather(both).sum(0).tolist()
         seconds = max(self._seconds, 1e-9)
@@ -111,6 +111,6 @@ def cut_after(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file, in order; a last line that a kill cut short is left out."""
+    """Read the objects of a metrics file, in order; a last line that a kill cut short is left out."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]

@@ -1,4 +1,4 @@
-"""A trainer that takes its rows in our order."""
+"""`OrderedTrainer` takes its rows in our order; what alignkit trains with TRL's trainers stands on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OrderedTrainer(DurableTrainer):
         super().__init__(**rest)
 
     def num_parameters(self) -> tuple[int, int]:
-        """All weights, and those that train."""
+        """Count all weights, and those that train."""
         weights = list(self.accelerator.unwrap_model(self.model).parameters())
         return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 

@@ -14,7 +14,7 @@ from alignkit.training.ordered import OrderedTrainer
 
 
 def model_inputs(batch: Mapping[str, Tensor], *, attention: str, shared_prompt: bool) -> dict[str, Any]:
-    """What a model is called with for a batch of `PairCollator`.
+    """Return what a model is called with for a batch of `PairCollator`.
 
     Args:
         batch: of pairs.
@@ -58,7 +58,7 @@ class PairTrainer(OrderedTrainer):
         return dataset
 
     def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the model is called with for a batch of this trainer's collator."""
+        """Return what the model is called with for a batch of this trainer's collator."""
         attention = self.accelerator.unwrap_model(self.model).config._attn_implementation
         return model_inputs(batch, attention=attention, shared_prompt=self.data_collator.shared_prompt)
 

@@ -26,7 +26,7 @@ _NAMES = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def with_reference(trainer: DpoTrainer, dataset: Dataset, folder: Path) -> Dataset:
-    """The pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, from disk or computed now.
+    """Give the pairs the columns `ref_chosen_logps` and `ref_rejected_logps`, from disk or computed now.
 
     Args:
         trainer: has not taken a step.

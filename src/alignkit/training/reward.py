@@ -1,4 +1,4 @@
-"""TRL's reward trainer on encoded pairs: Bradley-Terry on scores read at the responses' last tokens."""
+"""TRL's reward trainer on encoded pairs. TRL has the Bradley-Terry loss; it gets scores of responses' last tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RewardTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
     """`trl.RewardTrainer` for pairs that are already encoded; arguments as `OrderedTrainer` and upstream take them."""
 
     def scores(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """The scores of a batch's B pairs, [2, B]: the chosen responses', then the rejected ones'."""
+        """Score a batch's B pairs, [2, B]: the chosen responses, then the rejected ones."""
         every_NL = every_score(model, self.model_inputs(batch))
         num_pairs, parts_NL = self.num_pairs(batch), batch["parts"]
         sides = [(parts_NL[:num_pairs] == CHOSEN, every_NL[:num_pairs])]
@@ -32,7 +32,7 @@ class RewardTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """−log σ(r_chosen − r_rejected − margin), the mean over pairs (Bradley and Terry 1952; Ouyang et al. 2022).
+        """Average −log σ(r_chosen − r_rejected − margin) over pairs (Bradley and Terry 1952; Ouyang et al. 2022).
 
         Upstream makes the loss and its figures of the scores handed to it in place of the model's output.
         """

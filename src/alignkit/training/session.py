@@ -1,4 +1,4 @@
-"""One sitting at a run: from its start or its newest sound checkpoint, to its end or a signal, and the saved result."""
+"""Train a run from its start or its newest sound checkpoint to its end or a signal, and save the result."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def save(
     weights = gathered(trainer)
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
-        with full_disk_in_words(run_dir):
+        with explain_full_disk(run_dir):
             save_model(model, tokenizer, run_dir, jinja=template.jinja, end_id=end_id, state_dict=weights)
 
 
 @contextmanager
-def full_disk_in_words(folder: Path) -> Iterator[None]:
-    """What a full disk raises while the result is written, as one line.
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Say in one line what a full disk raises while the result is written.
 
     Raises:
         TrainingError: there is no room; the checkpoints are as they were.

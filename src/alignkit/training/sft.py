@@ -1,4 +1,4 @@
-"""TRL's SFT trainer on encoded rows: our order, our loss, our checkpoints."""
+"""TRL's SFT trainer on encoded rows: our order, our checkpoints, and the loss of `lm_head.cross_entropy`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Cross entropy of the supervised tokens, over their number in the global batch.
+        """Compute the cross entropy of the supervised tokens, over their number in the global batch.
 
         Shapes: `input_ids` and `labels` [B, L]; the token at t is predicted from those before it.
         """
@@ -75,7 +75,7 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Upstream's loop, with the loss per supervised token of the whole set.
+        """Run upstream's loop, and report the loss per supervised token of the whole set.
 
         Upstream averages the batches' means, so that its figure depends on which rows happen to share a batch.
         """

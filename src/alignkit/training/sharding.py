@@ -15,13 +15,13 @@ _LAUNCHED_WITH = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "De
 
 
 def sharding_launched() -> str | None:
-    """The name of what `accelerate launch` has asked for; None for whole weights in every process."""
+    """Name what `accelerate launch` has asked for; None for whole weights in every process."""
     asked = (name for variable, name in _LAUNCHED_WITH.items() if os.environ.get(variable, "").lower() in ("1", "true"))
     return next(asked, None)
 
 
 def check_sharding() -> list[str]:
-    """What would be said at the end of a training only, or in a stack trace: one line each."""
+    """List what DeepSpeed would say at the end of a training only, or in a stack trace, one line each."""
     if sharding_launched() != "DeepSpeed":
         return []
     if importlib.util.find_spec("deepspeed") is None:
@@ -41,12 +41,12 @@ def check_sharding() -> list[str]:
 
 
 def is_sharded(trainer: Any) -> bool:
-    """Whether a process may hold a part of the weights only, so that the model cannot be called by one alone."""
+    """Tell whether a process may hold a part of the weights only, so that the model cannot be called by one alone."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def gathered(trainer: Any) -> dict[str, Tensor] | None:
-    """The whole weights, on the main process; None where they are whole already. Every process must call this."""
+    """Gather the whole weights on the main process; None where they are whole already. Every process must call this."""
     if not is_sharded(trainer):
         return None
     weights: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 # A terminal signals its whole process group and torchrun then passes the same signal on to its workers: within this
-# many seconds, a repeat is the same wish.
-_SAME_WISH_SECONDS = 1.0
+# many seconds, a repeat is the same request.
+_SAME_REQUEST_SECONDS = 1.0
 
 
 @dataclass
@@ -44,7 +44,7 @@ def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
                 os.write(
                     2, f"\n{name_of(number)}: saving a checkpoint after this step; once more kills at once\n".encode()
                 )
-        elif now - request.at > _SAME_WISH_SECONDS:
+        elif now - request.at > _SAME_REQUEST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
@@ -57,5 +57,5 @@ def stop_requests(*, announce: bool) -> Iterator[StopRequest]:
 
 
 def name_of(number: int) -> str:
-    """SIGTERM for 15."""
+    """Name a signal: SIGTERM for 15."""
     return signal.Signals(number).name

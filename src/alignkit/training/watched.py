@@ -1,4 +1,4 @@
-"""A trainer that looks before each optimizer step: are the numbers finite, has somebody asked to stop."""
+"""`WatchedTrainer` looks before each optimizer step: are the numbers finite, and has a signal asked to stop?"""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WatchedTrainer(Trainer):
         self.add_callback(_Watch(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's `train`; see `interrupted` after it.
+        """Train as upstream does; `interrupted` says afterwards whether a signal ended it.
 
         Raises:
             TrainingError: the loss or the gradient is not finite.
@@ -116,7 +116,7 @@ class WatchedTrainer(Trainer):
         return everyones
 
     def largest(self, *numbers: int) -> list[int]:
-        """The largest of each number over all processes (all must call this)."""
+        """Find the largest of each number over all processes (all must call this)."""
         if self.accelerator.num_processes == 1:
             return [int(number) for number in numbers]
         mine = torch.tensor([[int(number) for number in numbers]], device=self.accelerator.device)

@@ -17,7 +17,7 @@ def prepare(job: DpoJob, run_dir: Path | None = None) -> PreparedPairs:
 
 
 def view(job: DpoJob) -> PairView:
-    """What `alignkit inspect dpo` shows."""
+    """Prepare what `alignkit inspect dpo` shows."""
     with run_log():
         check_job(job)
         return view_pairs(job, "dpo", prepare(job))

@@ -13,7 +13,7 @@ from alignkit.models.load import load_model, load_tokenizer
 
 
 def reference_section(job: DpoJob) -> ModelConfig:
-    """The section of the model that `reference.name` names."""
+    """Return the section of the model that `reference.name` names."""
     assert job.reference.name is not None
     return dataclasses.replace(job.model, name=job.reference.name, revision=None, init=Init.pretrained, config={})
 

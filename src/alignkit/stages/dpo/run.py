@@ -1,4 +1,4 @@
-"""Direct preference optimisation: a better policy from preference pairs, without a reward model."""
+"""Direct preference optimization: a better policy from preference pairs, without a reward model."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
 
 
 def _preferences(history: list[dict[str, float]]) -> dict[str, Any]:
-    """Held-out accuracy, margin and log-probabilities at the start and at the end, said in words too."""
+    """Held-out accuracy, margin and log-probabilities at the start and at the end; logged, too."""
     names = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
     figures = {}
     for key in dict.fromkeys(key for entry in history for key in entry):

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import fields
 
-from alignkit.config import PpoJob, Quantization, ValueConfig, ValueModel
+from alignkit.config import PpoJob
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.models.source import ModelSource
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws
+from alignkit.stages.ppo.check_value import check_value
 from alignkit.stages.sections import check_adapter_stacking, check_sections
 from alignkit.training.sharding import sharding_launched
 
-_RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -32,7 +29,7 @@ def check_job(job: PpoJob) -> None:
     problems += check_sections(job, "ppo") + check_adapter_stacking(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
-    problems += _lora_problems(job) + _schedule_problems(job) + _value_problems(job)
+    problems += _lora_problems(job) + _schedule_problems(job) + check_value(job)
     if name := sharding_launched():
         problems.append(
             f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "
@@ -53,7 +50,7 @@ def _batch_problems(job: PpoJob, num_processes: int) -> list[str]:
     """A minibatch is whole forward passes on every process, or accumulation would weigh its parts unevenly."""
     ppo, size = job.ppo, job.train.get("per_device_train_batch_size", 8)
     if not isinstance(size, int) or size < 1:
-        return []  # told by the check of the section
+        return []  # the check of the section refuses it
     num, unit = ppo.num_prompts * ppo.num_generations, ppo.num_mini_batches * size * num_processes
     if num % unit == 0:
         return []
@@ -121,33 +118,4 @@ def _schedule_problems(job: PpoJob) -> list[str]:
             f"value.warmup_updates={job.value.warmup_updates} leaves none of ppo.num_updates={ppo.num_updates} to "
             "train the policy"
         )
-    return problems
-
-
-def _value_problems(job: PpoJob) -> list[str]:
-    value, problems = job.value, []
-    if value.model is not ValueModel.shared and value.detach:
-        problems.append(
-            f"value.detach has no effect with value.model={value.model}: its loss never trains the policy's own layers"
-        )
-    if value.model is ValueModel.adapter and not (job.lora or ModelSource.of(job.model).is_adapter):
-        problems.append(
-            "value.model=adapter needs a policy that is one too: lora=ppo puts LoRA on it, value.model=own trains a "
-            "backbone for the values"
-        )
-    if value.model is ValueModel.own and value.start is None and job.model.quantization is not Quantization.none:
-        problems.append(
-            f"value.model=own trains a copy of the model, which model.quantization={job.model.quantization} rules out: "
-            "take value.model=adapter"
-        )
-    recomputing = [how for key in _RECOMPUTING if isinstance(how := job.train.get(key), Mapping)]
-    if value.model is ValueModel.adapter and any(how.get("use_reentrant") for how in recomputing):
-        problems.append("use_reentrant=true cannot tell adapters apart, and value.model=adapter has two: leave it out")
-    if job.ppo.vf_coef == 0:
-        defaults = ValueConfig(start=value.start)
-        problems += [
-            f"value.{item.name}={getattr(value, item.name)} has no effect with ppo.vf_coef=0, which trains no values"
-            for item in fields(ValueConfig)
-            if getattr(value, item.name) != getattr(defaults, item.name)
-        ]
     return problems

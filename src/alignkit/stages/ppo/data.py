@@ -71,7 +71,7 @@ def prepare(job: PpoJob) -> Prepared:
 
 
 def view(job: PpoJob) -> PromptView:
-    """What `alignkit inspect ppo` shows."""
+    """Prepare what `alignkit inspect ppo` shows."""
     with run_log():
         check_job(job)
         prepared = prepare(job)
@@ -92,7 +92,7 @@ def view(job: PpoJob) -> PromptView:
 
 
 def read_as(data: PromptData) -> list[str]:
-    """What each source was read as."""
+    """Say what each source was read as, one line each."""
     return [
         f"{source} read as {format_}" + ("" if format_ in ("prompt", "text") else ", without the responses")
         for source, format_ in data.formats.items()

@@ -1,9 +1,8 @@
-"""Proximal policy optimisation: from prompts, a policy and a reward to a trained run directory."""
+"""Proximal policy optimization: from prompts, a policy and a reward to a trained run directory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
 from alignkit.runs.directory import lineage
 from alignkit.stages.opening import log_plan, open_run, warn
+from alignkit.stages.ppo.arguments import build_ppo_arguments
 from alignkit.stages.ppo.check import check_job
 from alignkit.stages.ppo.data import Prepared, prepare, read_as
-from alignkit.stages.sections import build_arguments, template_mismatch
+from alignkit.stages.sections import template_mismatch
 from alignkit.stages.trainer import build_callbacks, kept_step
-from alignkit.training.session import full_disk_in_words, train
+from alignkit.training.session import explain_full_disk, train
 
 
 def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
@@ -42,7 +42,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         if entry.finished:
             return
         prepared = prepare(job)
-        args = _arguments(job, run_dir, held_out=bool(prepared.data.held_out))
+        args = build_ppo_arguments(job, run_dir, held_out=bool(prepared.data.held_out))
         policy = build_policy(
             job.model,
             job.lora,
@@ -79,17 +79,6 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             after=after,
             kept_step=kept_step(trainer),
         )
-
-
-def _arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
-    """Upstream's, counted in updates; where prompts are held out, the result is the best by their score."""
-    every = max(1, job.ppo.num_updates // 10)
-    chosen: dict[str, Any] = {"max_steps": job.ppo.num_updates, "save_strategy": "steps", "save_steps": every}
-    if held_out and job.train.get("eval_strategy") != "no":
-        chosen |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
-        chosen |= {"metric_for_best_model": "score", "greater_is_better": True}
-        chosen |= {"save_steps": job.train["eval_steps"]} if "eval_steps" in job.train else {}
-    return build_arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
 
 
 def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Prepared, rewards: Rewards) -> PpoTrainer:
@@ -145,7 +134,7 @@ def _samples(job: PpoJob, trainer: PpoTrainer) -> list[Rollout]:
 def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
     if not trainer.is_world_process_zero():
         return
-    with full_disk_in_words(run_dir):
+    with explain_full_disk(run_dir):
         trainer.policy.value.save(run_dir)
         save_model(
             trainer.policy.finished(),

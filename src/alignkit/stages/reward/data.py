@@ -17,7 +17,7 @@ def prepare(job: RewardJob, run_dir: Path | None = None) -> PreparedPairs:
 
 
 def view(job: RewardJob) -> PairView:
-    """What `alignkit inspect reward` shows."""
+    """Prepare what `alignkit inspect reward` shows."""
     with run_log():
         check_job(job)
         return view_pairs(job, "reward", prepare(job))

@@ -83,7 +83,7 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
 
 
 def _card(trainer: RewardTrainer, prepared: PreparedPairs, run_dir: Path) -> dict[str, Any]:
-    """Score the held-out pairs, and write what the scores are worth."""
+    """Score the held-out pairs, and write the report card of the scores."""
     if is_sharded(trainer) or not is_main_process() or not prepared.data.evals:
         return {}
     model = trainer.accelerator.unwrap_model(trainer.model)

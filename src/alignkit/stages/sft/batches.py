@@ -18,7 +18,7 @@ _CAN_PACK = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
 def expected_layout(job: SftJob, attention: str) -> Batching:
-    """What `choose_layout` will choose, as far as the attention's implementation tells."""
+    """Return what `choose_layout` will choose, as far as the attention's implementation tells."""
     if job.data.batching is not Batching.auto:
         return job.data.batching
     return Batching.packed if attention in _CAN_PACK else _unpacked(job)
@@ -48,18 +48,18 @@ def _unpacked(job: SftJob) -> Batching:
 
 
 def build_collator(tokenizer: PreTrainedTokenizerBase, layout: Batching, attention: str) -> Collator:
-    """The collator that lays rows out like this, in one line where flash kernels want them so."""
+    """Build the collator that lays rows out like this, in one line where flash kernels want them so."""
     pad_id, packed = int(tokenizer.pad_token_id), layout is Batching.packed
     return Collator(pad_id, packed=packed, one_line=attention.startswith("flash"))
 
 
 def padding_of(job: SftJob, rows: SftSet, layout: Batching, batch_size: int) -> float:
-    """The share of the tokens in an epoch's batches that is padding."""
+    """Compute the share of the tokens in an epoch's batches that is padding."""
     return padding_share(rows.lengths, batch_size=batch_size, layout=layout, seed=job.seed, shuffle=job.data.shuffle)
 
 
 def epoch_orders(job: SftJob, layout: Batching, args: Any) -> dict[str, Any]:
-    """The order of training rows in each epoch, and of held-out rows, as keyword arguments of the trainer."""
+    """Return the order of training rows in each epoch, and of held-out rows, as keyword arguments of the trainer."""
     order, per_device = partial(_order, seed=job.seed), args.per_device_train_batch_size
     group = per_device if layout is Batching.grouped else 0
     return {

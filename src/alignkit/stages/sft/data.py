@@ -67,7 +67,7 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
 
 
 def view(job: SftJob) -> SftView:
-    """What `alignkit inspect sft` shows."""
+    """Prepare what `alignkit inspect sft` shows."""
     with run_log():
         check_job(job)
         prepared = prepare(job)
