@@ -86,7 +86,7 @@ def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
         ),
         (["inspect", "sft", "--rows", "-1"], "Invalid value for '--rows': Input should be greater than or equal to 0"),
         (["generate"], "Missing argument 'run'."),
-        (["sft", *TINY, "--cfg", "jop"], "alignkit: --cfg jop: it shows job, hydra, all; did you mean 'job'?"),
+        (["sft", *TINY, "--cfg", "jop"], "alignkit: --cfg jop: choose job, hydra, all; did you mean 'job'?"),
         (["sft", *TINY, "a b=3"], "alignkit: 'a b=3' is not key=value"),
         (["sft", *TINY, "=3"], "alignkit: '=3' is not key=value"),
         (["sft", *TINY, "data.path=[1"], "alignkit: data.path=[1: no viable alternative at input '[1'"),

@@ -33,7 +33,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "train.lerning_rate=1",
             "unknown key 'lerning_rate' in 'train': it is no argument of trl.SFTConfig; did you mean 'learning_rate'?",
         ),
-        ("lora.rank=1", "unknown key 'rank' in 'lora': today it is r"),
+        ("lora.rank=1", "unknown key 'rank' in 'lora': use r"),
         ("data.limit=many", "data.limit is 'many': Value 'many' of type 'str' could not be converted to Integer"),
         (
             "data.overlength=keepend",
@@ -46,7 +46,8 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("data.path._target_=os.system", None),
         (
             "name=../x",
-            "name=../x: it is the run's folder below runs/, so no path from elsewhere; give hydra.run.dir=FOLDER",
+            "name=../x: a run's name is its folder below runs/ and cannot lead elsewhere; for another folder give "
+            "hydra.run.dir=FOLDER",
         ),
         ("config=gone.yaml", "config=gone.yaml: there is no such file"),
         ("config=.", "config=.: it is a folder"),
@@ -97,7 +98,7 @@ def test_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert refusal("config=a.yaml", "seeed=1") == [
         "a.yaml: unknown key 'naem'; did you mean 'name'?",
         "a.yaml: unknown key 'data.pth'; did you mean 'data.path'?",
-        "a.yaml: unknown key 'lr' in 'train': today it is learning_rate",
+        "a.yaml: unknown key 'lr' in 'train': use learning_rate",
         "unknown key 'seeed'; did you mean 'seed'?",
     ]
 

@@ -36,8 +36,8 @@ def test_renamed_options_are_gone_upstream() -> None:
         (
             "warmup_ratio",
             0.1,
-            "unknown key 'warmup_ratio' in 'train': today it is warmup_steps, where a number below 1 is a share of "
-            "the steps",
+            "unknown key 'warmup_ratio' in 'train': use warmup_steps, where a number below 1 is a fraction "
+            "of the steps",
         ),
         (
             "output_dir",
@@ -76,7 +76,7 @@ def test_a_right_train_setting_is_let_through(key: str, value: object) -> None:
 
 
 def test_a_wrong_lora_setting_is_one_line() -> None:
-    assert problems({"rank": 8}, LORA_CONFIG, "lora", LORA_OWNED) == ["unknown key 'rank' in 'lora': today it is r"]
+    assert problems({"rank": 8}, LORA_CONFIG, "lora", LORA_OWNED) == ["unknown key 'rank' in 'lora': use r"]
     assert problems({"lora_dropout": 1.0}, LORA_CONFIG, "lora", LORA_OWNED) == [
         "lora.lora_dropout is 1.0: it must be at least 0 and below 1"
     ]

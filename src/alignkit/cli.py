@@ -153,7 +153,7 @@ def _launch(
     from alignkit.launch import launch
 
     if cfg is not None and cfg not in SHOWN:
-        raise ConfigError(f"--cfg {cfg}: it shows {', '.join(SHOWN)}{did_you_mean(cfg, SHOWN)}")
+        raise ConfigError(f"--cfg {cfg}: choose {', '.join(SHOWN)}{did_you_mean(cfg, SHOWN)}")
     launch(stage, words or [], config_dir=config_dir, multirun=multirun, show=cfg, info=info)
 
 

@@ -1,6 +1,6 @@
 """What can go wrong, in the words a person reads.
 
-Every error that is the user's to mend is an `AlignkitError`: the command line prints its text (no stack trace) and
+Every error that the user can fix is an `AlignkitError`: the command line prints its text (no stack trace) and
 exits with its `exit_status`. Anything else that escapes is a bug of ours and exits 1 with its traceback in the log.
 """
 

@@ -113,7 +113,10 @@ def _name_problems(job: Any) -> list[str]:
     name = getattr(job, "name", None)
     if name is None or (name and not name.startswith("/") and ".." not in Path(name).parts):
         return []
-    return [f"name={name}: it is the run's folder below runs/, so no path from elsewhere; give hydra.run.dir=FOLDER"]
+    return [
+        f"name={name}: a run's name is its folder below runs/ and cannot lead elsewhere; for another folder give "
+        "hydra.run.dir=FOLDER"
+    ]
 
 
 def _is_missing(node: DictConfig, key: str) -> bool:

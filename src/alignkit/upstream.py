@@ -68,7 +68,7 @@ RENAMED = {
     "epochs": "num_train_epochs",
     "lr": "learning_rate",
     "overwrite_output_dir": "overwrite=true, outside train",
-    "warmup_ratio": "warmup_steps, where a number below 1 is a share of the steps",
+    "warmup_ratio": "warmup_steps, where a number below 1 is a fraction of the steps",
     "alpha": "lora_alpha",
     "dropout": "lora_dropout",
     "rank": "r",
@@ -127,7 +127,7 @@ SFT_OWNED = _owned(
     loss_type=_PLAIN_LOSS,
 )
 _PAIRS = {
-    "pad_to_multiple_of": "lines are as long as the longest pair of the batch",
+    "pad_to_multiple_of": "a batch is padded to its longest pair",
     "label_smoothing_factor": "the loss compares two responses, it has no labels to smooth",
 }
 REWARD_OWNED = _owned("reward", **_TEMPLATE, **_PAIRS)
@@ -158,8 +158,8 @@ PPO_OWNED = {
     "fsdp": _WHOLE,
     "fsdp_config": _WHOLE,
     "deepspeed": _WHOLE,
-    "torch_compile": "every rollout has other lengths, and each would be compiled anew",
-    "neftune_noise_alpha": "noise in the embeddings would make sampler and policy two distributions",
+    "torch_compile": "every rollout has other lengths, and each would be compiled again",
+    "neftune_noise_alpha": "noise in the embeddings would make rollouts differ from the policy that is trained",
 }
 LORA_OWNED = {
     "task_type": "the stage sets it",
@@ -234,7 +234,7 @@ def problems(
         elif key in known:
             lines += [f"{section}.{key}{line}" for line in _wrong_value(key, value, known[key])]
         elif key in RENAMED:
-            lines.append(f"unknown key '{key}' in '{section}': today it is {RENAMED[key]}")
+            lines.append(f"unknown key '{key}' in '{section}': use {RENAMED[key]}")
         else:
             hint = did_you_mean(str(key), known.keys() - owned.keys())
             lines.append(f"unknown key '{key}' in '{section}': it is no argument of {cls.module}.{cls.name}{hint}")
