@@ -43,15 +43,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             return
         prepared = prepare(job)
         args = build_ppo_arguments(job, run_dir, held_out=bool(prepared.data.held_out))
-        policy = build_policy(
-            job.model,
-            job.lora,
-            job.value,
-            tokenizer=prepared.tokenizer,
-            end_id=prepared.template.end_id,
-            entropy_trains=job.ppo.entropy_coef > 0,
-            seed=job.seed,
-        )
+        policy = _policy(job, prepared)
         backbone = backbone_for_rewards(policy, job.model)
         rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)
         if job.value.start is not None:
@@ -79,6 +71,18 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             after=after,
             kept_step=kept_step(trainer),
         )
+
+
+def _policy(job: PpoJob, prepared: Prepared) -> Policy:
+    return build_policy(
+        job.model,
+        job.lora,
+        job.value,
+        tokenizer=prepared.tokenizer,
+        end_id=prepared.template.end_id,
+        entropy_trains=job.ppo.entropy_coef > 0,
+        seed=job.seed,
+    )
 
 
 def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Prepared, rewards: Rewards) -> PpoTrainer:

@@ -29,6 +29,8 @@ from alignkit.training.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
+_THEN = "alignkit score {run} --pairs FILE"  # the command to try next
+
 
 def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
     """Train, and leave a run directory that `alignkit score`, `alignkit ppo` and transformers take as a reward model.
@@ -71,14 +73,13 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
         train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, prepared.template, end_id=None)
         card = _card(trainer, prepared, run_dir)
-        then = "alignkit score {run} --pairs FILE"
         entry.result = card | conclude(
             run_dir,
             trainer.state.log_history,
             samples=[],
             kept_step=kept_step(trainer),
             unit="nats per pair",
-            then=then,
+            then=_THEN,
         )
 
 
