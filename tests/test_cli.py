@@ -262,7 +262,7 @@ def test_json_is_all_that_inspect_prints_and_its_own_golden_file(main: Main) -> 
     Path("golden.jsonl").write_text(out)
     assert main("inspect", "sft", *TINY, "--assert", "golden.jsonl")[:2] == (
         0,
-        "2 rows are as they were in golden.jsonl\n",
+        "2 rows are the same as in golden.jsonl\n",
     )
     status, out, err = main("inspect", "sft", *TINY, "--assert", "golden.jsonl", "template=user_bot")
     assert (status, out) == (2, "")

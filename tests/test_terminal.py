@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignkit.terminal import brief, printable
+from alignkit.terminal import one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -20,5 +20,5 @@ def test_control_characters_are_written_out(text: str, shown: str) -> None:
 
 
 def test_brief_is_one_line_of_a_length() -> None:
-    assert brief("a\n  b\t\x1bc", 20) == r"a b \x1bc"
-    assert brief("a" * 30, 10) == "a" * 9 + "…"
+    assert one_line("a\n  b\t\x1bc", 20) == r"a b \x1bc"
+    assert one_line("a" * 30, 10) == "a" * 9 + "…"

@@ -188,7 +188,7 @@ def inspect(
         )
     check_writable("--html", html)
     job = compose_job(stage, words or [], config_dir=config_dir)
-    from alignkit.commands.inspect import inspect as show
+    from alignkit.commands.inspect import run as show
 
     view = import_module(f"alignkit.stages.{stage}.data").view(job)
     show(view, num_rows=rows, html=html, as_json=json, golden=assert_)

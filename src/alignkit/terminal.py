@@ -1,19 +1,19 @@
-"""What a model says, or a data file holds, on a terminal: shown, never obeyed."""
+"""Text of a model or a data file, made safe for a terminal: control characters are shown, not obeyed."""
 
 from __future__ import annotations
 
 import re
 
-# C0 and C1 controls but newline and tab, and what turns the direction of the text around it
+# C0 and C1 controls but newline and tab, and characters that turn the direction of the text
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    r"""The text with control characters written out (`\x1b`), which could move, recolour or retitle the terminal."""
+    r"""Write out control characters (`\x1b`), which could move the cursor, or color or retitle the terminal."""
     return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def brief(text: str, most: int) -> str:
-    """The same on one line, white space as single blanks, cut at `most` characters."""
+def one_line(text: str, max_chars: int) -> str:
+    """Put a printable text on one line: each white space is one blank; cut it at `max_chars` characters."""
     line = printable(" ".join(text.split()))
-    return line if len(line) <= most else line[: most - 1] + "…"
+    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"

@@ -76,13 +76,13 @@ def test_commands_answer_in_a_line(policy: ServedModel) -> None:
         "/tempratur 1": "there is no /tempratur; did you mean 'temperature'?",
         "/xyz": "there is no /xyz: /help has them all",
         "/save": "/save FILE: name the file",
-        "/system Be long.": "a new conversation under it",
+        "/system Be long.": "a new conversation with this system prompt",
         "/reset": "a new conversation",
     }
     assert {line: chat.command(line) for line in said} == said
     assert chat.sampling == SamplingConfig(max_new_tokens=9)
     assert [message.content for message in chat.histories[0]] == ["Be long."]
-    assert chat.command("/system") == "a new conversation without one"
+    assert chat.command("/system") == "a new conversation without system prompt"
     assert chat.histories == [[]]
     assert "/save FILE" in chat.command("/help")
 

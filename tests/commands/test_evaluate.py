@@ -137,7 +137,7 @@ def test_mistakes_are_told_together(job: Callable[..., EvaluateJob], run_dir: Pa
     assert any(line.startswith("model.name: there is no folder 'gone'") for line in problems)
     assert any(line.startswith("--reward: sqrt(x, /) has the wrong signature: ") for line in problems)
     assert "--reward has no effect with num_prompts=0: there are no responses to score" in problems
-    assert "precision plans for a reward: give --reward, and num_samples of 2 or more" in problems
-    assert "--pairs asks for an implicit reward, which is held against a model: give --reference" in problems
+    assert "precision needs a reward: give --reward, and num_samples of 2 or more" in problems
+    assert "--pairs measures an implicit reward, which needs a reference model: give --reference" in problems
     assert f"--out {tmp_path / 'there.json'} exists already: name another file or remove it" in problems
     assert (tmp_path / "there.json").read_text() == "mine"

@@ -127,7 +127,7 @@ def test_an_interrupted_file_goes_on_where_it_stopped(
     assert continued.startswith("".join(lines[:3]))
     capsys.readouterr()
     assert go() == continued
-    assert capsys.readouterr().err == f"{out} is complete: its 8 responses are the ones asked for\n"
+    assert capsys.readouterr().err == f"{out} is complete: it has all 8 responses\n"
     with pytest.raises(AlignkitError) as caught:
         go("seed=4", "sampling.max_new_tokens=7")
     assert caught.value.problems == (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alignkit.commands.inspect import histogram, inspect, show
+from alignkit.commands.inspect import histogram, run, show
 from alignkit.config import ControlTokens, DataConfig, Overlength, TemplateConfig, TrainOn
 from alignkit.data.batches.batching import Collator
 from alignkit.data.encode.templates import load_template
@@ -56,7 +56,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[.
 
 
 def as_json(view: SftView, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    inspect(view, num_rows=1, html=None, as_json=True, golden=None)
+    run(view, num_rows=1, html=None, as_json=True, golden=None)
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -147,7 +147,7 @@ def test_special_tokens_without_loss_are_seen_too(make: Make) -> None:
 
 
 def test_the_terminal_ends_with_the_figures(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(make(), num_rows=2, html=None, as_json=False, golden=None)
+    run(make(), num_rows=2, html=None, as_json=False, golden=None)
     lines = capsys.readouterr().out.splitlines()
     table = lines.index(next(line for line in lines if line.split() == ["train", "eval"]))
     assert [line.split() for line in lines[table + 1 :]] == [
@@ -209,7 +209,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_one_file_that_asks_nobody_for_anything(make: Make, tmp_path: Path) -> None:
-    inspect(make(), num_rows=4, html=tmp_path / "new" / "rows.html", as_json=False, golden=None)
+    run(make(), num_rows=4, html=tmp_path / "new" / "rows.html", as_json=False, golden=None)
     text = (tmp_path / "new" / "rows.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.tags <= {
@@ -234,7 +234,7 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(make: Make, tmp_path
 def test_nothing_but_json_goes_to_standard_output_and_the_page_is_still_written(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inspect(make(), num_rows=1, html=tmp_path / "rows.html", as_json=True, golden=None)
+    run(make(), num_rows=1, html=tmp_path / "rows.html", as_json=True, golden=None)
     assert [json.loads(line)["source"] for line in capsys.readouterr().out.splitlines()][-1] == "held.jsonl:1"
     assert (tmp_path / "rows.html").read_text(encoding="utf-8").count("<section>") == 3  # one row, ledger, lengths
 
@@ -256,16 +256,16 @@ def test_rows_that_are_as_they_were_pass(
     make: Make, golden: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = golden(lambda row: row)
-    inspect(make(packed=True), num_rows=1, html=None, as_json=False, golden=path)
-    assert capsys.readouterr().out == f"5 rows are as they were in {path}\n"
+    run(make(packed=True), num_rows=1, html=None, as_json=False, golden=path)
+    assert capsys.readouterr().out == f"5 rows are the same as in {path}\n"
     path = golden(lambda row: row if row["source"] == "rows.jsonl:2" else None)
-    inspect(make(), num_rows=1, html=None, as_json=False, golden=path)
-    assert capsys.readouterr().out == f"1 rows are as they were in {path}\n"
+    run(make(), num_rows=1, html=None, as_json=False, golden=path)
+    assert capsys.readouterr().out == f"1 rows are the same as in {path}\n"
 
 
 def refusal(view: SftView, path: Path) -> list[str]:
     with pytest.raises(DataError) as caught:
-        inspect(view, num_rows=1, html=None, as_json=False, golden=path)
+        run(view, num_rows=1, html=None, as_json=False, golden=path)
     return list(caught.value.problems)
 
 
@@ -276,7 +276,7 @@ def test_rows_that_differ_are_told_together(make: Make, golden: Callable[..., Pa
     )
     assert refusal(make(), path) == [
         "rows.jsonl:1: its tokens changed: was 'Response:\\nYo<|eos|>', is 'Response:\\nYou<|eos|>'",
-        "rows.jsonl:4: it was kept, and is not any more",
+        "rows.jsonl:4: it was kept, and no longer is",
     ]
 
 

@@ -87,7 +87,7 @@ def test_mistakes_are_told_together(run_dir: Path) -> None:
         "sampling.max_new_tokens has no effect on a single token: remove it",
         "sampling.stop has no effect on a single token: remove it",
         "temperatures holds 0.0: it must be above 0",
-        "temperatures and sampling.temperature both say how flat it is: give one of them",
+        "temperatures and sampling.temperature both set the temperature: give one of them",
         "--png a.jpg: the name of a picture ends in .png",
         "model.name: there is no folder 'nowhere', and the hub cannot be reached to look there",
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.commands.compare import Answer, Column, Comparison
-from alignkit.commands.inspect import inspect
+from alignkit.commands.inspect import run
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.statistics import win_rate
 from alignkit.launch import compose_job
@@ -89,7 +89,7 @@ def test_the_page_of_inspect_fits_the_width(tmp_path: Path, width: int) -> None:
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_text('{"instruction": "Say a.", "output": "a"}\n' * 3)
     shown = view(compose_job("sft", ["model=tiny_gpt2", f"data.path={folder}/rows.jsonl"]))
-    inspect(shown, num_rows=2, html=tmp_path / "page.html", as_json=True, golden=None)
+    run(shown, num_rows=2, html=tmp_path / "page.html", as_json=True, golden=None)
     sections, scrolled, inner = told(tmp_path / "page.html", tmp_path, width, SIZE)
     assert (int(sections), int(inner)) == (4, width)  # two rows, the table, the lengths
     assert int(scrolled) <= width

@@ -1,4 +1,4 @@
-"""A conversation with one or several models, in the very template and stop ids of their training."""
+"""Chat with one or several models, in the template and with the stop ids of their training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from alignkit.terminal import printable
 _SETTINGS = {item.name: item for item in fields(SamplingConfig) if item.name not in ("do_sample", "stop")}
 _HELP = (
     "/reset forgets the conversation   /system TEXT begins a new one under TEXT   /save FILE writes it as JSON lines\n"
-    f"/SETTING VALUE changes the sampling: {', '.join(_SETTINGS)}; none takes it away   /quit or Ctrl-D leaves"
+    f"/SETTING VALUE changes the sampling: {', '.join(_SETTINGS)}; none removes it   /quit or Ctrl-D leaves"
 )
 
 Write = Callable[[str], None]
@@ -70,7 +70,7 @@ class Chat:
         sampling: the settings in force.
         seed: of every draw.
         histories: the messages that each model sees.
-        num_turns: since the conversation began; a turn draws for itself.
+        num_turns: since the conversation began; each turn has random draws of its own.
     """
 
     policies: Sequence[ServedModel]
@@ -80,7 +80,7 @@ class Chat:
     num_turns: int = 0
 
     def begin(self, system: str = "") -> str:
-        """A new conversation; why it cannot be had under this system prompt, or nothing."""
+        """Start a new conversation; return why this system prompt is refused, or nothing."""
         opening = [Message("system", system)] if system else []
         for policy in self.policies:
             reason = policy.template.refused.get("system") if system else None
@@ -90,7 +90,7 @@ class Chat:
         return ""
 
     def say(self, text: str, console: Console) -> None:
-        """Hand every model the user's words, and show what each answers as it comes."""
+        """Give every model the user's message, and show each answer as it is generated."""
         for policy, history in zip(self.policies, self.histories, strict=True):
             if len(self.policies) > 1:
                 console.print(Text(policy.name, style="bold cyan"))
@@ -112,7 +112,7 @@ class Chat:
                 on_token=lambda _, token: stream.add(token),
             )
         except AlignkitError as error:
-            console.print(f"{error} (/reset begins anew)", style="red", markup=False, highlight=False)
+            console.print(f"{error} (/reset starts a new conversation)", style="red", markup=False, highlight=False)
             return
         except KeyboardInterrupt:  # that is enough of this answer
             done = Completion(stream.ids, "length", 0.0)
@@ -122,7 +122,7 @@ class Chat:
         history += [Message("user", text), Message("assistant", answer)]
 
     def command(self, line: str) -> str:
-        """Do what a line with `/` says; what to tell the user."""
+        """Run a line that begins with `/`; return what to tell the user."""
         name, _, value = line[1:].partition(" ")
         value = value.strip()
         if name == "help":
@@ -131,7 +131,9 @@ class Chat:
             system = [message.content for message in self.histories[0][:1] if message.role == "system"]
             return self.begin(*system) or "a new conversation"
         if name == "system":
-            return self.begin(value) or ("a new conversation under it" if value else "a new conversation without one")
+            return self.begin(value) or (
+                "a new conversation with this system prompt" if value else "a new conversation without system prompt"
+            )
         if name == "save":
             return self._save(value)
         if name in _SETTINGS:
@@ -192,7 +194,7 @@ class Stream:
             self._show(cut_at_stop(text.removeprefix(lead), self.sampling).rstrip("�"), self.held_back)
 
     def finish(self, done: Completion) -> str:
-        """Show the rest; the whole response."""
+        """Show the rest; return the whole response."""
         text = self.policy.text(done, self.sampling)
         self._show(text, 0)
         return text

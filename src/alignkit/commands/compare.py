@@ -1,4 +1,4 @@
-"""The same prompts through several models, side by side."""
+"""Answer the same prompts with several models, side by side."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
 from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens, response_ids
 from alignkit.evaluate.statistics import win_rate
-from alignkit.evaluate.table import aligned
+from alignkit.evaluate.table import format_table
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import check_sampling
-from alignkit.terminal import brief
+from alignkit.terminal import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +147,11 @@ def _check(
 def _show(comparison: Comparison) -> None:
     console = Console(soft_wrap=True)
     for place, prompt in enumerate(comparison.prompts[:_SHOWN_PROMPTS]):
-        console.print(Text(brief(prompt, _SHOWN), style="dim"))
+        console.print(Text(one_line(prompt, _SHOWN), style="dim"))
         for column in comparison.columns:
             answer = column.answers[place]
             score = "" if answer.reward is None else f"  reward {answer.reward:.3f}"
-            console.print(Text.assemble(f"  {column.name}: ", (brief(answer.text, _SHOWN), "bold"), (score, "dim")))
+            console.print(Text.assemble(f"  {column.name}: ", (one_line(answer.text, _SHOWN), "bold"), (score, "dim")))
         console.print()
     names = [column.name for column in comparison.columns]
-    console.print(aligned(names, summary(comparison)), markup=False, highlight=False)
+    console.print(format_table(names, summary(comparison)), markup=False, highlight=False)

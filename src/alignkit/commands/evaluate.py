@@ -158,11 +158,11 @@ def _check(
         if not job.num_prompts:
             problems.append("--reward has no effect with num_prompts=0: there are no responses to score")
     if job.precision is not None and (reward is None or job.num_samples < 2):
-        problems.append("precision plans for a reward: give --reward, and num_samples of 2 or more")
+        problems.append("precision needs a reward: give --reward, and num_samples of 2 or more")
     if pairs is not None:
         pair_problems = check_pair_data(_pairs_section(job, pairs))
         problems += [line.replace("data.path", "--pairs", 1) for line in pair_problems]
         if reference is None:
-            problems.append("--pairs asks for an implicit reward, which is held against a model: give --reference")
+            problems.append("--pairs measures an implicit reward, which needs a reference model: give --reference")
     if problems:
         raise ConfigError(*dict.fromkeys(problems))

@@ -44,7 +44,7 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
         policy.check_lengths(found, rows, job.sampling)
         file = None if out is None else AnswerFile(out, _settings(job, rows))
         if file is not None and file.num_done == len(rows) * job.num_samples:
-            _say(f"{file.path} is complete: its {file.num_done} responses are the ones asked for")
+            _say(f"{file.path} is complete: it has all {file.num_done} responses")
             return
         policy.load(seed=job.seed)
         try:
@@ -52,7 +52,7 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
         except KeyboardInterrupt:
             if file is None:
                 raise
-            raise Interrupted(2, f"{file.num_done} responses are in {out}: the same command goes on there") from None
+            raise Interrupted(2, f"{file.num_done} responses are in {out}: the same command continues it") from None
 
 
 def _answer(
@@ -113,7 +113,7 @@ def _told(on_progress: Callable[[int], None], num_before: int, num_done: int) ->
 
 
 def _settings(job: GenerateJob, rows: list[list[int]]) -> dict[str, Any]:
-    """What shapes the answers: not the batch size, which moves only the rounding, nor how prompts were written."""
+    """List what determines the answers: not the batch size, which only changes rounding, nor the format of prompts."""
     settings = dict(flat(asdict(job)))
     for key in ("batch_size", "format", "columns"):
         settings.pop(key, None)

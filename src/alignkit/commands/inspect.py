@@ -1,4 +1,4 @@
-"""What a stage learns from, token by token: in the terminal, as a page, as JSON, or held to a file."""
+"""Show what a stage learns from, token by token: in the terminal, as a page, as JSON, or compared with a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUCKETS = 8
 _BAR_WIDTH = 40
 
 
-def inspect(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
+def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: Path | None) -> None:
     """Show a view in the terminal, and write or compare what else was asked for.
 
     Args:
@@ -44,7 +44,7 @@ def inspect(view: View, *, num_rows: int, html: Path | None, as_json: bool, gold
     console = Console(soft_wrap=True)
     if golden is not None:
         num_same = check_golden(golden, {row["source"]: row for row in every}, view.compared)
-        console.print(f"{num_same} rows are as they were in {golden}", markup=False, highlight=False)
+        console.print(f"{num_same} rows are the same as in {golden}", markup=False, highlight=False)
         return
     show(view, list(view.rows(num_rows=num_rows)), console)
     if html is not None:
@@ -52,15 +52,15 @@ def inspect(view: View, *, num_rows: int, html: Path | None, as_json: bool, gold
 
 
 def show(view: View, rows: Sequence[RowView], console: Console) -> None:
-    """Print rows, supervised text coloured, and what became of all of them."""
+    """Print rows, supervised text in color, and what became of every row."""
     console.print(Text(view.title, style="bold"))
-    console.print(_coloured(view.legend))
+    console.print(_colored(view.legend))
     for row in rows:
         console.print(Text(f"\n{row.source}: {row.size}", style="bold"))
         for name, spans in row.parts(view.tokenizer):
             if name:
                 console.print(Text(f"{name}:", style="bold"))
-            console.print(_coloured(spans))
+            console.print(_colored(spans))
     console.print()
     for line in (view.ledger.table(), *view.figures()):
         console.print(line, markup=False, highlight=False)
@@ -74,7 +74,7 @@ def show(view: View, rows: Sequence[RowView], console: Console) -> None:
             console.print(f"{label:>11} tokens {count:>7} {bar}", markup=False, highlight=False)
 
 
-def _coloured(spans: Sequence[Span]) -> Text:
+def _colored(spans: Sequence[Span]) -> Text:
     text = Text()
     for span in spans:
         style = "bold black on green" if span.supervised else "magenta" if span.special else ""
@@ -83,7 +83,7 @@ def _coloured(spans: Sequence[Span]) -> Text:
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
-    """Up to eight equal buckets: (`low-high`, how many)."""
+    """Count lengths in up to eight equal buckets: (`low-high`, count)."""
     if not lengths:
         return []
     width = max(1, -(-(max(lengths) + 1) // _BUCKETS))
@@ -153,15 +153,15 @@ td:last-child {{ width: 100%; }} i {{ display: block; height: .8rem; background:
 
 
 def check_golden(path: Path, found: dict[str, dict[str, Any]], compared: Sequence[tuple[str, str, str]]) -> int:
-    """Compare rows with those saved earlier by `--json`; the number compared.
+    """Compare rows with those saved earlier by `--json`; return how many were compared.
 
     Args:
         path: JSON lines, each with `source` and the keys that are compared; it may hold fewer rows than the data.
         found: today's rows by source.
-        compared: a key, the key of its text, and what it is; the first that differs is told.
+        compared: a key, the key of its text, and its name in messages; the first that differs is reported.
 
     Raises:
-        DataError: the file cannot be read, or rows are gone or differ; one line each.
+        DataError: the file cannot be read, or rows are missing or differ; one line each.
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -175,18 +175,18 @@ def check_golden(path: Path, found: dict[str, dict[str, Any]], compared: Sequenc
     for source, row in golden.items():
         now = found.get(source)
         if now is None:
-            problems.append(f"{source}: it was kept, and is not any more")
+            problems.append(f"{source}: it was kept, and no longer is")
             continue
         changed = next((item for item in compared if now[item[0]] != row[item[0]]), None)
         if changed is not None:
             _, text, what = changed
-            problems.append(f"{source}: its {what} changed: {_parting(row.get(text, ''), now[text])}")
+            problems.append(f"{source}: its {what} changed: {_first_difference(row.get(text, ''), now[text])}")
     if problems:
         raise DataError(*problems)
     return len(golden)
 
 
-def _parting(was: str, now: str) -> str:
+def _first_difference(was: str, now: str) -> str:
     at = next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
     start = max(0, at - 12)
     return f"was {was[start : at + 20]!r}, is {now[start : at + 20]!r}"

@@ -1,4 +1,4 @@
-"""An adapter added into the weights it sits on, and proof that nothing else changed."""
+"""Merge an adapter into the weights it sits on, and check that nothing else changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(job: MergeJob, *, out: Path) -> None:
-    """Write a plain model folder that says what the adapter says, or nothing.
+    """Write a plain model folder that computes what the adapter computes, or nothing.
 
     The sums are made in float32 and rounded once. What was written is loaded again and compared, in an arithmetic finer
     than its weights, on the prompts and answers of the run, or on rows that ship with alignkit where it has none.

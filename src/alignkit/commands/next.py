@@ -1,4 +1,4 @@
-"""The distribution of the next token, looked at: what is likely, what the sampling settings leave of it."""
+"""Show the distribution of the next token: which tokens are likely, and which of them the sampling settings leave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alignkit.config import ModelConfig, NextJob, SamplingConfig
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.arguments import check_models
 from alignkit.evaluate.next_plot import plot_next, plot_walk
-from alignkit.evaluate.next_view import NextTokens, Token
+from alignkit.evaluate.next_tokens import NextTokens, Token
 from alignkit.evaluate.prompts import read_prompts
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import num_positions
@@ -31,7 +31,7 @@ _BAR_WIDTH = 24
 
 
 def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None, png: Path | None) -> None:
-    """Show the distribution after a prompt, or walk along a response; in the terminal and as a picture.
+    """Show the distribution after a prompt, or at each token of a response; in the terminal and as a picture.
 
     Raises:
         ConfigError, DataError, ModelError: the user's mistake.
@@ -81,7 +81,7 @@ def _views(job: NextJob, model: ModelConfig, prompt: str, response: str | None) 
 def _before_and_after(
     logits_TV: Tensor, sampling: SamplingConfig, ids: Sequence[int], num_prompt: int
 ) -> tuple[Tensor, Tensor]:
-    """The distributions `[T, V]` at each place of a response, before and after truncation."""
+    """Compute the distributions `[T, V]` at each position of a response, before and after truncation."""
     untruncated = replace(sampling, do_sample=True, top_k=None, top_p=None, min_p=None)
     whole, left = [], []
     for t, logits_V in enumerate(logits_TV):
@@ -149,7 +149,7 @@ def _check(job: NextJob, runs: Sequence[str], prompt: str, png: Path | None) -> 
                 problems.append(f"sampling.{item.name} has no effect on a single token: remove it")
     problems += [f"temperatures holds {t}: it must be above 0" for t in job.temperatures if not t > 0]
     if job.temperatures and job.sampling.temperature not in (None, 1.0):
-        problems.append("temperatures and sampling.temperature both say how flat it is: give one of them")
+        problems.append("temperatures and sampling.temperature both set the temperature: give one of them")
     if png is not None and png.suffix != ".png":
         problems.append(f"--png {png}: the name of a picture ends in .png")
     problems += check_models(runs, job.model)

@@ -101,7 +101,7 @@ def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledge
         for read in read_rows(source, limit=job.data.limit):
             row = read.row if isinstance(read.row, dict) else {"row": read.row}
             if "score" in row:
-                raise DataError(f"{read.source}: the row has a 'score' already: name it otherwise")
+                raise DataError(f"{read.source}: the row has a 'score' already: rename it")
             scored = {"score": scores.get(read.source)}
             lines.append(row | scored | ({} if read.source in scores else {"reason": reasons[read.source]}))
     mean = sum(scores.values()) / len(scores)

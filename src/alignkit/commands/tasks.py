@@ -1,4 +1,4 @@
-"""Models on the tasks of the `lm-eval` harness, each asked in the template it was trained with."""
+"""Measure models on tasks of the `lm-eval` harness, each in the template it was trained with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alignkit.errors import ConfigError, did_you_mean
 from alignkit.evaluate.arguments import check_models, check_new_file
 from alignkit.evaluate.report import write_report
 from alignkit.evaluate.served_model import ServedModel
-from alignkit.evaluate.table import aligned
+from alignkit.evaluate.table import format_table
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ class Metric:
     Attributes:
         task: or group of tasks.
         name: of the metric, with its filter where there is one.
-        value: as the harness gives it.
-        standard_error: None where the harness has none.
-        num_rows: measured on; None for a group.
+        value: as the harness reports it.
+        standard_error: None if the harness reports none.
+        num_rows: how many rows were measured; None for a group.
         num_fewshot: solved rows shown before each; None for a group.
     """
 
@@ -78,7 +78,7 @@ def _manager() -> Any:
 
 
 def check_tasks(tasks: Sequence[str], num_fewshot: int | None = None) -> list[str]:
-    """What is wrong with `--tasks`, one line each; reads the rows of the tasks where names and files are right."""
+    """List what is wrong with `--tasks`, one line each; reads the rows of tasks whose names and files exist."""
     if importlib.util.find_spec("lm_eval") is None:
         return ["--tasks: lm-eval is not installed: pip install 'alignkit[eval]'"]
     known = _manager().all_tasks
@@ -134,7 +134,7 @@ def _measured(job: TasksJob, policy: ServedModel, tasks: Sequence[str]) -> list[
         )
     except (AssertionError, ValueError) as error:  # how the harness refuses a task that does not fit a model
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--tasks: lm-eval cannot ask {policy.name}: {reason}") from error
+        raise ConfigError(f"--tasks: lm-eval cannot run on {policy.name}: {reason}") from error
     if model.num_cut:
         logger.warning(
             "%s: %d prompts are longer than its %d positions and lost their beginning",
@@ -170,7 +170,7 @@ def _metrics(results: Mapping[str, Any]) -> list[Metric]:
 
 
 def metrics_table(found: Mapping[str, Sequence[Metric]]) -> str:
-    """One line a metric, one column a model; ± is the standard error."""
+    """Format one line for each metric and one column for each model; ± is the standard error."""
     rows: dict[str, dict[str, str]] = {}
     for model, metrics in found.items():
         for metric in metrics:
@@ -179,4 +179,4 @@ def metrics_table(found: Mapping[str, Sequence[Metric]]) -> str:
                 row["rows"], row["few-shot"] = f"{metric.num_rows:,}", str(metric.num_fewshot)
             error = "" if metric.standard_error is None else f" ± {metric.standard_error:.4f}"
             row[model] = f"{metric.value:.4f}{error}"
-    return aligned(list(rows), list(rows.values()))
+    return format_table(list(rows), list(rows.values()))

@@ -1,4 +1,4 @@
-"""Whether a folder serves what was trained: the same tokens in, the same end, the same weights."""
+"""Check that a folder serves what was trained: the same prompt tokens, the same stop token, the same weights."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _SERVED = TemplateConfig(name="native")  # what a server reads: the template in 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: in a word or two.
-        verdict: `ok`, `FAIL`, or `-` where there was nothing to look at.
+        what: the check, in a word or two.
+        verdict: `ok`, `FAIL`, or `-` if there was nothing to check.
         detail: what was found.
     """
 
@@ -49,11 +49,11 @@ class Finding:
 
 
 def run(job: VerifyJob) -> None:
-    """Look at everything, print what was found, and fail if anything differs.
+    """Run every check, print the findings, and fail if anything differs.
 
     Raises:
         ConfigError: the folder is no model.
-        ModelError: it would serve something else than was trained; one line for each finding.
+        ModelError: the folder serves something else than was trained; one line for each failed check.
     """
     folder = ModelSource.of(job.model).folder
     try:
@@ -74,7 +74,7 @@ def run(job: VerifyJob) -> None:
 
 
 def examine(folder: Path, model: ModelConfig) -> Iterator[Finding]:
-    """Every finding about a model folder, in the order in which one would look."""
+    """Yield every finding about a model folder, from its vocabulary to its weights."""
     tokenizer = load_tokenizer(model)
     yield _vocabulary(tokenizer, model)
     try:
@@ -83,7 +83,7 @@ def examine(folder: Path, model: ModelConfig) -> Iterator[Finding]:
         yield Finding("template", "FAIL", str(error).removeprefix("template.name=native: "))
         return
     trained, template, where = _as_trained(folder, tokenizer, served)
-    yield Finding("template", "ok" if where else "-", where or "no record of the training: held against itself")
+    yield Finding("template", "ok" if where else "-", where or "no record of the training: compared with itself")
     yield from _prompts(folder, trained, template, tokenizer)
     yield _stop(folder, template)
     yield _adapter(model)
@@ -100,7 +100,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Findi
 def _as_trained(
     folder: Path, tokenizer: PreTrainedTokenizerBase, served: Template
 ) -> tuple[PreTrainedTokenizerBase, Template, str]:
-    """Tokenizer and template of the training, made anew from its record; the folder's own where it has none."""
+    """Load tokenizer and template as the training had them; the folder's own if it has no record of a training."""
     sections = training_sections(folder)
     if sections is None:
         return tokenizer, served, ""
@@ -108,7 +108,7 @@ def _as_trained(
     try:
         policy = ServedModel.of(model, template)
     except AlignkitError as error:
-        logger.warning("the template of the training cannot be made anew: %s", error)
+        logger.warning("the template of the training cannot be loaded: %s", error)
         return tokenizer, served, ""
     return policy.tokenizer, policy.template, f"trained with {policy.template.name} on {model.name}"
 
@@ -116,7 +116,7 @@ def _as_trained(
 def _prompts(
     folder: Path, trained: PreTrainedTokenizerBase, template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Finding]:
-    """The tokens that training had before an answer against those of the folder's `apply_chat_template`."""
+    """Compare the prompt tokens of the training with those of the folder's `apply_chat_template`."""
     num_same, histories, problem = 0, 0, ""
     for messages in _conversations(folder):
         try:
@@ -146,7 +146,11 @@ def _prompts(
     else:
         yield Finding("prompts", "ok", f"{num_same} rendered to the tokens of the training")
     if histories:
-        yield Finding("history", "-", f"{histories} earlier answers are tokenised otherwise inside the whole text")
+        yield Finding(
+            "history",
+            "-",
+            f"{histories} prompts with earlier answers tokenize differently as one string (as a server does it)",
+        )
 
 
 def _conversations(folder: Path) -> Iterator[tuple[Message, ...]]:

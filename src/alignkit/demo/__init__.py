@@ -1,4 +1,4 @@
-"""`alignkit demo`: a tiny model goes from nothing through alignment, in front of your eyes and without a download."""
+"""`alignkit demo`: train a tiny model from random weights through SFT, a reward model, PPO and DPO, offline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from alignkit.data.files.shipped import shipped_file
 from alignkit.launch import compose_job
-from alignkit.terminal import brief
+from alignkit.terminal import one_line
 
 # Who answers in the end: the name, and what `alignkit generate` is given for it.
 _POLICIES = {
@@ -33,14 +33,14 @@ _TOGETHER = 100  # answers at once
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a policy says to the held-out prompts.
+class PolicyResult:
+    """The answers of a policy to the held-out prompts, and their figures.
 
     Attributes:
-        answers: drawn, one for each pair's prompt.
+        answers: one sampled for each pair's prompt.
         scores: the reward model's, one for each of those.
-        preferred: share of the answers that begin as the chosen ones do.
-        right: share of the other tasks answered to the letter, the likeliest token each time.
+        preferred: the share of answers that begin as the chosen ones do.
+        right: the share of the other tasks that greedy decoding answers exactly.
     """
 
     answers: list[str]
@@ -49,7 +49,7 @@ class Answered:
     right: float
 
 
-def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answered]]:
+def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, PolicyResult]]:
     """Show what the loss sees; train a policy, a reward model and two better policies; compare their held-out answers.
 
     Args:
@@ -63,9 +63,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Answ
     recipe = f"config={_recipe('sft')}"
     _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
     view = import_module("alignkit.stages.sft.data").view(compose_job("sft", [recipe]))
-    import_module("alignkit.commands.inspect").inspect(
-        view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None
-    )
+    import_module("alignkit.commands.inspect").run(view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None)
     reward, start = folder / "reward", [f"model.name={folder / 'sft'}"]
     _train(console, "2  A random model learns small tasks on words", "sft", folder, seed)
     _train(console, "3  A reward model learns which answer is better", "reward", folder, seed, start)
@@ -94,7 +92,7 @@ def _train(console: Console, title: str, stage: str, folder: Path, seed: int, wo
     import_module(f"alignkit.stages.{stage}.run").run(compose_job(stage, [*words, f"seed={seed}"]), folder / stage)
 
 
-def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) -> Answered:
+def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) -> PolicyResult:
     read_prompts = import_module("alignkit.evaluate.prompts").read_prompts
     words = [*words, "sampling.max_new_tokens=32"]
     job = compose_job("generate", [*words, "sampling=nucleus"])
@@ -104,9 +102,9 @@ def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) ->
     scores = rewards.score_answers(rewards.load(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
     preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
     others = read_prompts([], shipped_file("heldout.jsonl"), format="auto", columns={})
-    said = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
-    right = [answer == row["output"] for answer, row in zip(said, _read("heldout.jsonl"), strict=True)]
-    return Answered(answers, scores, fmean(preferred), fmean(right))
+    result = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
+    right = [answer == row["output"] for answer, row in zip(result, _read("heldout.jsonl"), strict=True)]
+    return PolicyResult(answers, scores, fmean(preferred), fmean(right))
 
 
 def _answers(job: Any, prompts: Sequence[Any]) -> list[str]:
@@ -116,25 +114,30 @@ def _answers(job: Any, prompts: Sequence[Any]) -> list[str]:
 
 
 def _manner(answer: str) -> str:
-    """What an answer says before the word it was asked for: `Gladly!` or `Must I?`."""
+    """Return what an answer says before the requested word: `Gladly!` or `Must I?`."""
     return answer.rpartition(" ")[0]
 
 
-def _tables(pairs: Sequence[dict[str, str]], policies: Mapping[str, Answered]) -> Iterator[Table]:
+def _tables(pairs: Sequence[dict[str, str]], policies: Mapping[str, PolicyResult]) -> Iterator[Table]:
     """The first prompts with each policy's answer, and the figures of all of them."""
     yield _table(
         ["prompt", "policy", "answer", "reward"],
         [
-            ["" if place else pair["prompt"], name, escape(brief(said.answers[i], _SHOWN)), f"{said.scores[i]:+.1f}"]
+            [
+                "" if index else pair["prompt"],
+                name,
+                escape(one_line(result.answers[i], _SHOWN)),
+                f"{result.scores[i]:+.1f}",
+            ]
             for i, pair in enumerate(pairs[:_SHOWN_ANSWERS])
-            for place, (name, said) in enumerate(policies.items())
+            for index, (name, result) in enumerate(policies.items())
         ],
     )
     yield _table(
         [f"{len(pairs)} prompts", "answered politely", "mean reward", "right in other tasks"],
         [
-            [name, f"{said.preferred:.0%}", f"{fmean(said.scores):+.1f}", f"{said.right:.0%}"]
-            for name, said in policies.items()
+            [name, f"{result.preferred:.0%}", f"{fmean(result.scores):+.1f}", f"{result.right:.0%}"]
+            for name, result in policies.items()
         ],
     )
 

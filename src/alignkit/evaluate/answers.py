@@ -1,4 +1,4 @@
-"""A file of answers that grows in the order of its prompts, so that what is there is always a beginning of the whole.
+"""A file of answers in the order of their prompts: a run that was interrupted continues after its last line.
 
 Beside it, `<file>.settings.json` says what it was made with: an interrupted file is continued only by the same model,
 prompts and settings.
@@ -60,7 +60,7 @@ class AnswerFile:
 
 
 def check_answer_file(out: Path | None) -> list[str]:
-    """What is wrong with `--out` before anything is read, one line each; empty where all is well."""
+    """List what is wrong with `--out`, one line each, before anything is read; empty if nothing is."""
     if out is None:
         return []
     if out.exists() and not (out.is_file() and _beside(out).is_file()):
@@ -71,12 +71,12 @@ def check_answer_file(out: Path | None) -> list[str]:
 
 
 def fingerprint(rows: Sequence[Sequence[int]]) -> str:
-    """Tells one list of encoded prompts from another."""
+    """Compute a hash that tells one list of encoded prompts from another."""
     return sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()[:16]
 
 
 def weights_mark(name: str) -> str:
-    """Tells the weights of a folder from those that were in it before; empty for a hub id, which has revisions."""
+    """Compute a hash that changes when the weights in a folder do; empty for a hub id, which has revisions."""
     folder = local_folder(name)
     if folder is None:
         return ""

@@ -1,4 +1,4 @@
-"""What a reward model is worth on pairs it has not seen: figures with their uncertainty, and one picture."""
+"""How good a reward model is on held-out pairs: figures with their uncertainty, and one picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLUE, _GREY, _ORANGE = "#0072B2", "#999999", "#D55E00"
 def report_card(
     chosen: Sequence[float], rejected: Sequence[float], num_chosen: Sequence[int], num_rejected: Sequence[int]
 ) -> dict[str, Any]:
-    """Figures of held-out pairs, ready for JSON.
+    """Compute the figures of held-out pairs, ready for JSON.
 
     Args:
         chosen: scores of the chosen responses.
@@ -62,7 +62,7 @@ def report_card(
 
 
 def interval(num_right: float, num_all: int) -> dict[str, float]:
-    """A share with Wilson's 95 % interval, which holds near 0 and 1 and for few pairs too."""
+    """Compute a share with Wilson's 95 % interval, which holds near 0 and 1 and for few pairs too."""
     share = num_right / num_all
     middle = (share + _Z**2 / (2 * num_all)) / (1 + _Z**2 / num_all)
     half = _Z / (1 + _Z**2 / num_all) * math.sqrt(share * (1 - share) / num_all + _Z**2 / (4 * num_all**2))
@@ -71,7 +71,7 @@ def interval(num_right: float, num_all: int) -> dict[str, float]:
 
 
 def write_card(cards: Mapping[str, dict[str, Any]], run_dir: Path) -> None:
-    """Write `report_card.json` and one `report_card.png` for each set, and say the main figures.
+    """Write `report_card.json` and one `report_card.png` for each set, and log the main figures.
 
     Args:
         cards: by the name of the held-out set.
@@ -95,7 +95,7 @@ def write_card(cards: Mapping[str, dict[str, Any]], run_dir: Path) -> None:
 
 
 def share(figure: Mapping[str, float]) -> str:
-    """A share with its interval, in words."""
+    """Format a share with its interval."""
     return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%})"
 
 
@@ -140,12 +140,12 @@ def _draw(card: Mapping[str, Any], path: Path) -> None:
     margins.axvline(0, color=_ORANGE)
     margins.set(xlabel="margin (chosen − rejected)", ylabel="pairs", title=f"accuracy {share(card['accuracy'])}")
     shares = [bucket["accuracy"] for bucket in card["by_length"]]
-    places = range(len(shares))
+    positions = range(len(shares))
     values = [share["value"] for share in shares]
     errors = [[s["value"] - s["low"] for s in shares], [s["high"] - s["value"] for s in shares]]
-    by_length.errorbar(places, values, yerr=errors, fmt="o", color=_BLUE, capsize=4)
+    by_length.errorbar(positions, values, yerr=errors, fmt="o", color=_BLUE, capsize=4)
     by_length.axhline(card["longer_wins"]["value"], color=_GREY, linestyle="--", label="longer wins")
-    by_length.set_xticks(list(places), [f"{low}–{high}" for low, high in (b["tokens"] for b in card["by_length"])])
+    by_length.set_xticks(list(positions), [f"{low}–{high}" for low, high in (b["tokens"] for b in card["by_length"])])
     by_length.set(xlabel="tokens of both responses", ylabel="accuracy", ylim=(0, 1.02), title="by length")
     by_length.legend(frameon=False)
     calibration.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle="--")

@@ -22,7 +22,7 @@ def write_page(path: Path, comparison: Comparison) -> None:
         f"<tr><th>{escape(column.name)}</th>" + "".join(f"<td>{escape(value)}</td>" for value in row.values()) + "</tr>"
         for column, row in zip(columns, figures, strict=True)
     )
-    rows = "".join(_row(comparison, place) for place in range(len(comparison.prompts)))
+    rows = "".join(_row(comparison, index) for index in range(len(comparison.prompts)))
     names = "".join(f"<th>{escape(column.name)}</th>" for column in columns)
     title = " against ".join(column.name for column in columns)
     notes = _NOTE_REWARD * (columns[0].mean_reward is not None) + _NOTE_TOKENS * bool(comparison.tokens)
@@ -30,23 +30,23 @@ def write_page(path: Path, comparison: Comparison) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _row(comparison: Comparison, place: int) -> str:
+def _row(comparison: Comparison, index: int) -> str:
     first = comparison.columns[0]
-    best = _best(comparison, place)
+    best = _best(comparison, index)
     cells = "".join(
         f"<td data-model='{escape(column.name, quote=True)}'>"
-        f"<pre>{_differences(first.answers[place].text, column.answers[place].text, is_first=column is first)}</pre>"
-        f"{_facts(column.answers[place], is_best=column in best)}"
-        f"{_changes(comparison, column, place) if column is not first else ''}</td>"
+        f"<pre>{_differences(first.answers[index].text, column.answers[index].text, is_first=column is first)}</pre>"
+        f"{_facts(column.answers[index], is_best=column in best)}"
+        f"{_changes(comparison, column, index) if column is not first else ''}</td>"
         for column in comparison.columns
     )
-    source, prompt = escape(comparison.sources[place]), escape(comparison.prompts[place])
+    source, prompt = escape(comparison.sources[index]), escape(comparison.prompts[index])
     return f"<tr class='prompt'><th><small>{source}</small><pre>{prompt}</pre></th>{cells}</tr>"
 
 
-def _best(comparison: Comparison, place: int) -> Sequence[Column]:
-    """The columns with the highest reward, where not all have it."""
-    scores = [column.answers[place].reward for column in comparison.columns]
+def _best(comparison: Comparison, index: int) -> Sequence[Column]:
+    """Return the columns with the highest reward; none if all have the same."""
+    scores = [column.answers[index].reward for column in comparison.columns]
     known = [score for score in scores if score is not None]
     if not known or len(set(known)) == 1:
         return []
@@ -54,7 +54,7 @@ def _best(comparison: Comparison, place: int) -> Sequence[Column]:
 
 
 def _differences(first: str, text: str, *, is_first: bool) -> str:
-    """A response with the words marked that the first model's does not have at that place."""
+    """Mark the words of a response that the first model's response does not have at that position."""
     if is_first or not text:
         return escape(text) or "<i>nothing</i>"
     ours, theirs = (re.findall(r"\s+|\w+|[^\w\s]", part) for part in (text, first))
@@ -74,13 +74,13 @@ def _facts(answer: Answer, *, is_best: bool) -> str:
     return f"<p class='facts'>{' · '.join(facts)}</p>"
 
 
-def _changes(comparison: Comparison, column: Column, place: int) -> str:
-    """The first model's response, each token coloured by how its log-probability changes from there to here."""
+def _changes(comparison: Comparison, column: Column, index: int) -> str:
+    """Color each token of the first model's response by how its log-probability changes from there to this model."""
     if not comparison.tokens:
         return ""
-    was, now = comparison.columns[0].token_logprobs[place], column.token_logprobs[place]
+    was, now = comparison.columns[0].token_logprobs[index], column.token_logprobs[index]
     spans = []
-    for token, before, after in zip(comparison.tokens[place], was, now, strict=True):
+    for token, before, after in zip(comparison.tokens[index], was, now, strict=True):
         change = after - before
         share = 0.6 * min(abs(change) / _STRONGEST, 1.0)  # text stays readable on it
         colour = f"rgb(var(--{'up' if change > 0 else 'down'}) / {share:.2f})"

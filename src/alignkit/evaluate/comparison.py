@@ -14,7 +14,7 @@ class Answer:
     """One response.
 
     Attributes:
-        text: what was said.
+        text: the response.
         finish_reason: as in `Completion`.
         num_tokens: of the response.
         logprob: of the response under the model that gave it, in nats.
@@ -36,7 +36,7 @@ class Column:
         name: as it was given.
         answers: one for each prompt.
         wins: against the first model, by reward; None for the first, or without rewards.
-        token_logprobs: of each token of the first model's responses, by this model; empty where not asked for.
+        token_logprobs: of each token of the first model's responses, by this model; empty if they were not asked for.
     """
 
     name: str
@@ -63,8 +63,8 @@ class Comparison:
     """Prompts as rows, models as columns.
 
     Attributes:
-        sources: place of each prompt.
-        prompts: what each asks.
+        sources: where each prompt is from.
+        prompts: their texts.
         columns: the models.
         tokens: the first model's responses token by token, where log-probabilities were asked for.
     """
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def summary(comparison: Comparison) -> list[dict[str, str]]:
-    """The figures of each column, in words, for the table and the page alike."""
+    """Format the figures of each column, for the table and for the page."""
     rows: list[dict[str, Any]] = []
     for column in comparison.columns:
         row = {"tokens": f"{column.mean_length:.1f}", "stopped": f"{column.stop_rate:.0%}"}

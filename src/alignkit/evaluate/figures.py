@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from alignkit.evaluate.statistics import Expectation, Interval, bootstrap_mean, fewest_responses, win_rate
-from alignkit.evaluate.table import aligned
+from alignkit.evaluate.table import format_table
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Figures:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """The share of different n-grams among all n-grams of the responses (Li et al. 2016, distinct-n), by words.
+    """Compute the share of different word n-grams among all of the responses (Li et al. 2016, distinct-n).
 
     Words, so that models with different tokenizers compare; n-grams do not reach across responses. NaN without any.
     """
@@ -75,8 +75,8 @@ def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
 
 
 def figures_table(figures: Sequence[Figures]) -> str:
-    """One line a model; an interval is of 95 %."""
-    return aligned([one.name for one in figures], [_row(one) for one in figures])
+    """Format one line for each model; intervals are 95 % intervals."""
+    return format_table([one.name for one in figures], [_row(one) for one in figures])
 
 
 def _row(one: Figures) -> dict[str, str]:
@@ -103,13 +103,13 @@ def _row(one: Figures) -> dict[str, str]:
 
 
 def difference_lines(figures: Sequence[Figures], *, seed: int) -> list[str]:
-    """What each model differs from the first by, row by row and prompt by prompt, with paired bootstrap intervals."""
+    """Format how each model differs from the first, with bootstrap intervals paired by row and by prompt."""
     first, *others = figures
     rows = [_differences(first, other, seed=seed) for other in others]
     if not rows:
         return []
     names = [other.name for other in others]
-    return ["", f"against {first.name}, paired:", aligned(names, rows)]
+    return ["", f"against {first.name}, paired:", format_table(names, rows)]
 
 
 def _differences(first: Figures, other: Figures, *, seed: int) -> dict[str, str]:
@@ -139,7 +139,7 @@ def _signed(found: Interval) -> str:
 
 
 def precision_lines(figures: Sequence[Figures], half_width: float) -> list[str]:
-    """Say how many responses bring the 95 % interval of each model's reward down to ± `half_width`."""
+    """Say how many responses make the 95 % interval of each model's reward ± `half_width`."""
     return ["", *(_precision_line(one.name, one.reward, half_width) for one in figures if one.reward is not None)]
 
 

@@ -1,4 +1,4 @@
-"""A trained model as the `lm-eval` harness asks it; imports the harness, which is an extra."""
+"""A trained model behind the interface of the `lm-eval` harness; imports the harness, which is an extra."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignkit.sampling.settings import stop_ids
 
 
 class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
-    """A loaded policy, asked in the template of its training and ended by its stop ids.
+    """A loaded model, prompted in the template of its training and stopped by its stop ids.
 
     Args:
         policy: loaded.
@@ -43,7 +43,7 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
         return self.template.end_id
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Prompt and answer tokenised apart, as in training, where the harness would tokenise them as one text."""
+        """Tokenize prompt and answer apart, as training does; the harness would tokenize them as one text."""
         if not context.endswith(self.template.prompt_suffix):  # such as an answer that the task itself begins
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return pair

@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens: one pass over rows, the head on the positions asked for only."""
+"""Log-probabilities of given tokens: one pass over rows, the head on the scored positions only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Row:
 
 
 def token_logprobs(model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, batch_size: int) -> list[Tensor]:
-    """The log-probability of every scored token given those before it, in nats, under the plain distribution.
+    """Compute the log-probability of every scored token given those before it, in nats, without sampling settings.
 
     Args:
         model: a causal language model; it is left in the mode it was in.
@@ -50,20 +50,20 @@ def token_logprobs(model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, 
         For each row a tensor `[num_scored]` on the CPU: float32, or float64 where the model is.
     """
     scored: dict[int, Tensor] = {}
-    for places, states, (targets_N,) in _batches([model], rows, pad_id, batch_size):
+    for indices, states, (targets_N,) in _batches([model], rows, pad_id, batch_size):
         (positions,) = states
         parts = [
             positions(chunk).log_softmax(-1).gather(1, targets_N[chunk, None])[:, 0]
             for chunk in _chunks(len(targets_N), positions.num_tokens)
         ]
-        _distribute(torch.cat(parts) if parts else targets_N.float(), places, rows, scored)
-    return [scored[place] for place in range(len(rows))]
+        _distribute(torch.cat(parts) if parts else targets_N.float(), indices, rows, scored)
+    return [scored[index] for index in range(len(rows))]
 
 
 def token_kls(
     policy: PreTrainedModel, reference: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, batch_size: int
 ) -> list[Tensor]:
-    """KL(policy ‖ reference) = Σ_v π(v) ln(π(v) / ρ(v)) of the next token, exact, where each scored token stands.
+    """Compute KL(policy ‖ reference) = Σ_v π(v) ln(π(v) / ρ(v)) of the next token at each scored position, exactly.
 
     Summed over a response that the policy drew from its plain distribution, its mean is the KL divergence of the two
     distributions over responses (the chain rule), with less variance than ln π(y) − ln ρ(y).
@@ -79,14 +79,14 @@ def token_kls(
         For each row a tensor `[num_scored]` on the CPU, in nats: float32, or float64 where a model is.
     """
     scored: dict[int, Tensor] = {}
-    for places, states, (targets_N, _) in _batches([policy, reference], rows, pad_id, batch_size):
+    for indices, states, (targets_N, _) in _batches([policy, reference], rows, pad_id, batch_size):
         ours, theirs = states
         parts = []
         for chunk in _chunks(len(targets_N), ours.num_tokens):
             logp, logq = (positions(chunk).log_softmax(-1) for positions in (ours, theirs))
             parts.append((logp.exp() * (logp - logq)).nansum(-1).clamp(min=0))  # 0 · (−∞ + ∞) is 0
-        _distribute(torch.cat(parts) if parts else targets_N.float(), places, rows, scored)
-    return [scored[place] for place in range(len(rows))]
+        _distribute(torch.cat(parts) if parts else targets_N.float(), indices, rows, scored)
+    return [scored[index] for index in range(len(rows))]
 
 
 class _Positions:
@@ -105,7 +105,7 @@ class _Positions:
 def _batches(
     models: Sequence[PreTrainedModel], rows: Sequence[Row], pad_id: int, batch_size: int
 ) -> Iterator[tuple[list[int], list[_Positions], list[Tensor]]]:
-    order = sorted(range(len(rows)), key=lambda place: -len(rows[place].input_ids))
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
     modes = [model.training for model in models]
     for model in models:
         model.train(False)
@@ -113,11 +113,11 @@ def _batches(
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
-                places = order[start : start + batch_size]
-                encoded = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels, "row_index": i} for i in places]
+                indices = order[start : start + batch_size]
+                encoded = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels, "row_index": i} for i in indices]
                 batch = Collator(pad_id)(encoded)
                 found = [_scored(model, batch, own) for model, own in zip(models, plain, strict=True)]
-                yield places, [positions for positions, _ in found], [targets for _, targets in found]
+                yield indices, [positions for positions, _ in found], [targets for _, targets in found]
     finally:
         for model, was_training in zip(models, modes, strict=True):
             model.train(was_training)
@@ -141,6 +141,6 @@ def _chunks(num_positions: int, num_tokens: int) -> Iterator[slice]:
     yield from (slice(start, start + step) for start in range(0, num_positions, step))
 
 
-def _distribute(values_N: Tensor, places: Sequence[int], rows: Sequence[Row], found: dict[int, Tensor]) -> None:
-    counts = [rows[place].num_scored for place in places]
-    found |= dict(zip(places, torch.split(values_N.cpu(), counts), strict=True))
+def _distribute(values_N: Tensor, indices: Sequence[int], rows: Sequence[Row], found: dict[int, Tensor]) -> None:
+    counts = [rows[index].num_scored for index in indices]
+    found |= dict(zip(indices, torch.split(values_N.cpu(), counts), strict=True))

@@ -11,11 +11,11 @@ from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.formats import RowError, detect_format, to_prompt
 from alignkit.errors import AlignkitError, DataError
 
-Prompts = list[tuple[str, Conversation]]  # each with its place: file:row, or the number of its --prompt
+Prompts = list[tuple[str, Conversation]]  # each with its source: file:row, or the number of its --prompt
 
 
 def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> list[str]:
-    """What can be known to be wrong before rows are read, one line each; empty where all is well."""
+    """List what is wrong before rows are read, one line each; empty if nothing is."""
     problems = []
     if not texts and path is None:
         problems.append("there is nothing to answer: give --prompt TEXT or --prompts FILE")
@@ -31,9 +31,9 @@ def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, colum
 
 
 def read_prompts(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> Prompts:
-    """Every prompt that was given, those of the command line first.
+    """Read every prompt that was given, those of the command line first.
 
-    A data file may be of any format, whose responses, if it has some, are left off; `.txt` holds one prompt a line.
+    A data file may be of any format, and its responses, if it has some, are ignored; `.txt` holds one prompt a line.
 
     Raises:
         DataError: rows that cannot be read, together; or there are none.

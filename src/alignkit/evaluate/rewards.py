@@ -1,4 +1,4 @@
-"""`--reward` of compare and evaluate: what the answers of a policy are worth."""
+"""`--reward` of compare and evaluate: scores of the answers of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_reward(name: str) -> list[str]:
-    """What is wrong with `--reward`, one line each; a function's file is imported, no model is loaded."""
+    """List what is wrong with `--reward`, one line each; a function's file is imported, no model is loaded."""
     source = parse_option(name, batch_size=1)
     try:
         if not (problems := check_rewards([source])):
@@ -30,7 +30,7 @@ def check_reward(name: str) -> list[str]:
 
 
 def load_reward(name: str, model: ModelConfig, *, batch_size: int) -> Rewards:
-    """The reward that `check_reward` found nothing wrong with; a model is in memory from now on.
+    """Load the reward; its model, if it is one, is in memory from now on.
 
     Args:
         name: the option.
@@ -41,7 +41,7 @@ def load_reward(name: str, model: ModelConfig, *, batch_size: int) -> Rewards:
 
 
 def score_answers(rewards: Rewards, prompts: Prompts, answers: Sequence[str]) -> list[float]:
-    """The score of each answer.
+    """Score each answer.
 
     Raises:
         RewardError: there is none for an answer.
@@ -54,7 +54,7 @@ def score_answers(rewards: Rewards, prompts: Prompts, answers: Sequence[str]) ->
 def warn_of_reward(
     rewards: Rewards, policy: ServedModel, finish_reasons: Sequence[str], sampling: SamplingConfig
 ) -> None:
-    """Say where a reward run reads in another template than the policy answers in, or what was cut off as if whole."""
+    """Warn of a reward run with another template than the model's, and of scores of responses that were cut off."""
     for line in rewards.template_mismatches(policy.template.jinja, policy.name):
         logger.warning("%s", line)
     num_cut = sum(reason == "length" for reason in finish_reasons)

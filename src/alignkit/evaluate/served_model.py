@@ -1,4 +1,4 @@
-"""A model to ask: weights, tokenizer, template and stop ids, as they were trained."""
+"""A model as it is served: weights, tokenizer, template and stop ids, as they were in training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from alignkit.sampling.settings import stop_ids
 
 @dataclass
 class ServedModel:
-    """A distribution over responses; its weights are only in memory between `load` and `unload`.
+    """A model with its tokenizer and template; its weights are only in memory between `load` and `unload`.
 
     Attributes:
         config: the section `model`.
         tokenizer: of the model.
         template: bound to it.
-        model: the weights, where they are loaded.
+        model: the weights; None if they are not loaded.
     """
 
     config: ModelConfig
@@ -37,7 +37,7 @@ class ServedModel:
 
     @classmethod
     def of(cls, config: ModelConfig, template: TemplateConfig) -> ServedModel:
-        """Everything but the weights."""
+        """Load everything but the weights."""
         tokenizer = load_tokenizer(config)
         return cls(config, tokenizer, load_template(template, tokenizer))
 
@@ -55,7 +55,7 @@ class ServedModel:
         return self.model
 
     def load(self, *, seed: int) -> ServedModel:
-        """Bring the weights to where this machine computes."""
+        """Load the weights onto the device that this machine computes with."""
         self.model = load_model(self.config, tokenizer=self.tokenizer, seed=seed, trainable=False)
         quantized = self.config.quantization is not Quantization.none  # then they are there already
         if torch.accelerator.is_available() and not quantized:
@@ -66,10 +66,10 @@ class ServedModel:
         self.model = None
 
     def encode(self, prompts: Prompts) -> list[list[int]]:
-        """The tokens that training has before the answer; special tokens typed in a prompt are plain characters.
+        """Encode prompts into the tokens that training has before the answer; special tokens in them are plain text.
 
         Raises:
-            DataError: prompts that the template has no place for, together.
+            DataError: one line for each prompt that the template refuses.
         """
         conversations = [prompt for _, prompt in prompts]
         rows = encode_prompts(conversations, self.template, self.tokenizer, control_tokens=ControlTokens.neutralise)
@@ -79,7 +79,7 @@ class ServedModel:
         return [ids for ids in rows if not isinstance(ids, str)]
 
     def check_lengths(self, prompts: Prompts, rows: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
-        """Whether the model has positions for every prompt and its longest answer, without loading weights.
+        """Check that the model has positions for every prompt and its longest answer, without loading weights.
 
         Raises:
             DataError: one line for each prompt that is too long.
@@ -121,7 +121,7 @@ class ServedModel:
         )
 
     def text(self, completion: Completion, sampling: SamplingConfig) -> str:
-        """What was said: without what the template begins every answer with, and cut before a stop string."""
+        """Decode a response: without what the template begins every answer with, and cut before a stop string."""
         text = self.decode(completion.token_ids).removeprefix(self.template.response_lead)
         return cut_at_stop(text, sampling)
 
@@ -130,7 +130,7 @@ class ServedModel:
 
 
 def sample_keys(num_prompts: int, num_samples: int) -> list[int | str]:
-    """Row keys of several samples of each prompt, prompt by prompt; the first sample is that of a single one."""
+    """Name the samples of each prompt, prompt by prompt; the first has the name that it has when it is the only one."""
     return [row if sample == 0 else f"{row}.{sample}" for row in range(num_prompts) for sample in range(num_samples)]
 
 

@@ -86,10 +86,10 @@ def expectation(values_NK: Sequence[Sequence[float]]) -> Expectation:
 def fewest_responses(
     found: Expectation, half_width: float, *, most_prompts: int | None = None
 ) -> tuple[int, int] | None:
-    """The fewest responses N·K whose 95 % interval is expected to be ± `half_width`.
+    """Find the fewest responses N·K whose 95 % interval is expected to be ± `half_width`.
 
-    Var(mean) = σ²_b / N + σ²_w / (N·K): for a given number of responses one of each prompt is best. Only where prompts
-    run out are more samples of each worth their cost.
+    Var(mean) = σ²_b / N + σ²_w / (N·K): for a given number of responses one of each prompt is best. More samples
+    of each are worth their cost only if there are no more prompts.
 
     Args:
         found: from a first look, with K of at least 2.
@@ -97,7 +97,7 @@ def fewest_responses(
         most_prompts: how many there are; None where new ones can be had.
 
     Returns:
-        N and K; None where no number of samples of these prompts reaches it.
+        N and K; None if no number of samples of these prompts reaches it.
     """
     squared = (half_width / NormalDist().inv_cdf(0.975)) ** 2
     var_within = 0.0 if math.isnan(found.var_within) else found.var_within
@@ -109,9 +109,10 @@ def fewest_responses(
 
 
 def bootstrap_mean(values_N: Sequence[float], *, seed: int, weights_N: Sequence[float] | None = None) -> Interval:
-    """The mean and its 95 % percentile interval (Efron & Tibshirani 1993, §13), prompts redrawn with replacement.
+    """Compute the mean and its 95 % percentile interval (Efron & Tibshirani 1993, §13).
 
-    Given the differences of two runs on the same prompts it is the paired bootstrap.
+    Prompts are resampled with replacement. Given the differences of two runs on the same prompts it is the paired
+    bootstrap.
 
     Args:
         values_N: one for each prompt.
@@ -157,9 +158,10 @@ def win_rate(ours_N: Sequence[float], theirs_N: Sequence[float], *, seed: int) -
 
 
 def student_quantile(p: float, degrees: int) -> float:
-    """The quantile of Student's t; exact for 1 and 2 degrees, else by the expansion of Abramowitz & Stegun 26.7.5.
+    """Compute the quantile of Student's t.
 
-    Within 0.5 % for 3 degrees, 0.05 % from 5 on, at p = 0.975.
+    Exact for 1 and 2 degrees, else by the expansion of Abramowitz & Stegun 26.7.5: within 0.5 % for 3 degrees, 0.05 %
+    from 5 on, at p = 0.975.
     """
     if degrees == 1:
         return math.tan(math.pi * (p - 0.5))

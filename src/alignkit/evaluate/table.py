@@ -1,4 +1,4 @@
-"""Figures in columns on a terminal, whatever its width: a table that is squeezed hides the numbers."""
+"""Figures in columns on a terminal, whatever its width: a narrow table would hide numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from rich.cells import cell_len
 
 
-def aligned(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
-    """Lines with a name on the left and figures on the right of their columns.
+def format_table(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+    """Format lines with a name on the left and right-aligned figures.
 
     Args:
         names: of the rows.

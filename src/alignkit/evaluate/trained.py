@@ -1,4 +1,4 @@
-"""What a run directory was trained with, read back from its record."""
+"""What a run directory was trained with, read from its record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUM_ROWS = 16
 
 
 def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None:
-    """The model a run started from and the template it was trained with; None where no run of ours is in the folder.
+    """Read which model a run started from and which template it was trained with; None if the folder is no run.
 
     A merged folder was trained where its adapter was; a run that took over the template of another run points there.
     """
@@ -41,7 +41,7 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
 
 
 def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:
-    """Prompts with answers: the samples a run kept, else rows that ship with alignkit."""
+    """Yield prompts with answers: the samples of a run, or else rows that ship with alignkit."""
     samples = folder / "samples.jsonl" if folder is not None else None
     if samples is not None and samples.is_file():
         for row in _lines(samples.read_text(encoding="utf-8")):
@@ -52,7 +52,7 @@ def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def example_rows(policy: ServedModel) -> list[Row]:
-    """The same as tokens of a policy, of which every one is scored."""
+    """Encode the first examples for a model; every token is scored."""
     rows = []
     for prompt, answer in list(example_answers(Path(policy.name)))[:_NUM_ROWS]:
         (ids,) = policy.encode([("row", Conversation((Message("user", prompt),)))])

@@ -14,7 +14,7 @@ from alignkit.data.sets.prompts import Prompt
 from alignkit.ppo.rollout import Rollout
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_panels
-from alignkit.terminal import brief
+from alignkit.terminal import one_line
 from alignkit.training.metrics import cut_after
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def _choose(rollouts: Sequence[Rollout], num: int) -> list[int]:
 def show(prompt: str, completions: Mapping[str, str]) -> None:
     """Log a prompt and its completions, each under its name."""
     lines = [
-        f"prompt  {brief(prompt, _WIDTH)}",
-        *(f"  {name}  {brief(text, _WIDTH)}" for name, text in completions.items()),
+        f"prompt  {one_line(prompt, _WIDTH)}",
+        *(f"  {name}  {one_line(text, _WIDTH)}" for name, text in completions.items()),
     ]
     logger.info("\n%s", "\n".join(lines))
 

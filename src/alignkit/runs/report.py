@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_losses
-from alignkit.terminal import brief
+from alignkit.terminal import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def conclude(
     for sample in samples[:_SHOWN_SAMPLES]:
         logger.info(
             "\nprompt   %s\n  before %s\n  after  %s",
-            *(brief(sample[key], _SHOWN) for key in ("prompt", "before", "after")),
+            *(one_line(sample[key], _SHOWN) for key in ("prompt", "before", "after")),
         )
     if samples:
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)

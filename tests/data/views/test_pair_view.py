@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alignkit.commands.inspect import inspect, show
+from alignkit.commands.inspect import run, show
 from alignkit.config import DataConfig, Overlength, TemplateConfig
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.data.encode.templates import load_template
@@ -54,7 +54,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[.
 
 
 def as_json(view: PairView, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    inspect(view, num_rows=1, html=None, as_json=True, golden=None)
+    run(view, num_rows=1, html=None, as_json=True, golden=None)
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -113,7 +113,7 @@ def test_the_terminal_shows_the_prompt_once_and_both_sides_in_colour(make: Make)
 
 
 def test_the_terminal_ends_with_ledger_facts_lint_and_lengths(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(make(), num_rows=0, html=None, as_json=False, golden=None)
+    run(make(), num_rows=0, html=None, as_json=False, golden=None)
     lines = capsys.readouterr().out.splitlines()
     start = lines.index(next(line for line in lines if line.split() == ["train", "eval"]))
     assert [" ".join(line.split()) for line in lines[start + 1 : start + 15]] == [
@@ -142,7 +142,7 @@ def test_the_terminal_ends_with_ledger_facts_lint_and_lengths(make: Make, capsys
 
 
 def test_the_page_shows_both_sides(make: Make, tmp_path: Path) -> None:
-    inspect(make(), num_rows=2, html=tmp_path / "pairs.html", as_json=False, golden=None)
+    run(make(), num_rows=2, html=tmp_path / "pairs.html", as_json=False, golden=None)
     page = (tmp_path / "pairs.html").read_text(encoding="utf-8")
     assert "<h1>reward &lt;test&gt;</h1>" in page
     assert (
@@ -163,12 +163,12 @@ def test_golden_pairs_are_held_to_their_prompt_and_both_sides(
     golden = tmp_path / "golden.jsonl"
     rows = as_json(make(), capsys)
     golden.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    inspect(make(shared_prompt=True), num_rows=1, html=None, as_json=False, golden=golden)
-    assert capsys.readouterr().out == f"4 rows are as they were in {golden}\n"
+    run(make(shared_prompt=True), num_rows=1, html=None, as_json=False, golden=golden)
+    assert capsys.readouterr().out == f"4 rows are the same as in {golden}\n"
     changed = [ROWS[0] | {"rejected": "Nay"}, ROWS[1] | {"chosen": "cat"}, ROWS[2] | {"prompt": "Ho"}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed), encoding="utf-8")
     with pytest.raises(DataError) as caught:
-        inspect(make(), num_rows=1, html=None, as_json=False, golden=golden)
+        run(make(), num_rows=1, html=None, as_json=False, golden=golden)
     assert list(caught.value.problems) == [
         "rows.jsonl:1: its rejected side changed: was 'No é<|eos|>', is 'Nay<|eos|>'",
         "rows.jsonl:2: its chosen side changed: was 'cut<|eos|>', is 'cat<|eos|>'",
@@ -180,7 +180,7 @@ def test_a_golden_file_of_another_stage_is_refused(make: Make, tmp_path: Path) -
     golden = tmp_path / "golden.jsonl"
     golden.write_text('{"source": "rows.jsonl:1", "input_ids": [1], "labels": [1]}\n')
     with pytest.raises(DataError) as caught:
-        inspect(make(), num_rows=1, html=None, as_json=False, golden=golden)
+        run(make(), num_rows=1, html=None, as_json=False, golden=golden)
     assert str(caught.value) == (f"--assert {golden}: it is no file of rows saved by --json: a row has no 'prompt_ids'")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alignkit.commands.inspect import inspect, show
+from alignkit.commands.inspect import run, show
 from alignkit.config import ControlTokens, PromptDataConfig, PromptLength, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.prompts import load_prompts
@@ -56,7 +56,7 @@ def texts(make: Make) -> PromptView:
 
 
 def as_json(view: PromptView, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    inspect(view, num_rows=1, html=None, as_json=True, golden=None)
+    run(view, num_rows=1, html=None, as_json=True, golden=None)
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -88,7 +88,7 @@ def test_the_terminal_shows_where_the_answer_begins(texts: PromptView) -> None:
 
 
 def test_the_terminal_ends_with_what_became_of_every_row(texts: PromptView, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(texts, num_rows=0, html=None, as_json=False, golden=None)
+    run(texts, num_rows=0, html=None, as_json=False, golden=None)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[lines.index(["train", "eval"]) + 1 :] == [
         ["kept", "2", "1"],
@@ -110,7 +110,7 @@ def test_special_tokens_are_shown_by_name(byte: Any) -> None:
 
 
 def test_the_page_shows_the_prompts(asked: PromptView, tmp_path: Path) -> None:
-    inspect(asked, num_rows=2, html=tmp_path / "prompts.html", as_json=False, golden=None)
+    run(asked, num_rows=2, html=tmp_path / "prompts.html", as_json=False, golden=None)
     page = (tmp_path / "prompts.html").read_text(encoding="utf-8")
     assert (
         "<section><h2>rows.jsonl:1 <small>23 tokens</small></h2>"
@@ -125,10 +125,10 @@ def test_prompts_are_held_to_a_file(
 ) -> None:
     golden = tmp_path / "golden.jsonl"
     golden.write_text("".join(json.dumps(row) + "\n" for row in as_json(asked, capsys)))
-    inspect(asked, num_rows=1, html=None, as_json=False, golden=golden)
-    assert capsys.readouterr().out == f"2 rows are as they were in {golden}\n"
+    run(asked, num_rows=1, html=None, as_json=False, golden=golden)
+    assert capsys.readouterr().out == f"2 rows are the same as in {golden}\n"
     with pytest.raises(DataError) as caught:
-        inspect(make([{"prompt": "Ho"}], {"prompt": "Held"}), num_rows=1, html=None, as_json=False, golden=golden)
+        run(make([{"prompt": "Ho"}], {"prompt": "Held"}), num_rows=1, html=None, as_json=False, golden=golden)
     assert list(caught.value.problems) == [
         "rows.jsonl:1: its prompt changed: was '### User:\\nHi\\n\\n### Bot:\\n', is '### User:\\nHo\\n\\n### Bot:\\n'"
     ]
