@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from alignkit.launch import compose_job
+from alignkit.models.tiny import byte_tokenizer
 from alignkit.stages.sft import run as sft
 
 KNOWN = {
@@ -15,6 +17,11 @@ KNOWN = {
     "Up?": "down",
     "A Greek word": "λόγος",
 }
+
+
+@pytest.fixture(scope="session")
+def byte() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -118,13 +118,6 @@ def test_the_implicit_reward_on_pairs(measure: Measure, run_dir: Path, other_dir
     assert itself["preference"]["accuracy"]["value"] == 0.5  # all ties
 
 
-def test_distinct_by_value() -> None:
-    assert distinct(["a b a", "b"], 1) == 2 / 4
-    assert distinct(["a b a", "b"], 2) == 1.0
-    assert distinct(["a b a b", "a b"], 2) == 2 / 4
-    assert math.isnan(distinct(["a"], 2))
-
-
 def test_mistakes_are_told_together(job: Callable[..., EvaluateJob], run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "there.json").write_text("mine")
     wrong = job("num_prompts=0", "precision=1", "num_samples=1", "sampling=greedy", "data.path=gone.jsonl")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.commands.compare import Answer, Column, Comparison
 from alignkit.commands.inspect import run
 from alignkit.evaluate.compare_page import write_page
+from alignkit.evaluate.comparison import Answer, Column, Comparison
 from alignkit.evaluate.statistics import win_rate
 from alignkit.launch import compose_job
 from alignkit.stages.sft.data import view
