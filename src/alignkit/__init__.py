@@ -1,1 +1,1 @@
-"""Take a pretrained language model through alignment: SFT, reward modelling, PPO and DPO."""
+"""Take a pretrained language model through alignment: SFT, reward modeling, PPO and DPO."""
