@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from importlib import resources
 
-from alignkit.config import JOBS, MISSING, settings
+from alignkit.config import MISSING
+from alignkit.jobs import JOBS, settings
 from alignkit.launch import compose_job
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.completion import complete
-from alignkit.config import SftJob, settings
+from alignkit.jobs import SftJob, settings
 from alignkit.mistakes import GROUPS, group_options
 from alignkit.upstream import LORA_CONFIG, LORA_OWNED, OPEN_SECTIONS, SFT_OWNED, argument_types
 

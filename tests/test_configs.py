@@ -12,7 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import alignkit
-from alignkit.config import JOBS, MISSING, SftJob, StageJob
+from alignkit.config import MISSING
+from alignkit.jobs import JOBS, SftJob, StageJob
 from alignkit.launch import compose_job, launch
 from alignkit.mistakes import GROUPS, group_options
 from alignkit.sampling.settings import DRAW_SETTINGS

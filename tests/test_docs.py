@@ -19,9 +19,9 @@ import pytest
 import typer
 
 from alignkit import cli
-from alignkit.config import JOBS
 from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation
 from alignkit.data.rows.preferences import PAIR_FIELDS, detect_pairs, to_preference
+from alignkit.jobs import JOBS
 from alignkit.launch import compose_job
 from alignkit.mistakes import in_overrides
 

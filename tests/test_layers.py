@@ -19,7 +19,7 @@ FLOORS = {
         ppo evaluate
         training rewards
         data models sampling runs
-        upstream terminal functions
+        upstream terminal functions jobs
         errors config conf
     """,
     "data": """
@@ -36,7 +36,7 @@ MEASURED = {"stages", "commands", "ppo", "evaluate", "training", "rewards", "dat
 HEAVY = dict.fromkeys(["torch", "transformers", "trl", "peft", "datasets", "accelerate", "pyarrow"], MEASURED)
 HEAVY |= {"rich": {*MEASURED, "demo"}}
 # What no file elsewhere imports, not even in a function.
-HYDRA = {"hydra": {"launch"}, "omegaconf": {"launch", "mistakes", "config"}}
+HYDRA = {"hydra": {"launch"}, "omegaconf": {"launch", "mistakes", "jobs"}}
 
 
 def floors(folder: str) -> dict[str, int]:

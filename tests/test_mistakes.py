@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.config import SftJob
 from alignkit.errors import ConfigError
+from alignkit.jobs import SftJob
 from alignkit.launch import compose_job, launch
 
 

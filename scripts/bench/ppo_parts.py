@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from side_by_side import of_process
 
-from alignkit.config import PpoJob
+from alignkit.jobs import PpoJob
 from alignkit.launch import compose_job
 from alignkit.ppo.trainer import PpoTrainer
 from alignkit.stages.ppo import run as ppo

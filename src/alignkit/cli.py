@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.config import JOBS
 from alignkit.errors import AlignkitError
+from alignkit.jobs import JOBS
 
 app = typer.Typer(
     name="alignkit",

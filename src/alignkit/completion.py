@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from alignkit import upstream
-from alignkit.config import JOBS, settings
+from alignkit.jobs import JOBS, settings
 from alignkit.mistakes import GROUPS, group_options
 
 _FILES = ("config", "data.path", "data.eval_path", "template.file", "model.name")

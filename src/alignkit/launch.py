@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import mistakes
-from alignkit.config import JOBS, StageJob, out_of_bounds, settings
 from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import ConfigError, RunError
+from alignkit.jobs import JOBS, StageJob, out_of_bounds, settings
 
 
 def launch(

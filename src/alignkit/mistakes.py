@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import upstream
-from alignkit.config import JOBS, settings
 from alignkit.errors import did_you_mean
+from alignkit.jobs import JOBS, settings
 
 GROUPS = ("model", "data", "template", "lora", "sampling")
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from alignkit.commands.compare import run
-from alignkit.config import CompareJob, Dtype, ModelConfig
+from alignkit.config import Dtype, ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison
 from alignkit.evaluate.statistics import win_rate
+from alignkit.jobs import CompareJob
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.reward import load_reward, reward_tokenizer, scores_of

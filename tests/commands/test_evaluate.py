@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from alignkit.commands.evaluate import run
-from alignkit.config import EvaluateJob
 from alignkit.errors import AlignkitError
 from alignkit.evaluate.figures import distinct
 from alignkit.evaluate.statistics import expectation
+from alignkit.jobs import EvaluateJob
 from alignkit.launch import compose_job
 from alignkit.runs.directory import read_manifest
 

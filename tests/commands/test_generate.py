@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from alignkit.commands.generate import run
-from alignkit.config import GenerateJob
 from alignkit.errors import AlignkitError
+from alignkit.jobs import GenerateJob
 from alignkit.launch import compose_job
 
 KNOWN = {

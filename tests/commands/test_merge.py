@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.commands.merge import run
-from alignkit.config import Dtype, MergeJob, ModelConfig
+from alignkit.config import Dtype, ModelConfig
 from alignkit.errors import AlignkitError
+from alignkit.jobs import MergeJob
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.runs.directory import read_manifest
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from alignkit.commands.next import _views, run
-from alignkit.config import ModelConfig, NextJob, SamplingConfig, TemplateConfig
+from alignkit.config import ModelConfig, SamplingConfig, TemplateConfig
 from alignkit.errors import AlignkitError
+from alignkit.jobs import NextJob
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 

@@ -9,8 +9,9 @@ import pytest
 
 from alignkit.commands import merge
 from alignkit.commands.verify import examine, run
-from alignkit.config import MergeJob, ModelConfig, VerifyJob
+from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
+from alignkit.jobs import MergeJob, VerifyJob
 from alignkit.runs.directory import MANIFEST
 
 

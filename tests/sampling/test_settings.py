@@ -9,7 +9,8 @@ import yaml
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 import alignkit.sampling
-from alignkit.config import SamplingConfig, out_of_bounds
+from alignkit.config import SamplingConfig
+from alignkit.jobs import out_of_bounds
 from alignkit.sampling.distribution import distribution
 from alignkit.sampling.settings import check_sampling, draws, generation_config, sampling_at
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import SftJob
+from alignkit.jobs import SftJob
 from alignkit.launch import compose_job
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

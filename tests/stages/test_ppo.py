@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from alignkit.config import PpoJob
 from alignkit.errors import AlignkitError, ConfigError, RewardError, TrainingError
+from alignkit.jobs import PpoJob
 from alignkit.launch import compose_job
 from alignkit.models.tiny import byte_tokenizer
 from alignkit.runs.plot import plot_panels

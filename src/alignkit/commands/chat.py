@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.config import ChatJob, SamplingConfig, out_of_bounds
+from alignkit.config import SamplingConfig
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean
 from alignkit.evaluate.arguments import check_models
 from alignkit.evaluate.served_model import ServedModel
+from alignkit.jobs import ChatJob, out_of_bounds
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
 from alignkit.sampling.settings import check_sampling

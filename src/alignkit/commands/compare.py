@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.config import CompareJob
 from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file
 from alignkit.evaluate.compare_page import write_page
@@ -23,6 +22,7 @@ from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, 
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens, response_ids
 from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import format_table
+from alignkit.jobs import CompareJob
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import check_sampling

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alignkit.config import DataConfig, EvaluateJob, ModelConfig
+from alignkit.config import DataConfig, ModelConfig
 from alignkit.data.sets.pairs import check_pair_data
 from alignkit.data.sets.section import check_data
 from alignkit.errors import ConfigError
@@ -28,6 +28,7 @@ from alignkit.evaluate.report import write_report
 from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens
 from alignkit.evaluate.statistics import bootstrap_mean, expectation
+from alignkit.jobs import EvaluateJob
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import check_sampling
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.config import GenerateJob
 from alignkit.errors import ConfigError, Interrupted
 from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
 from alignkit.evaluate.arguments import check_section
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
 from alignkit.evaluate.served_model import ServedModel, sample_keys
+from alignkit.jobs import GenerateJob
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import check_sampling

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from alignkit.config import Dtype, MergeJob
+from alignkit.config import Dtype
 from alignkit.errors import AlignkitError, ConfigError, ModelError
 from alignkit.evaluate.adapter_merge import (
     ARITHMETIC,
@@ -21,6 +21,7 @@ from alignkit.evaluate.adapter_merge import (
 )
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_rows
+from alignkit.jobs import MergeJob
 from alignkit.models.load import check_model, load_model
 from alignkit.models.save import save_model
 from alignkit.models.source import ModelSource

@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from alignkit.config import ModelConfig, NextJob, SamplingConfig
+from alignkit.config import ModelConfig, SamplingConfig
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.arguments import check_models
 from alignkit.evaluate.next_plot import plot_next, plot_walk
 from alignkit.evaluate.next_tokens import NextTokens, Token
 from alignkit.evaluate.prompts import read_prompts
 from alignkit.evaluate.served_model import ServedModel
+from alignkit.jobs import NextJob
 from alignkit.models.load import num_positions
 from alignkit.runs.log import run_log
 from alignkit.sampling.distribution import distribution, entropy

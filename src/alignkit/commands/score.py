@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.config import ScoreJob, TrainOn
+from alignkit.config import TrainOn
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.files.sources import read_rows
 from alignkit.data.sets.ledger import Ledger
@@ -22,6 +22,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.arguments import check_new_file, check_section
 from alignkit.evaluate.card import report_card
 from alignkit.evaluate.progress import progress_bar
+from alignkit.jobs import ScoreJob
 from alignkit.models.load import computing_device, longest_row
 from alignkit.models.skeleton import skeleton
 from alignkit.rewards.reward_run import RewardRun

@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
-from alignkit.config import TasksJob
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.evaluate.arguments import check_models, check_new_file
 from alignkit.evaluate.report import write_report
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.table import format_table
+from alignkit.jobs import TasksJob
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)

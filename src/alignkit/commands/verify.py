@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from alignkit.config import ControlTokens, Dtype, ModelConfig, TemplateConfig, VerifyJob
+from alignkit.config import ControlTokens, Dtype, ModelConfig, TemplateConfig
 from alignkit.data.encode.masking import encode_prompt
 from alignkit.data.encode.rendering import RowRefused, first_difference, join_segments
 from alignkit.data.encode.templates import Template, load_template
@@ -22,6 +22,7 @@ from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateErro
 from alignkit.evaluate.adapter_merge import ARITHMETIC, BOUNDS, merge_difference, merged_dtype
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_answers, example_rows, training_sections
+from alignkit.jobs import VerifyJob
 from alignkit.models.load import check_model, load_tokenizer
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource

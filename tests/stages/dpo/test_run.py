@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.config import DpoJob, ModelConfig
+from alignkit.config import ModelConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.pairs import load_pairs
 from alignkit.errors import ConfigError
+from alignkit.jobs import DpoJob
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.stages.dpo import run as dpo

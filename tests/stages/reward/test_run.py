@@ -12,8 +12,9 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from alignkit.config import ModelConfig, RewardJob
+from alignkit.config import ModelConfig
 from alignkit.errors import ConfigError, ModelError
+from alignkit.jobs import RewardJob
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.reward import as_reward_model, load_reward, reward_tokenizer, scores_of

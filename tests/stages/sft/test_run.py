@@ -10,8 +10,8 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignkit.config import SftJob
 from alignkit.errors import AlignkitError, ConfigError, DataError, RunError, TrainingError
+from alignkit.jobs import SftJob
 from alignkit.stages.sft.data import view
 from alignkit.stages.sft.run import run
 

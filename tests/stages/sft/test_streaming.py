@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit.config import SftJob
 from alignkit.data.sets import streaming
 from alignkit.errors import AlignkitError, ConfigError, DataError, TrainingError
+from alignkit.jobs import SftJob
 from alignkit.stages.sft.data import view
 from alignkit.stages.sft.run import run
 from alignkit.training.sft import SftTrainer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alignkit.config import DpoJob
 from alignkit.errors import AlignkitError, ConfigError
+from alignkit.jobs import DpoJob
 from alignkit.models.load import check_model, load_tokenizer
 from alignkit.stages.dpo.reference import reference_section
 from alignkit.stages.pairs import check_pairs

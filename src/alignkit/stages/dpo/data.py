@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignkit.config import DpoJob
 from alignkit.data.views.supervised import PairView
+from alignkit.jobs import DpoJob
 from alignkit.runs.log import run_log
 from alignkit.stages.dpo.check import check_job
 from alignkit.stages.pairs import PreparedPairs, prepare_pairs, view_pairs

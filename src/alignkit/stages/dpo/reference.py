@@ -8,7 +8,8 @@ import dataclasses
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from alignkit.config import DpoJob, Init, ModelConfig
+from alignkit.config import Init, ModelConfig
+from alignkit.jobs import DpoJob
 from alignkit.models.load import load_model, load_tokenizer
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import DpoJob
+from alignkit.jobs import DpoJob
 from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
 from alignkit.runs.report import conclude

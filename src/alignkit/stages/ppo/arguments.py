@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import PpoJob
+from alignkit.jobs import PpoJob
 from alignkit.stages.sections import build_arguments
 
 

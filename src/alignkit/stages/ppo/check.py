@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 
-from alignkit.config import PpoJob
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.errors import AlignkitError, ConfigError
+from alignkit.jobs import PpoJob
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-from alignkit.config import PpoJob, Quantization, ValueConfig, ValueModel
+from alignkit.config import Quantization, ValueConfig, ValueModel
+from alignkit.jobs import PpoJob
 from alignkit.models.source import ModelSource
 
 _RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import PpoJob
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.prompts import PromptData, load_prompts
 from alignkit.data.views.prompts import PromptView
 from alignkit.errors import ConfigError
+from alignkit.jobs import PpoJob
 from alignkit.models.load import load_tokenizer, num_positions
 from alignkit.models.lora import build_lora
 from alignkit.models.skeleton import skeleton

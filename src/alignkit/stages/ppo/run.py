@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import PpoJob
+from alignkit.jobs import PpoJob
 from alignkit.models.save import save_model
 from alignkit.ppo.build import backbone_for_rewards, build_policy
 from alignkit.ppo.policy import Policy

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alignkit.config import RewardJob
 from alignkit.errors import ConfigError
+from alignkit.jobs import RewardJob
 from alignkit.stages.pairs import check_pairs
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignkit.config import RewardJob
 from alignkit.data.views.supervised import PairView
+from alignkit.jobs import RewardJob
 from alignkit.runs.log import run_log
 from alignkit.stages.pairs import PreparedPairs, prepare_pairs, view_pairs
 from alignkit.stages.reward.check import check_job

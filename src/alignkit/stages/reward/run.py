@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import RewardJob
 from alignkit.evaluate.card import report_card, write_card
+from alignkit.jobs import RewardJob
 from alignkit.models.load import load_merged
 from alignkit.models.lora import build_lora
 from alignkit.models.reward import SCORES, as_reward_model, score_head, scores_of

@@ -8,10 +8,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.config import Batching, SftJob
+from alignkit.config import Batching
 from alignkit.data.batches.batching import FILLER, Collator, EpochOrder, padding_share
 from alignkit.data.sets.sft import SftSet
 from alignkit.errors import ConfigError
+from alignkit.jobs import SftJob
 from alignkit.training.layouts import packs_exactly
 
 _CAN_PACK = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from alignkit.config import SftJob
 from alignkit.data.sets.section import check_data
 from alignkit.data.sets.streaming import check_streaming
 from alignkit.errors import ConfigError
+from alignkit.jobs import SftJob
 from alignkit.stages.samples import check_samples
 from alignkit.stages.sections import check_adapter_stacking, check_sections
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import SftJob
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.encoded import load_on_main_process
 from alignkit.data.sets.items import NUM_FIRST
 from alignkit.data.sets.sft import SftData, load_sft
 from alignkit.data.sets.streaming import Stream
 from alignkit.data.views.supervised import SftView
+from alignkit.jobs import SftJob
 from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import build_lora
 from alignkit.models.skeleton import skeleton

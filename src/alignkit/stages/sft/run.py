@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from alignkit.config import Batching, SftJob
+from alignkit.config import Batching
+from alignkit.jobs import SftJob
 from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
 from alignkit.runs.report import conclude
