@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, PreTrainedTokenizer
 
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
 from alignkit.errors import ModelError
-from alignkit.models.load import check_model, default_dtype, load_model, load_tokenizer, num_positions
+from alignkit.models.load import check_model, default_dtype, load_model, load_tokenizer, merge_problems, num_positions
 from alignkit.models.tiny import byte_tokenizer, random_model
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}
@@ -164,3 +164,12 @@ def test_positions() -> None:
     assert num_positions(GPT2Config(n_positions=77)) == 77
     assert num_positions(LlamaConfig(max_position_embeddings=88)) == 88
     assert num_positions(T5Config()) is None
+
+
+def test_an_adapter_is_not_merged_into_quantized_weights(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    quantized = ModelConfig(name=str(tmp_path), quantization=Quantization.nf4)
+    (line,) = merge_problems(quantized, "reference.name")
+    assert line.startswith("model.quantization: reference.name is an adapter, and merged into quantized weights")
+    assert merge_problems(ModelConfig(name=str(tmp_path))) == []
+    assert merge_problems(ModelConfig(name=str(tmp_path / "none"), quantization=Quantization.nf4)) == []

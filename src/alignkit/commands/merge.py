@@ -22,7 +22,7 @@ from alignkit.evaluate.adapter_merge import (
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_rows
 from alignkit.jobs import MergeJob
-from alignkit.models.load import check_model, load_model
+from alignkit.models.load import check_model, load_model, merge_problems
 from alignkit.models.save import save_model
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, lineage
@@ -86,6 +86,7 @@ def _check(job: MergeJob, out: Path) -> None:
     problems = []
     try:
         check_model(job.model)
+        problems += merge_problems(job.model)
         if not ModelSource.of(job.model).is_adapter:
             problems.append(f"model.name: {job.model.name} is no adapter: there is nothing to merge")
     except AlignkitError as error:

@@ -23,7 +23,7 @@ from alignkit.evaluate.adapter_merge import ARITHMETIC, BOUNDS, merge_difference
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_answers, example_rows, training_sections
 from alignkit.jobs import VerifyJob
-from alignkit.models.load import check_model, load_tokenizer
+from alignkit.models.load import check_model, load_tokenizer, merge_problems
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.log import run_log
@@ -59,6 +59,8 @@ def run(job: VerifyJob) -> None:
     folder = ModelSource.of(job.model).folder
     try:
         check_model(job.model)
+        if problems := merge_problems(job.model):
+            raise ConfigError(*problems)
     except AlignkitError as error:
         raise ConfigError(*error.problems) from error
     if folder is None:

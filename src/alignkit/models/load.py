@@ -138,6 +138,16 @@ def load_merged(
     return cast("PreTrainedModel", merged)
 
 
+def merge_problems(model: ModelConfig, setting: str = "model.name") -> list[str]:
+    """Refuse to merge an adapter into weights of 4 or 8 bits, which would round it; an empty list where none is."""
+    if model.quantization is Quantization.none or not ModelSource.of(model).is_adapter:
+        return []
+    return [
+        f"model.quantization: {setting} is an adapter, and merged into quantized weights it would be rounded to their "
+        "few bits: leave model.quantization out, or name what alignkit merge makes of it"
+    ]
+
+
 def default_dtype() -> torch.dtype:
     """Return bfloat16 where this machine computes in it natively, else float32."""
     if torch.cuda.is_available():

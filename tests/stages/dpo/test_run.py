@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignkit.commands import merge
 from alignkit.config import ModelConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.pairs import load_pairs
@@ -159,6 +160,23 @@ def test_another_model_can_be_the_reference(job: Job, sft_run: Callable[..., str
     first = at_the_start("run")
     wanted = 0.1 * (first["eval_logps/chosen"] - of_policy("sft"))
     assert first["eval_rewards/chosen"] == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(("policy", "new"), [("adapter", []), ("merged", []), ("merged", ["lora=default"])])
+def test_a_named_reference_that_is_the_policy_gives_what_the_policy_gives(
+    job: Job, sft_run: Callable[..., str], policy: str, new: list[str]
+) -> None:
+    name = sft_run("lora=default", "lora.r=32", "train.learning_rate=3e-2", *FLOAT32)
+    if policy == "merged":
+        merge.run(compose_job("merge", [name, "model.dtype=float32"]), out=Path("merged"))
+        name = "model.name=merged"
+    words = ["reference.name=sft", "data.eval_fraction=0.25", "model.dtype=auto", "train.bf16=true", "template=native"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alignkit.models.load.default_dtype", lambda: torch.bfloat16)
+        dpo.run(job(name, *words, *new), Path("run"))
+    first = at_the_start("run")
+    for key in ("chosen", "rejected", "margins"):
+        assert first[f"eval_rewards/{key}"] == pytest.approx(0, abs=1e-6)
 
 
 def test_lora_holds_one_backbone(job: Job, sft_run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

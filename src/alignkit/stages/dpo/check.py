@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.jobs import DpoJob
-from alignkit.models.load import check_model, load_tokenizer
+from alignkit.models.load import check_model, load_tokenizer, merge_problems
+from alignkit.models.source import ModelSource
 from alignkit.stages.dpo.reference import reference_section
 from alignkit.stages.pairs import check_pairs
 from alignkit.stages.samples import check_samples
@@ -29,6 +30,8 @@ def check_job(job: DpoJob) -> None:
     if job.reference.name is not None:
         reference = reference_section(job)
         try:
+            if not ModelSource.of(job.model).is_adapter:
+                problems += merge_problems(reference, "reference.name")
             check_model(reference)
             if load_tokenizer(reference).get_vocab() != load_tokenizer(job.model).get_vocab():
                 problems.append(

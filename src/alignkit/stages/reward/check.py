@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignkit.errors import ConfigError
 from alignkit.jobs import RewardJob
+from alignkit.models.load import merge_problems
 from alignkit.stages.pairs import check_pairs
 
 
@@ -13,5 +14,5 @@ def check_job(job: RewardJob) -> None:
     Raises:
         ConfigError: every problem found, together.
     """
-    if problems := check_pairs(job, "reward"):
+    if problems := check_pairs(job, "reward") + merge_problems(job.model):
         raise ConfigError(*problems)
