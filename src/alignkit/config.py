@@ -50,6 +50,11 @@ class ControlTokens(StrEnum):
     neutralise = "neutralise"
 
 
+class EvalGroups(StrEnum):
+    conversation = "conversation"
+    prompt = "prompt"
+
+
 class OnError(StrEnum):
     stop = "stop"
     skip = "skip"
@@ -124,7 +129,13 @@ class DataConfig:
     )
     split: str | None = setting("split of a hub data set, such as train or train[:10%]; null is train", None)
     eval_path: Any = setting("held-out data, given like data.path, or as {name: path, …} for several sets", None)
-    eval_fraction: float = setting("fraction of the prompts of data.path to hold out for evaluation", 0.0, ge=0, lt=1)
+    eval_fraction: float = setting("fraction of the rows of data.path to hold out for evaluation", 0.0, ge=0, lt=1)
+    eval_groups: EvalGroups | None = setting(
+        "rows that data.eval_fraction keeps on one side: those that begin with the same system message and user turn"
+        " (conversation), or only those with the same prompt (prompt); null is as the run began, conversation for a new"
+        " one",
+        None,
+    )
     limit: int | None = setting(
         "maximum number of rows to read from each of data.path and data.eval_path; null reads all", None, ge=1
     )

@@ -8,12 +8,15 @@ their end. Their `log.txt` and `rows.jsonl` are left out, and the adapter's base
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from alignkit.commands import generate, score
+from alignkit.config import DataConfig, EvalGroups
+from alignkit.evaluate.trained import held_out_groups
 from alignkit.launch import compose_job, launch
 
 MADE_BEFORE = Path(__file__).parents[1] / "fixtures" / "runs_made_before"
@@ -72,3 +75,36 @@ def test_a_finished_reward_adapter_scores(folder: Path, capsys: pytest.CaptureFi
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert first["chosen_score"] == pytest.approx(0.155224, abs=1e-5)
     assert first["rejected_score"] == pytest.approx(0.172256, abs=1e-5)
+
+
+def test_the_rows_that_a_run_holds_out_stay_those_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows were held out by whole prompts before `data.eval_groups` was there."""
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [
+        {"messages": [{**turns[0], "content": f"Hi {number % 8}"}, turns[1]] * (1 + number % 3)} for number in range(24)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["name=run", *WORDS, "data.path=rows.jsonl", "data.eval_fraction=0.3", "train.max_steps=2"]
+    words += ["train.save_steps=1", "template=chatml"]
+    launch("sft", [*words, "data.eval_groups=prompt"])
+    folder = Path("runs/sft/run")
+    held_out = sorted(row["source"] for row in ledger(folder) if row["set"] == "eval")
+    record = json.loads((folder / "run.json").read_text())
+    assert record.pop("eval_groups") == "prompt"
+    del record["job"]["data"]["eval_groups"]
+    (folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    launch("sft", [*words, "resume=true"])
+    assert sorted(row["source"] for row in ledger(folder) if row["set"] == "eval") == held_out
+    assert json.loads((folder / "run.json").read_text())["eval_groups"] == "prompt"
+    assert "rows are held out by whole prompts, as this run began" in (folder / "log.txt").read_text()
+    assert held_out_groups(DataConfig("rows.jsonl", eval_fraction=0.3), ["runs/sft/run"]) is EvalGroups.prompt
+    launch("sft", [*words, "overwrite=true"])
+    assert sorted(row["source"] for row in ledger(folder) if row["set"] == "eval") != held_out
+    assert json.loads((folder / "run.json").read_text())["eval_groups"] == "conversation"
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]

@@ -28,6 +28,7 @@ from alignkit.evaluate.report import write_report
 from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens
 from alignkit.evaluate.statistics import bootstrap_mean, expectation
+from alignkit.evaluate.trained import held_out_groups
 from alignkit.jobs import EvaluateJob
 from alignkit.runs.log import run_log
 from alignkit.sampling.settings import check_sampling
@@ -53,10 +54,11 @@ def run(
     """
     with run_log():
         _check(job, runs, reward, reference, pairs, out)
+        data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
         models = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
-        held_out = [load_held_out(job.data, model, num_prompts=job.num_prompts, seed=job.seed) for model in models]
-        for model, data in zip(models, held_out, strict=True):
-            model.check_lengths(data.prompts, data.prompt_ids, job.sampling)
+        held_out = [load_held_out(data, model, num_prompts=job.num_prompts, seed=job.seed) for model in models]
+        for model, rows in zip(models, held_out, strict=True):
+            model.check_lengths(rows.prompts, rows.prompt_ids, job.sampling)
         loaded_reference = _load_reference(job, models, held_out, reference)
         figures = [
             _measure(job, model, data, loaded_reference, pairs) for model, data in zip(models, held_out, strict=True)

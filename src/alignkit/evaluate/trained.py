@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignkit.config import ModelConfig, TemplateConfig
+from alignkit.config import DataConfig, EvalGroups, ModelConfig, TemplateConfig
 from alignkit.data.files.shipped import shipped_file
 from alignkit.data.rows.conversation import Conversation, Message
+from alignkit.errors import ConfigError
 from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.served_model import ServedModel
-from alignkit.runs.directory import read_manifest
+from alignkit.runs.directory import read_manifest, recorded_groups
 
 Section = TypeVar("Section")
 
@@ -38,6 +39,30 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
     if not {"model", "template"} <= job.keys():
         return None
     return _section(ModelConfig, job["model"]), _section(TemplateConfig, job["template"])
+
+
+def held_out_groups(data: DataConfig, names: Iterable[str]) -> EvalGroups | None:
+    """Settle how the rows that runs are measured on are held out: as each of these runs held them out.
+
+    Args:
+        data: the section; where it chooses itself, or holds nothing out, its choice is returned.
+        names: of the models; those that are no runs, or trained on other data, have no say.
+
+    Raises:
+        ConfigError: the runs differ, so that rows held out of one were trained on by another.
+    """
+    if data.eval_groups is not None or not data.eval_fraction:
+        return data.eval_groups
+    found: dict[EvalGroups, str] = {}
+    for name in names:
+        manifest = read_manifest(Path(name)) or {}
+        groups = recorded_groups(manifest)
+        if groups is not None and manifest["job"]["data"].get("path") == data.path:
+            found.setdefault(groups, name)
+    if len(found) > 1:
+        each = " and ".join(f"{name} by {groups}" for groups, name in found.items())
+        raise ConfigError(f"data.eval_groups: rows were held out of {each}: evaluate them one by one")
+    return next(iter(found), None)
 
 
 def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:

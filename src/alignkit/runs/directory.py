@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from alignkit.config import EvalGroups
 from alignkit.errors import Interrupted, RunError
 from alignkit.runs.log import is_main_process
 
@@ -38,6 +39,7 @@ class Run:
         finished: there is nothing to do: a finished run was asked to resume.
         result: figures for the record, such as the held-out loss.
         parents: the runs this one starts from.
+        eval_groups: how rows are held out of the training data; empty where none are.
         started: when it first began.
         begun: this process writes to it.
         on_begin: called when the folder may be written to.
@@ -50,6 +52,7 @@ class Run:
     finished: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     parents: list[dict[str, str]] = field(default_factory=list)
+    eval_groups: str = ""
     started: str = ""
     begun: bool = False
     on_begin: Callable[[], None] = lambda: None
@@ -77,6 +80,7 @@ class Run:
             "status": status,
             "job": dict(self.record),
             "parents": self.parents,
+            "eval_groups": self.eval_groups,
             "result": self.result,
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "started": self.started,
@@ -129,6 +133,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "status" in content else None
+
+
+def recorded_groups(manifest: Mapping[str, Any]) -> EvalGroups | None:
+    """Return how a run held out rows of its training data; None where it held out none."""
+    data = manifest.get("job", {}).get("data", {})
+    if not isinstance(data, dict) or not data.get("eval_fraction"):
+        return None
+    return EvalGroups(manifest.get("eval_groups") or EvalGroups.prompt)  # before it was recorded there was no other way
 
 
 def lineage(name: str) -> list[dict[str, str]]:

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
-from alignkit.runs.directory import Run, guard_run, lineage
+from alignkit.runs.directory import Run, guard_run, lineage, read_manifest, recorded_groups
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
         record: the settings as they were given; None records the job itself.
 
     Yields:
-        The run; the stage calls `begin` once every check has passed.
+        The run; the stage calls `begin` once every check has passed. How rows are held out is settled in `job.data`: as
+        the run began.
     """
     record = record or asdict(job)
     guard = guard_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
@@ -38,8 +40,19 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
         run.parents = lineage(job.model.name)
+        if job.data.eval_fraction and not run.finished:
+            job.data.eval_groups = _eval_groups(job, run)
+            run.eval_groups = str(job.data.eval_groups)
         run.on_begin = partial(log.open, run_dir / "log.txt")
         yield run
+
+
+def _eval_groups(job: Any, run: Run) -> EvalGroups:
+    chosen: EvalGroups | None = job.data.eval_groups
+    began = recorded_groups(read_manifest(run.folder) or {}) if run.resuming else None
+    if chosen is None and began is EvalGroups.prompt:
+        logger.warning("rows are held out by whole prompts, as this run began; a new run keeps conversations together")
+    return chosen or began or EvalGroups.conversation
 
 
 def warn(*lines: str | None) -> None:

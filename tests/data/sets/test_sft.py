@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import DataConfig, Malformed, Overlength, TemplateConfig
+from alignkit.config import DataConfig, EvalGroups, Malformed, Overlength, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.encoded import load_on_main_process
 from alignkit.data.sets.section import check_data
@@ -318,6 +318,9 @@ def test_fillers_make_batches_whole_and_carry_no_loss(
 def test_what_is_wrong_with_the_section_is_told_together_and_nothing_is_read(write_rows: Callable[..., Path]) -> None:
     write_rows([task("a", "b")])
     assert check_data(DataConfig(path="rows.jsonl")) == []
+    assert check_data(DataConfig(path="rows.jsonl", eval_groups=EvalGroups.prompt)) == [
+        "data.eval_groups=prompt has no effect: data.eval_fraction holds no rows out",
+    ]
     assert check_data(DataConfig(path="row.jsonl", eval_path={"far": "nowhere/far.jsonl"}, eval_fraction=0.5)) == [
         "data.eval_path and data.eval_fraction both name held-out rows: give one of them",
         "data.path: row.jsonl: there is no such file; did you mean 'rows.jsonl'?",

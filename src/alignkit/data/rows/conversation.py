@@ -50,7 +50,16 @@ class Conversation:
         return f"{last.content}\n{last.input}" if last.input else last.content
 
     def prompt_key(self) -> str:
-        """Return what two rows must share to count as the same prompt (for the evaluation split)."""
+        """Return what two rows must share to count as the same prompt."""
+        return self.messages[0].content if self.plain else _key(self.prompt().messages)
+
+    def beginning_key(self) -> str:
+        """Return what two rows must share to count as one conversation: the system message and the first user turn."""
         if self.plain:
             return self.messages[0].content
-        return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in self.prompt().messages)
+        first = next((i for i, message in enumerate(self.messages) if message.role == "user"), 0)
+        return _key(self.messages[: first + 1])
+
+
+def _key(messages: tuple[Message, ...]) -> str:
+    return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in messages)

@@ -58,8 +58,12 @@ class Preference:
         return Conversation((*messages, self.chosen)), Conversation((*messages, self.rejected))
 
     def prompt_key(self) -> str:
-        """Return what two rows must share to count as the same prompt (for the evaluation split)."""
+        """Return what two rows must share to count as the same prompt."""
         return self.sides()[0].prompt_key()
+
+    def beginning_key(self) -> str:
+        """Return what two rows must share to count as one conversation (see `Conversation.beginning_key`)."""
+        return self.prompt.beginning_key()
 
 
 def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str, str] | None = None) -> str:

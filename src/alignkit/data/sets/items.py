@@ -23,6 +23,8 @@ _NUM_DETECTED = 10  # rows whose columns tell the format
 class _Promptful(Protocol):
     def prompt_key(self) -> str: ...
 
+    def beginning_key(self) -> str: ...
+
 
 Item = TypeVar("Item", bound=_Promptful)
 

@@ -84,7 +84,7 @@ def load_pairs(
     encode = partial(encode_pairs, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     rows = read_sets(data, PAIRS, seed=seed)
     items, formats = parse_sets(rows, PAIRS, ledger, malformed=data.malformed)
-    items = hold_out(items, fraction=data.eval_fraction, seed=seed)
+    items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
     columns = partial(_columns, has_margin=use_margin and _all_have_margins(items))
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)

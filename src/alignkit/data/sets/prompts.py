@@ -81,6 +81,9 @@ class _PromptRow:
     def prompt_key(self) -> str:
         return self.conversation.prompt_key()
 
+    def beginning_key(self) -> str:
+        return self.conversation.beginning_key()
+
 
 def check_prompts(data: PromptDataConfig) -> list[str]:
     """List what is wrong with the section before a row is read, one line each; empty where all is well."""
@@ -124,7 +127,7 @@ def load_prompts(
     encode = partial(_encode, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
     rows = read_sets(data, kind, seed=seed)
     items, formats = parse_sets(rows, kind, ledger, malformed=data.malformed)
-    items = hold_out(items, fraction=data.eval_fraction, seed=seed)
+    items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
     outcomes = {name: encode(of_set) for name, of_set in items.items()}
     kept = record_sets(items, outcomes, ledger)
     prompts = {name: [prompt for _, prompt in of_set] for name, of_set in kept.items()}

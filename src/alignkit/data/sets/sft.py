@@ -83,7 +83,7 @@ def load_sft(
     encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     rows = read_sets(data, CONVERSATIONS, seed=seed)
     items, formats = parse_sets(rows, CONVERSATIONS, ledger, malformed=data.malformed)
-    items = hold_out(items, fraction=data.eval_fraction, seed=seed)
+    items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)
     sets = {name: SftSet(dataset) for name, dataset in to_datasets(kept, _columns).items()}

@@ -1,4 +1,4 @@
-"""Rows held out for evaluation, whole prompts at a time."""
+"""Rows held out for evaluation, whole conversations at a time."""
 
 from __future__ import annotations
 
@@ -6,45 +6,55 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from alignkit.config import EvalGroups
 from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.errors import DataError
 
 
 def hold_out(
-    items: Mapping[str, list[SourcedItem[Item]]], *, fraction: float, seed: int
+    items: Mapping[str, list[SourcedItem[Item]]], *, fraction: float, groups: EvalGroups | None, seed: int
 ) -> dict[str, list[SourcedItem[Item]]]:
-    """Move a share of the items of `train` to a set `eval`, whole prompts at a time; see `split_by_prompt`."""
+    """Move a share of the items of `train` to a set `eval`, whole groups at a time; see `split_by_key`.
+
+    Rows of several turns that share a beginning share its answers too: grouped by their prompts alone, a held-out row
+    could hold an answer that training supervises.
+    """
     if not fraction:
         return dict(items)
     train = items["train"]
-    kept, held_out = split_by_prompt([item.item.prompt_key() for item in train], fraction=fraction, seed=seed)
+    by_prompt = groups is EvalGroups.prompt
+    keys = [item.item.prompt_key() if by_prompt else item.item.beginning_key() for item in train]
+    if len(set(keys)) < 2:
+        shared = "share one prompt" if by_prompt else "begin with the same user turn"
+        way_out = ": data.eval_groups=prompt groups by whole prompts" if _num_prompts(train) > 1 else ""
+        raise DataError(f"data.eval_fraction: {len(keys)} rows {shared}, which cannot be on both sides{way_out}")
+    kept, held_out = split_by_key(keys, fraction=fraction, seed=seed)
     return {**items, "train": [train[i] for i in kept], "eval": [train[i] for i in held_out]}
 
 
-def split_by_prompt(keys: Sequence[str], *, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Hold out a share of the rows so that no prompt is on both sides.
+def _num_prompts(items: Sequence[SourcedItem[Item]]) -> int:
+    return len({item.item.prompt_key() for item in items})
 
-    Prompts are taken in the order of a hash of seed and prompt, each if it brings the number of held-out rows nearer to
+
+def split_by_key(keys: Sequence[str], *, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Hold out a share of the rows so that no key is on both sides.
+
+    Keys are taken in the order of a hash of seed and key, each if it brings the number of held-out rows nearer to
     the share; so the order of the rows does not matter.
 
     Args:
-        keys: the prompt of each row.
+        keys: the group of each row; at least two differ if `fraction` > 0.
         fraction: share of the rows to hold out, from 0 (none) to below 1.
         seed: of the hash.
 
     Returns:
-        Indices of the rows that stay and of those held out, each ascending; both sides have a prompt if `fraction` > 0.
-
-    Raises:
-        DataError: there are fewer than two prompts to divide.
+        Indices of the rows that stay and of those held out, each ascending; both sides have a key if `fraction` > 0.
     """
     if fraction == 0:
         return list(range(len(keys))), []
     groups: dict[str, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         groups[key].append(index)
-    if len(groups) < 2:
-        raise DataError(f"data.eval_fraction: {len(keys)} rows share one prompt, which cannot be on both sides")
     ordered = sorted(groups, key=lambda key: _hash(key, seed))
     wanted = fraction * len(keys)
     num_held, held = 0, set()
