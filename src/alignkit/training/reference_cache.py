@@ -1,7 +1,8 @@
 """Reference log-probabilities computed once and kept on disk, so that later epochs and later runs need no reference.
 
-They are found again by what they were made of: every weight of the reference, every token of the pairs (which template,
-data and length policy made), and how it was computed. A changed byte in any of them is another file.
+They are found again by what they were made of: every weight of the reference and every setting that its forward pass
+reads, every token of the pairs (which template, data and length policy made), and how it was computed. A changed byte
+in any of them is another file.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+import transformers
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ from alignkit.training.dpo import REFERENCE_ADAPTER, DpoTrainer
 logger = logging.getLogger(__name__)
 
 _NAMES = ("ref_chosen_logps", "ref_rejected_logps")
+_NOT_READ = ("_name_or_path", "transformers_version")  # of a configuration: a model that was moved is the same model
 
 
 def with_reference(trainer: DpoTrainer, dataset: Dataset, folder: Path) -> Dataset:
@@ -64,21 +68,58 @@ def _computed(trainer: DpoTrainer, dataset: Dataset) -> dict[str, Tensor]:
 
 def _key(trainer: DpoTrainer, dataset: Dataset) -> str:
     digest = hashlib.sha256()
-    args: Any = trainer.args
-    facts = {"bf16": args.bf16, "fp16": args.fp16, "ld_alpha": args.ld_alpha, "torch": torch.__version__}
-    digest.update(json.dumps(facts, sort_keys=True).encode())
+    digest.update(json.dumps(_facts(trainer), sort_keys=True, default=_plain).encode())
     for name, weight in sorted(_reference_weights(trainer).items()):
         digest.update(f"\n{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]):
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()[:32]
 
 
-def _reference_weights(trainer: DpoTrainer) -> dict[str, Tensor]:
-    """Those that the reference computes with: another model's, or the policy's less what trains."""
+def _facts(trainer: DpoTrainer) -> dict[str, Any]:
+    """What the forward pass of the reference reads beside its weights."""
+    args: Any = trainer.args
+    model = _reference_model(trainer)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_READ}
+    return {
+        "config": config,
+        "attention": base.config._attn_implementation,
+        "class": f"{type(base).__module__}.{type(base).__qualname__}",  # of code from the hub, with its commit
+        "adapters": {name: adapter.to_dict() for name, adapter in _reference_adapters(model).items()},
+        "ld_alpha": args.ld_alpha,
+        "precision": trainer.accelerator.mixed_precision,
+        "versions": [torch.__version__, transformers.__version__, peft.__version__],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)
+
+
+def _reference_model(trainer: DpoTrainer) -> nn.Module:
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
-    weights: dict[str, Tensor] = dict(model.named_parameters())
+    return model
+
+
+def _reference_adapters(model: Any) -> dict[str, PeftConfig]:
+    """Those that compute while the model is the reference: all but the one that the policy trains."""
+    trained = model.active_adapter if isinstance(model, PeftModel) else None
+    return {name: config for name, config in getattr(model, "peft_config", {}).items() if name != trained}
+
+
+def _reference_weights(trainer: DpoTrainer) -> dict[str, Tensor]:
+    """Those that the reference computes with: another model's, or the policy's less what trains.
+
+    Buffers are among them, saved with the model or not: the frequencies of positions, the scales of quantized weights.
+    """
+    model = _reference_model(trainer)
+    weights: dict[str, Tensor] = {
+        name: weight
+        for name, weight in (model.state_dict(keep_vars=True) | dict(model.named_buffers())).items()
+        if isinstance(weight, Tensor)
+    }
     if not isinstance(model, PeftModel):
         return weights
     trained = str(model.active_adapter)

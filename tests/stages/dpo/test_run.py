@@ -17,6 +17,7 @@ from alignkit.errors import ConfigError
 from alignkit.jobs import DpoJob
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
+from alignkit.models.tiny import byte_tokenizer, random_model
 from alignkit.stages.dpo import run as dpo
 from alignkit.stages.dpo.check import check_job
 from alignkit.stages.sft import run as sft
@@ -27,6 +28,8 @@ Rows = list[dict[str, Any]]
 # In float32, so that values can be compared closely wherever the tests run.
 FLOAT32 = ["model.dtype=float32", "train.bf16=false"]
 TINY = ["model=tiny_gpt2", "template=instruction", *FLOAT32]
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+LLAMA |= {"num_attention_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3}
 SMALL = ["model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
 
 
@@ -144,6 +147,33 @@ def test_kept_log_probabilities_are_found_again_until_a_byte_changes(
     assert len(kept("e", "data.max_length=62", "data.overlength=keep_start")) == 4
     write_rows([{**pairs[0], "chosen": pairs[0]["chosen"] + "!"}, *pairs[1:]], "pairs.jsonl")
     assert len(kept("f")) == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "rope_parameters", {"rope_theta": 10.0, "rope_type": "default"}),
+        ("config.json", "rms_norm_eps", 0.5),
+        ("adapter_config.json", "lora_alpha", 512),
+    ],
+)
+def test_kept_log_probabilities_are_of_what_the_forward_pass_reads(
+    job: Job, sft_run: Callable[..., str], file: str, key: str, value: Any
+) -> None:
+    if file == "adapter_config.json":
+        sft_run("lora=default", *SMALL, "train.max_steps=1")
+    else:
+        random_model(LLAMA, tokenizer=byte_tokenizer(), seed=0).save_pretrained("sft")
+        byte_tokenizer().save_pretrained("sft")
+    words = ["model.name=sft", "template=instruction", "train.max_steps=1", "reference.keep=true", *FLOAT32]
+    first_loss = {}
+    for run in ("before", "after"):
+        dpo.run(job(*words), Path("runs/dpo", run))
+        first_loss[run] = metrics(f"runs/dpo/{run}")[0]["loss"]
+        config = json.loads(Path("sft", file).read_text())
+        assert key in config
+        Path("sft", file).write_text(json.dumps(config | {key: value}))
+    assert first_loss == {run: pytest.approx(math.log(2), abs=1e-5) for run in first_loss}
 
 
 def test_kept_log_probabilities_train_as_fresh_ones(job: Job) -> None:
