@@ -64,6 +64,41 @@ def test_killed_while_saving_and_resumed_is_never_killed(
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-15", "checkpoint-20", "checkpoint-5"]
 
 
+@pytest.mark.parametrize("kill", [{"kill_in_save": 20}, {"kill_after_save": 20}, {"kill_after_save": 10}, {}], ids=str)
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_killed_around_a_save_at_an_epochs_end_and_resumed_evaluates_once(
+    train: Callable[..., Any], tmp_path: Path, kill: dict[str, int], strategy: str
+) -> None:
+    words = {"eval_strategy": strategy, "eval_steps": 10, "logging_strategy": strategy}
+    whole = train(tmp_path / "whole", **words)
+    assert train(tmp_path / "killed", **kill, **words).codes == ([-9] if kill else [0])
+    resumed = train(tmp_path / "killed", resume=True, **words)
+    assert resumed.codes == [0], resumed.said
+    assert resumed.weights == whole.weights
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert [line["step"] for line in metrics(tmp_path / "killed") if "eval_loss" in line] == [10, 20]
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_a_checkpoint_from_before_its_epochs_evaluation_is_evaluated(
+    tiny: ModuleType, tmp_path: Path, step: int
+) -> None:
+    whole = tiny.tiny_trainer(tmp_path, eval_strategy="epoch", dropout=0.0)
+    whole.train()
+    path = whole.output_dir / f"checkpoint-{step}" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    assert "eval_loss" in state["log_history"].pop()
+    path.write_text(json.dumps(state))
+    resumed = tiny.tiny_trainer(tmp_path, eval_strategy="epoch", dropout=0.0)
+    resumed.train(str(path.parent))
+    losses = [
+        [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+        for trainer in (whole, resumed)
+    ]
+    assert losses[0] == losses[1]
+    assert [line["step"] for line in metrics(tmp_path) if "eval_loss" in line] == [10, 20]
+
+
 def test_flipped_bits_are_passed_over(train: Callable[..., Any], unbroken: Path, tmp_path: Path) -> None:
     train(tmp_path, kill_at=13)
     spoilt = tmp_path / "checkpoints/checkpoint-10/model.safetensors"

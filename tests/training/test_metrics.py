@@ -64,9 +64,10 @@ def test_one_object_a_line_with_its_step_from_the_first_process_only(tmp_path: P
 
 def test_a_resumed_run_cuts_off_what_it_will_write_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = [{"step": step, "loss": 1.0} for step in (3, 5, 6)]
+    lines = [{"step": step, "loss": 1.0} for step in (3, 5, 5, 6)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
     file = MetricsFile(path)
-    file.on_train_begin(None, TrainerState(global_step=5), TrainerControl())  # type: ignore[arg-type]
+    state = TrainerState(global_step=5, log_history=lines[:2])  # saved before the second log at its step
+    file.on_train_begin(None, state, TrainerControl())  # type: ignore[arg-type]
     log(file, 6, loss=0.5)
     assert read_metrics(path) == [*lines[:2], {"step": 6, "loss": 0.5}]

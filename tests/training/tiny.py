@@ -98,6 +98,7 @@ def train_in_process(
     resume: bool = False,
     kill_at: int = 0,
     kill_in_save: int = 0,
+    kill_after_save: int = 0,
     signal_at: int = 0,
     signal_number: int = signal.SIGTERM,
     limit_at: int = 0,
@@ -123,13 +124,16 @@ def train_in_process(
     ):
         if last and step:
             trainer.add_callback(At(step, act))
-    if kill_in_save:
+    if kill_in_save or kill_after_save:
         seal = checkpoints.seal
 
         def kill_or_seal(partial: Path, **rest: Any) -> None:
-            if checkpoints.step_of(partial) == kill_in_save:
+            step = checkpoints.step_of(partial)
+            if step == kill_in_save:
                 os.kill(os.getpid(), signal.SIGKILL)
             seal(partial, **rest)
+            if step == kill_after_save:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoints.seal = kill_or_seal
     try:

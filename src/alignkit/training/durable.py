@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from alignkit.errors import TrainingError
 from alignkit.training import checkpoints
-from alignkit.training.watched import WatchedTrainer
+from alignkit.training.watched import WatchedTrainer, at_epoch_end
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ class DurableTrainer(WatchedTrainer):
         assert resume_from_checkpoint is not True, "name it: upstream would take the newest without a look"
         if resume_from_checkpoint:
             self._resumed_from = Path(resume_from_checkpoint)
-            self.args.eval_on_start = False  # that was done when the run started
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
@@ -155,9 +154,16 @@ class DurableTrainer(WatchedTrainer):
         super()._load_callback_state()
         # Saved when training had reached its end: upstream would take one more step each time that is resumed.
         self._had_ended = self.control.should_training_stop
+        self.args.eval_on_start = self._evaluation_is_missing()  # that of the run's start was made then
         best = self.state.best_global_step
         if best and self._checkpoint_dir(best).is_dir():  # its path may have been another, before the run was moved
             self.state.best_model_checkpoint = str(self._checkpoint_dir(best))
+
+    def _evaluation_is_missing(self) -> bool:
+        """Whether the checkpoint was saved before the evaluation at its epoch's end, as those of version 0.1 were."""
+        due = self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.eval_delay <= float(self.state.epoch or 0)
+        evaluated = [entry["step"] for entry in self.state.log_history if any(key.startswith("eval_") for key in entry)]
+        return due and at_epoch_end(self.state) and self.state.global_step not in evaluated
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._had_ended:

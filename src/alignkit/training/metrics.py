@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            cut_after(self.path, state.global_step)
+            keep_logged(self.path, [entry["step"] for entry in state.log_history])
 
     def on_log(
         self,
@@ -100,11 +101,30 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
 
 
+def keep_logged(path: Path, steps: Sequence[int]) -> None:
+    """Take out of a JSON-lines file, if it is there, what a checkpoint does not know of.
+
+    Args:
+        path: of the file.
+        steps: the `step` of each line that the checkpoint knows: what came after it, at its own step too, comes again.
+    """
+    known = Counter(steps)
+    seen: Counter[int] = Counter()
+    kept = []
+    for line in read_metrics(path):
+        seen[line["step"]] += 1
+        kept += [line] if seen[line["step"]] <= known[line["step"]] else []
+    _replace(path, kept)
+
+
 def cut_after(path: Path, step: int) -> None:
     """Take the lines with a later `step` out of a JSON-lines file, if it is there; before step 1, all of them."""
+    _replace(path, [line for line in read_metrics(path) if 0 < step >= line["step"]])  # step 0 logs again what it did
+
+
+def _replace(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if 0 < step >= line["step"]]  # what step 0 logs, it will log again
     shorter = path.with_suffix(".tmp")
     shorter.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
     shorter.replace(path)

@@ -129,6 +129,7 @@ class _Watch(TrainerCallback):
 
     def __init__(self, trainer: WatchedTrainer) -> None:
         self.trainer = trainer
+        self._save_is_due = False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -139,17 +140,18 @@ class _Watch(TrainerCallback):
         self.trainer.meter.stop()
         if state.global_step >= state.max_steps and args.eval_strategy == "steps":
             control.should_evaluate = True  # the result's own held-out loss, wherever the interval ends
-        if self.trainer.interrupted and not _at_epoch_end(state):
+        if self.trainer.interrupted:
             control.should_save = True
+        if control.should_save and at_epoch_end(state):
+            # The checkpoint comes after what the epoch's end logs and evaluates: a resume would not repeat that.
+            control.should_save, self._save_is_due = False, True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self.trainer.interrupted:
-            return
-        if _at_epoch_end(state):  # the checkpoint comes after this epoch's evaluation, which a resume would not repeat
-            control.should_save = True
-        else:  # upstream ends an interrupted epoch as if it were whole
+        if self._save_is_due:
+            control.should_save, self._save_is_due = True, False
+        elif self.trainer.interrupted:  # upstream ends an interrupted epoch as if it were whole
             control.should_log = control.should_evaluate = control.should_save = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -158,5 +160,6 @@ class _Watch(TrainerCallback):
             control.should_training_stop = True  # only now, so that the checkpoint does not say that training had ended
 
 
-def _at_epoch_end(state: TrainerState) -> bool:
+def at_epoch_end(state: TrainerState) -> bool:
+    """Tell whether an epoch, or all of the training, ends with the step just taken."""
     return float(state.epoch).is_integer() or state.global_step >= state.max_steps
