@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from alignkit.training import checkpoints
+
 HELD_OUT = ["data.eval_fraction=0.2", "model=tiny_gpt2"]
 CLOCKS = ("per_second", "runtime")
 
@@ -44,3 +46,30 @@ def test_a_run_killed_in_its_final_save_records_its_last_evaluation(
     assert records[0]["status"] == records[1]["status"] == "finished"
     assert records[0]["result"] == records[1]["result"]
     assert numbers(Path("whole")) == numbers(Path("killed"))
+
+
+@pytest.mark.parametrize("layout", ["packed", "grouped"])
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_a_resumed_run_counts_on(
+    stage: str, layout: str, pair_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = import_module(f"alignkit.stages.{stage}.run").run
+    seal = checkpoints.seal
+
+    def sealed_and_killed(*args: Any, **rest: Any) -> None:
+        seal(*args, **rest)
+        raise Killed
+
+    def begin(name: str, *words: str) -> None:
+        words = (*HELD_OUT, *words, "train.save_steps=2", "train.logging_steps=3", f"data.batching={layout}")
+        run(pair_job(stage, "template=instruction", *words), Path(name))
+
+    begin("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "seal", sealed_and_killed)
+        with pytest.raises(Killed):
+            begin("killed")
+    begin("killed", "resume=true")
+    assert numbers(Path("killed")) == numbers(Path("whole"))
+    counts = [line for line in numbers(Path("killed")) if "tokens" in line]
+    assert [line["tokens"] for line in counts] == [line["num_tokens"] for line in counts]  # ours and upstream's

@@ -33,6 +33,13 @@ def test_rows_laid_end_to_end_are_counted_without_padding() -> None:
     assert meter.counts.tolist() == [8, 0]
 
 
+def test_pairs_are_counted_without_padding() -> None:
+    meter = TokenMeter()
+    parts = torch.tensor([[1, 2, 2, 0], [1, 3, 0, 0]])  # the two sides of one pair
+    meter.add({"position_ids": torch.tensor([[0, 1, 2, 0], [0, 1, 0, 0]]), "parts": parts}, num_rows=1)
+    assert meter.counts.tolist() == [5, 0]
+
+
 def test_rates_are_of_the_time_in_steps_since_the_last_report() -> None:
     meter = TokenMeter()
     meter.restore(torch.tensor([100, 40]))

@@ -28,6 +28,7 @@ from alignkit.training.watched import WatchedTrainer, at_epoch_end
 logger = logging.getLogger(__name__)
 
 _WINDOW = "window.json"  # what was summed up since the last log: a resumed run logs what an unbroken one would
+_NUM_TOKENS = ("num_tokens", "eval_num_tokens")
 
 
 class DurableTrainer(WatchedTrainer):
@@ -221,8 +222,15 @@ class DurableTrainer(WatchedTrainer):
         self._total_loss_scalar -= loss  # what train() returns is the mean over this session's steps
         self._globalstep_last_logged = window["logged_at"]
         self._upstream_metrics().update(window["metrics"])
+        self._restore_num_tokens()
         if self.accelerator.is_main_process:
             self.meter.restore(torch.tensor(window["counts"]))
+
+    def _restore_num_tokens(self) -> None:
+        """TRL's trainers log how many tokens they have seen, and begin again at zero."""
+        if hasattr(self, "_total_train_tokens"):
+            logged = [entry[key] for entry in self.state.log_history for key in _NUM_TOKENS if key in entry]
+            self._total_train_tokens = int(max(logged + self._upstream_metrics().get("num_tokens", []), default=0))
 
     def _upstream_metrics(self) -> dict[str, list[float]]:
         """What TRL's trainers average at the next log; transformers' own has no such thing."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_IGNORED = -100
+from alignkit.data.batches.batching import IGNORED
+from alignkit.data.batches.pair_batching import NOTHING
 
 
 class TokenMeter:
@@ -42,15 +43,18 @@ class TokenMeter:
         """Count one collated batch.
 
         Args:
-            batch: `attention_mask`, or `position_ids` where rows lie end to end; `labels` if any.
+            batch: `attention_mask`; `parts` where it holds pairs; else `position_ids` of rows that lie end to end;
+                `labels` if any.
             num_rows: rows in it.
         """
         if (mask := batch.get("attention_mask")) is not None:
             num_tokens = mask.sum()
+        elif (parts := batch.get("parts")) is not None:
+            num_tokens = (parts != NOTHING).sum()
         else:  # each row has one position 0, and so has every token of padding
             num_tokens = batch["position_ids"].count_nonzero() + num_rows
         labels = batch.get("labels")
-        num_supervised = torch.zeros_like(num_tokens) if labels is None else (labels[..., 1:] != _IGNORED).sum()
+        num_supervised = torch.zeros_like(num_tokens) if labels is None else (labels[..., 1:] != IGNORED).sum()
         self.counts = self.counts.to(num_tokens.device) + torch.stack([num_tokens, num_supervised])
 
     def report(self, accelerator: Any) -> dict[str, float]:
@@ -83,7 +87,7 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            keep_logged(self.path, [entry["step"] for entry in state.log_history])
+            keep_logged(self.path, [int(entry["step"]) for entry in state.log_history])
 
     def on_log(
         self,
