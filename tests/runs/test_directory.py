@@ -89,7 +89,7 @@ def test_a_finished_run_is_not_written_over_unasked(tmp_path: Path) -> None:
     assert refused(folder) == f"{folder} is a finished run: choose another name, or overwrite=true to replace it"
     with guarded(folder, overwrite=True) as run:
         run.begin()
-        assert [path.name for path in folder.iterdir()] == ["run.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
 
 
 def test_half_an_overwritten_run_is_never_taken_for_a_finished_one(

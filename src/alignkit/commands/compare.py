@@ -24,6 +24,7 @@ from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import format_table
 from alignkit.jobs import CompareJob
 from alignkit.runs.log import run_log
+from alignkit.runs.output import outputs
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import one_line
@@ -48,26 +49,25 @@ def run(
     Raises:
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
-    with run_log():
-        _check(job, runs, prompts, prompts_path, reward, out)
-        found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
-        policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
-        encoded = [policy.encode(found) for policy in policies]
-        for policy, rows in zip(policies, encoded, strict=True):
-            policy.check_lengths(found, rows, job.sampling)
-        if job.logprobs:
-            check_same_tokens(policies, encoded, "logprobs")
-        comparison = _compared(job, policies, encoded, found, reward)
-    _show(comparison)
-    console = Console(stderr=True, soft_wrap=True)
-    if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        write_page(html, comparison)
-        console.print(f"page: {html}", markup=False, highlight=False)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        console.print(f"all of it: {out}", markup=False, highlight=False)
+    with outputs(html=html, out=out):
+        with run_log():
+            _check(job, runs, prompts, prompts_path, reward, out)
+            found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
+            policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
+            encoded = [policy.encode(found) for policy in policies]
+            for policy, rows in zip(policies, encoded, strict=True):
+                policy.check_lengths(found, rows, job.sampling)
+            if job.logprobs:
+                check_same_tokens(policies, encoded, "logprobs")
+            comparison = _compared(job, policies, encoded, found, reward)
+        _show(comparison)
+        console = Console(stderr=True, soft_wrap=True)
+        if html is not None:
+            write_page(html, comparison)
+            console.print(f"page: {html}", markup=False, highlight=False)
+        if out is not None:
+            out.write_text(json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            console.print(f"all of it: {out}", markup=False, highlight=False)
 
 
 def _compared(

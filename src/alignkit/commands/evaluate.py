@@ -31,6 +31,7 @@ from alignkit.evaluate.statistics import bootstrap_mean, expectation
 from alignkit.evaluate.trained import held_out_groups
 from alignkit.jobs import EvaluateJob
 from alignkit.runs.log import run_log
+from alignkit.runs.output import outputs
 from alignkit.sampling.settings import check_sampling
 
 logger = logging.getLogger(__name__)
@@ -52,22 +53,24 @@ def run(
     Raises:
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
-    with run_log():
-        _check(job, runs, reward, reference, pairs, out)
-        data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
-        models = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
-        held_out = [load_held_out(data, model, num_prompts=job.num_prompts, seed=job.seed) for model in models]
-        for model, rows in zip(models, held_out, strict=True):
-            model.check_lengths(rows.prompts, rows.prompt_ids, job.sampling)
-        loaded_reference = _load_reference(job, models, held_out, reference)
-        figures = [
-            _measure(job, model, data, loaded_reference, pairs) for model, data in zip(models, held_out, strict=True)
-        ]
-        if reward is not None:
-            _score_responses(job, models, held_out, figures, reward)
-    _show(job, held_out[0], figures)
-    if out is not None:
-        write_report(out, settings=asdict(job), runs=[one.as_json() for one in figures])
+    with outputs(out=out):
+        with run_log():
+            _check(job, runs, reward, reference, pairs, out)
+            data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
+            models = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
+            held_out = [load_held_out(data, model, num_prompts=job.num_prompts, seed=job.seed) for model in models]
+            for model, rows in zip(models, held_out, strict=True):
+                model.check_lengths(rows.prompts, rows.prompt_ids, job.sampling)
+            loaded_reference = _load_reference(job, models, held_out, reference)
+            figures = [
+                _measure(job, model, data, loaded_reference, pairs)
+                for model, data in zip(models, held_out, strict=True)
+            ]
+            if reward is not None:
+                _score_responses(job, models, held_out, figures, reward)
+        _show(job, held_out[0], figures)
+        if out is not None:
+            write_report(out, settings=asdict(job), runs=[one.as_json() for one in figures])
 
 
 def _load_reference(

@@ -20,6 +20,7 @@ from alignkit.evaluate.served_model import ServedModel, sample_keys
 from alignkit.jobs import GenerateJob
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
+from alignkit.runs.output import outputs
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
 
@@ -36,7 +37,7 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
         ConfigError, DataError, ModelError: the user's mistake; nothing was written.
         Interrupted: Ctrl-C; what was answered is in the file.
     """
-    with run_log():
+    with outputs(out=out), run_log():
         _check(job, prompts, prompts_path, out)
         found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
         policy = ServedModel.of(job.model, job.template)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from alignkit.data.views.view import RowView, Span, View
 from alignkit.errors import DataError
+from alignkit.runs.output import outputs
 from alignkit.terminal import printable
 
 _BUCKETS = 8
@@ -34,8 +35,8 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
         DataError: rows differ from the golden ones.
     """
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        write_page(html, view, list(view.rows(num_rows=num_rows)))
+        with outputs(html=html):
+            write_page(html, view, list(view.rows(num_rows=num_rows)))
     if as_json or golden is not None:
         every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
     if as_json:

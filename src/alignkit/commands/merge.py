@@ -26,6 +26,7 @@ from alignkit.models.load import check_model, load_model, merge_problems
 from alignkit.models.save import save_model
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, lineage
+from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ def run(job: MergeJob, *, out: Path) -> None:
         ConfigError, ModelError: the user's mistake, or a difference past the bound; `out` is not there then.
     """
     _check(job, out)
-    with run_log():
+    with run_log(), hold(out, out.with_name(f".{out.name}.lock")):
+        if out.exists():  # written since we looked, by who held it before us
+            raise ConfigError(_exists(out))
         exact = replace(job.model, dtype=Dtype.float32)
         model = ServedModel.of(exact, job.template).load(seed=0)
         rows = example_rows(model)
@@ -92,8 +95,12 @@ def _check(job: MergeJob, out: Path) -> None:
     except AlignkitError as error:
         problems += error.problems
     if out.exists():
-        problems.append(f"{out} exists already: name another folder or remove it")
+        problems.append(_exists(out))
     elif not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
         problems.append(f"{out} cannot be written: part of its path is a file")
     if problems:
         raise ConfigError(*problems)
+
+
+def _exists(out: Path) -> str:
+    return f"{out} exists already: name another folder or remove it"

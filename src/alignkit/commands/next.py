@@ -24,6 +24,7 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.jobs import NextJob
 from alignkit.models.load import num_positions
 from alignkit.runs.log import run_log
+from alignkit.runs.output import outputs
 from alignkit.sampling.distribution import distribution, entropy
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
@@ -38,15 +39,15 @@ def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None,
         ConfigError, DataError, ModelError: the user's mistake.
     """
     _check(job, runs, prompt, png)
-    with run_log():
-        views = [view for name in runs for view in _views(job, replace(job.model, name=name), prompt, response)]
-    console = Console(soft_wrap=True)
-    shown = [(_next_table if response is None else _walk_table)(view) for view in views]
-    console.print(Columns(shown, padding=(1, 4)))  # side by side where the terminal is wide enough
-    if png is not None:
-        png.parent.mkdir(parents=True, exist_ok=True)
-        (plot_next if response is None else plot_walk)(views, png)
-        console.print(f"picture: {png}", markup=False, highlight=False)
+    with outputs(png=png):
+        with run_log():
+            views = [view for name in runs for view in _views(job, replace(job.model, name=name), prompt, response)]
+        console = Console(soft_wrap=True)
+        shown = [(_next_table if response is None else _walk_table)(view) for view in views]
+        console.print(Columns(shown, padding=(1, 4)))  # side by side where the terminal is wide enough
+        if png is not None:
+            (plot_next if response is None else plot_walk)(views, png)
+            console.print(f"picture: {png}", markup=False, highlight=False)
 
 
 def _views(job: NextJob, model: ModelConfig, prompt: str, response: str | None) -> Iterator[NextTokens]:

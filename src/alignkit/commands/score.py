@@ -27,6 +27,7 @@ from alignkit.models.load import computing_device, longest_row
 from alignkit.models.skeleton import skeleton
 from alignkit.rewards.reward_run import RewardRun
 from alignkit.runs.log import run_log
+from alignkit.runs.output import outputs
 
 
 def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
@@ -42,19 +43,19 @@ def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
     Raises:
         AlignkitError: the user's mistake; nothing was written.
     """
-    with run_log():
-        _check(job, pairs, out)
-        lines, ledger, summary = (_pairs if pairs else _rows)(job, RewardRun(job.model, job.template))
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    console = Console(stderr=True)
-    where = [f"{len(lines):,} scored rows in {out}"] if out else []
-    for line in [*([ledger.table()] if len(ledger.rows) > _num_kept(ledger) else []), *summary, *where]:
-        console.print(line, markup=False, highlight=False)
+    with outputs(out=out):
+        with run_log():
+            _check(job, pairs, out)
+            lines, ledger, summary = (_pairs if pairs else _rows)(job, RewardRun(job.model, job.template))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if out is None:
+            sys.stdout.write(text)
+        else:
+            out.write_text(text, encoding="utf-8")
+        console = Console(stderr=True)
+        where = [f"{len(lines):,} scored rows in {out}"] if out else []
+        for line in [*([ledger.table()] if len(ledger.rows) > _num_kept(ledger) else []), *summary, *where]:
+            console.print(line, markup=False, highlight=False)
 
 
 def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:

@@ -20,6 +20,7 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.table import format_table
 from alignkit.jobs import TasksJob
 from alignkit.runs.log import run_log
+from alignkit.runs.output import outputs
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +58,20 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
     Raises:
         ConfigError, ModelError: the user's mistake, before a model is loaded.
     """
-    with run_log():
-        problems = check_models(runs, job.model, distinct=True) + check_new_file(out)
-        if problems := problems + check_tasks(tasks, job.num_fewshot):
-            raise ConfigError(*dict.fromkeys(problems))
-        policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
-        found = {policy.name: _measured(job, policy, tasks) for policy in policies}
-    console = Console(soft_wrap=True)
-    console.print(metrics_table(found), markup=False, highlight=False)
-    if out is not None:
-        measured = [{"name": name, "tasks": [asdict(metric) for metric in metrics]} for name, metrics in found.items()]
-        write_report(out, settings=asdict(job), runs=measured)
+    with outputs(out=out):
+        with run_log():
+            problems = check_models(runs, job.model, distinct=True) + check_new_file(out)
+            if problems := problems + check_tasks(tasks, job.num_fewshot):
+                raise ConfigError(*dict.fromkeys(problems))
+            policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
+            found = {policy.name: _measured(job, policy, tasks) for policy in policies}
+        console = Console(soft_wrap=True)
+        console.print(metrics_table(found), markup=False, highlight=False)
+        if out is not None:
+            measured = [
+                {"name": name, "tasks": [asdict(metric) for metric in metrics]} for name, metrics in found.items()
+            ]
+            write_report(out, settings=asdict(job), runs=measured)
 
 
 @cache

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,9 +20,12 @@ from typing import Any
 
 from alignkit.config import EvalGroups
 from alignkit.errors import Interrupted, RunError
+from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
 
 MANIFEST = "run.json"
+# What a start that was killed before its first record leaves: nobody's work.
+_LEFTOVERS = (LOCK, f".{MANIFEST}", ".encoded")
 _MAY_CHANGE = ("name", "resume", "overwrite", "samples")  # on resume: they change no bit of the result
 _PACKAGES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
@@ -67,7 +70,7 @@ class Run:
         for path in self.folder.iterdir() if not self.resuming else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != MANIFEST:
+            elif path.name not in (MANIFEST, LOCK):
                 path.unlink()
         self.on_begin()
 
@@ -109,11 +112,17 @@ def guard_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: bo
     Raises:
         RunError: the folder may not be used like this.
     """
-    run = Run(folder, stage, record)
+    if is_main_process():
+        _check_folder(folder, resume=resume, overwrite=overwrite)
+    with hold(folder, folder / LOCK) if is_main_process() else nullcontext():
+        yield from _guarded(Run(folder, stage, record), resume=resume, overwrite=overwrite)
+
+
+def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     if is_main_process():
         _guard(run, resume=resume, overwrite=overwrite)
     else:  # every process must leave a finished run, or one would wait for the others
-        run.finished = resume and (read_manifest(folder) or {}).get("status") == "finished"
+        run.finished = resume and (read_manifest(run.folder) or {}).get("status") == "finished"
         run.resuming = resume and not run.finished
     try:
         yield run
@@ -151,14 +160,22 @@ def lineage(name: str) -> list[dict[str, str]]:
     return [{"path": str(Path(name).resolve()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}]
 
 
-def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
-    folder = run.folder
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what can be refused without a lock: in a folder of other things not even that is written."""
     if resume and overwrite:
         raise RunError("resume=true goes on with a run and overwrite=true deletes it: give one of them")
-    manifest = read_manifest(folder)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and manifest is None)):
+    if folder.exists() and (not folder.is_dir() or (read_manifest(folder) is None and _has_other_files(folder))):
         raise RunError(f"{folder} exists and is no run of alignkit: choose another name")
     _check_writable(folder)
+
+
+def _has_other_files(folder: Path) -> bool:
+    return any(not path.name.startswith(_LEFTOVERS) for path in folder.iterdir())
+
+
+def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
+    folder = run.folder
+    manifest = read_manifest(folder)
     if manifest is None:
         if resume:
             raise RunError(f"resume=true: there is no run in {folder}; leave resume out to start one")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,18 @@ def with_reference(trainer: DpoTrainer, dataset: Dataset, folder: Path) -> Datas
         logger.info("reference: computing log-probabilities of %s pairs", f"{len(dataset):,}")
         kept = _computed(trainer, dataset)
         if trainer.is_world_process_zero():
-            folder.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".partial")
-            save_file(kept, aside)
-            aside.replace(path)
+            _keep(kept, path)
     trainer.accelerator.wait_for_everyone()
     for name in _NAMES:
         dataset = dataset.add_column(name, kept[name].numpy())
     return dataset
+
+
+def _keep(kept: dict[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}.partial")  # another run may keep the same
+    save_file(kept, aside)
+    aside.replace(path)
 
 
 def _computed(trainer: DpoTrainer, dataset: Dataset) -> dict[str, Tensor]:

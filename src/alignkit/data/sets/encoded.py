@@ -93,6 +93,7 @@ def load_on_main_process(load: Callable[[], Data], folder: Path, data_type: type
         return load()
     if state.is_main_process:
         data = load()
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
         for position, (name, rows) in enumerate(data.sets.items()):
             # Every process must evaluate the sets in one order, and a folder lists its files in no order.
             rows.dataset.save_to_disk(str(folder / f"{position:06d} {name}"))
