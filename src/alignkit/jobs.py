@@ -57,8 +57,8 @@ class StageJob:
 
 
 @dataclass
-class SampledJob(StageJob):
-    """A stage whose model answers a few prompts before and after training."""
+class PolicyJob(StageJob):
+    """A stage that trains a policy, which answers a few prompts before and after."""
 
     samples: int = setting("number of prompts answered before and after training, written to samples.jsonl", 3, ge=0)
     # Samples are a glance before and after, not an evaluation.
@@ -66,7 +66,7 @@ class SampledJob(StageJob):
 
 
 @dataclass
-class SftJob(SampledJob):
+class SftJob(PolicyJob):
     stage: ClassVar[str] = "sft"
     # Training usually starts from a base model, whose tokenizer has no template of its own.
     template: TemplateConfig = field(default_factory=lambda: TemplateConfig("instruction"))
@@ -87,7 +87,7 @@ class RewardJob(StageJob):
 
 
 @dataclass
-class DpoJob(SampledJob):
+class DpoJob(PolicyJob):
     stage: ClassVar[str] = "dpo"
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     train: dict[str, Any] = setting(
@@ -96,7 +96,7 @@ class DpoJob(SampledJob):
 
 
 @dataclass
-class PpoJob(SampledJob):
+class PpoJob(PolicyJob):
     stage: ClassVar[str] = "ppo"
     reward: list[Any] = setting(
         "rewards: a list of {function | classifier | model, weight, …}, whose weighted scores add up", []

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import Batching
 from alignkit.data.encode.templates import Template, load_template
-from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.pairs import PairData, check_pair_data, load_pairs
 from alignkit.data.views.supervised import PairView
 from alignkit.errors import ConfigError

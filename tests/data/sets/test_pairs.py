@@ -15,7 +15,7 @@ from alignkit.config import Batching, ControlTokens, DataConfig, Malformed, Over
 from alignkit.data.encode.masking import encode, encode_prompt
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.preferences import to_preference
-from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.pairs import PairData, PairSet, check_pair_data, load_pairs
 from alignkit.data.sets.sft import load_sft
 from alignkit.errors import DataError
@@ -293,7 +293,7 @@ TWO = """
 from pathlib import Path
 from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.sets.pairs import PairData, load_pairs
-from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.encode.templates import load_template
 from alignkit.models.tiny import byte_tokenizer
 import os, sys

@@ -10,7 +10,7 @@ import pytest
 
 from alignkit.config import DataConfig, EvalGroups, Malformed, Overlength, TemplateConfig
 from alignkit.data.encode.templates import load_template
-from alignkit.data.sets.encoded import load_on_main_process
+from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.section import check_data
 from alignkit.data.sets.sft import SftData, SftSet, load_sft
 from alignkit.errors import DataError

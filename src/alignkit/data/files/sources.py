@@ -16,7 +16,7 @@ from typing import Any
 from alignkit.data.files.readers import EXTENSIONS, file_kind, file_problem, read_file
 from alignkit.data.rows.formats import FIELDS, Fields, check_format
 from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean
-from alignkit.functions import load_function
+from alignkit.user_functions import load_function
 
 # What `datasets` writes next to the rows it saves.
 _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")

@@ -9,7 +9,7 @@ from alignkit.data.rows.columns import check_columns, describe_columns, field_va
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.turns import RowError, check_order, describe_type, full_text, messages_from, read_turns
 from alignkit.errors import DataError, did_you_mean
-from alignkit.functions import load_function
+from alignkit.user_functions import load_function
 
 __all__ = [
     "FIELDS",

@@ -22,7 +22,7 @@ from alignkit.data.rows.turns import (
     read_turns,
 )
 from alignkit.errors import DataError
-from alignkit.functions import load_function
+from alignkit.user_functions import load_function
 
 __all__ = ["PAIRS", "PAIR_FIELDS", "Preference", "detect_pairs", "to_preference"]
 

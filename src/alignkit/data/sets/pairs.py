@@ -17,10 +17,10 @@ from alignkit.data.encode.pair_lengths import EncodedPair, apply_pair_length
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.preferences import PAIRS, Preference
 from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
-from alignkit.data.sets.encoded import EncodedData, EncodedSet, example_items
 from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.lint import Lint, lint
+from alignkit.data.sets.loaded import EncodedData, EncodedSet, example_items
 from alignkit.data.sets.section import check_data
 from alignkit.data.sets.split import hold_out
 from alignkit.errors import DataError

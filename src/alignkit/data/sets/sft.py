@@ -17,9 +17,9 @@ from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.row_kind import CONVERSATIONS
 from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
-from alignkit.data.sets.encoded import EncodedData, EncodedSet, example_items
 from alignkit.data.sets.items import parse_sets, read_sets
 from alignkit.data.sets.ledger import Ledger
+from alignkit.data.sets.loaded import EncodedData, EncodedSet, example_items
 from alignkit.data.sets.split import hold_out
 
 

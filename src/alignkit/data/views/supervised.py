@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.data.batches.batching import IGNORED, rows_of
 from alignkit.data.batches.pair_batching import pairs_of
-from alignkit.data.sets.encoded import EncodedSet
 from alignkit.data.sets.lint import Lint
+from alignkit.data.sets.loaded import EncodedSet
 from alignkit.data.sets.pairs import PairSet
 from alignkit.data.sets.sft import SftSet
 from alignkit.data.views.view import RowView, Span, View, spans_of

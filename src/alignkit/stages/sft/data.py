@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.data.encode.templates import Template, load_template
-from alignkit.data.sets.encoded import load_on_main_process
 from alignkit.data.sets.items import NUM_FIRST
+from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.sft import SftData, load_sft
 from alignkit.data.sets.streaming import Stream
 from alignkit.data.views.supervised import SftView

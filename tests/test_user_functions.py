@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import ConfigError
-from alignkit.functions import load_function
+from alignkit.user_functions import load_function
 
 
 def test_mistakes_in_naming_a_function(tmp_path: Path) -> None:
