@@ -25,9 +25,15 @@ def table(stage: str, beside: str | None = None) -> str:
 def _rows(stage: str) -> Iterator[str]:
     missing = [key for key, _, value in settings(JOBS[stage]()) if value == MISSING]
     for key, item, value in settings(compose_job(stage, [f"{key}=given" for key in missing])):
-        yield _row(key, item.metadata["help"], "" if key in [*missing, "train"] else f"`{_yaml(value)}`")
+        yield _row(key, item.metadata["help"], _default(key, value, missing))
         for name, argument in value.items() if key == "train" else ():
             yield _row(f"train.{name}", _reason(stage, name), f"`{_yaml(argument)}`")
+
+
+def _default(key: str, value: object, missing: list[str]) -> str:
+    if key == "train":
+        return "the rows below"
+    return "required" if key in missing else f"`{_yaml(value)}`"
 
 
 def _row(key: str, help: str, default: str) -> str:

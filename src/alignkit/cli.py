@@ -27,7 +27,7 @@ app = typer.Typer(
 # What each stage does, and an example of its settings.
 STAGES = {
     "sft": (
-        "Train a model by supervised fine-tuning (SFT). The loss sees the response, never the prompt.",
+        "Train a model by supervised fine-tuning (SFT). The loss sees the responses, not the prompts.",
         "config=configs/smoke/sft.yaml train.learning_rate=1e-4",
     ),
     "reward": (
@@ -412,7 +412,7 @@ def score(
 ) -> None:
     """Score responses with a reward model.
 
-    alignkit score runs/reward/smoke --pairs pairs.jsonl --out scores.jsonl
+    alignkit score runs/reward/reward-smoke --pairs pairs.jsonl --out scores.jsonl
     """
     from alignkit.errors import ConfigError
 

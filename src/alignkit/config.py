@@ -101,7 +101,8 @@ class ModelConfig:
     name: str = setting("model: a hub id, a model folder, or a run directory")
     init: Init = setting("initial weights: pretrained, or random in the architecture of model.config", Init.pretrained)
     dtype: Dtype = setting(
-        "dtype of the weights; auto is bfloat16 where the device supports it, else float32", Dtype.auto
+        "dtype of the weights; auto is float32 for weights that train, else bfloat16 where the device computes in it",
+        Dtype.auto,
     )
     attn_implementation: str | None = setting(
         "attention implementation: eager, sdpa, flash_attention_2, …; null lets transformers choose", None
@@ -119,13 +120,16 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     path: Any = setting(
-        "data: a file, folder, glob or hub id, or a list of these or of {path, weight, format, columns, split}"
+        "data: a file, folder, glob or hub id, or a list of these or of {path, weight, format, columns, split}; a "
+        "weight of 2 uses each row twice, 0.5 half of the rows"
     )
     format: str = setting(
         "format of the rows: auto (detected from the columns), a format's name, or module:function of your own", "auto"
     )
     columns: dict[str, Any] = setting(
-        "map from a field of the format to your column, or to a path into nested data such as instances.0.input", {}
+        "map from a field of the format, such as input, to your column or to a path into nested data, such as "
+        "instances.0.input",
+        {},
     )
     split: str | None = setting("split of a hub data set, such as train or train[:10%]; null is train", None)
     eval_path: Any = setting("held-out data, given like data.path, or as {name: path, …} for several sets", None)
@@ -144,7 +148,8 @@ class DataConfig:
         "maximum number of tokens in a row; null is the model's number of positions, at most 2048", None, ge=1
     )
     overlength: Overlength = setting(
-        "what to do with a row longer than data.max_length: drop it, keep its end (keep_end) or its start (keep_start)",
+        "what to do with a row longer than data.max_length: drop it, cut the start of its prompt (keep_end) or the "
+        "end of its response (keep_start)",
         Overlength.drop,
     )
     malformed: Malformed = setting(
@@ -158,11 +163,13 @@ class DataConfig:
         TrainOn.assistant,
     )
     control_tokens: ControlTokens = setting(
-        "special tokens in the text of a row: refuse drops the row, neutralise encodes them as plain characters",
+        "special tokens typed in the text of a row: drop the row (refuse), or encode them as plain characters "
+        "(neutralise)",
         ControlTokens.refuse,
     )
     batching: Batching = setting(
-        "batch layout: padded, grouped by length, packed without padding, or auto (packed where that is exact)",
+        "batch layout: padded, grouped by length, packed without padding, or auto (packed if that is verified to be "
+        "exact on the model, else grouped)",
         Batching.auto,
     )
     num_proc: int = setting("number of processes that format and encode the rows", 1, ge=1)
@@ -205,7 +212,7 @@ class SamplingConfig:
         le=1,
     )
     repetition_penalty: Any = setting(
-        "above 1, tokens that have already occurred become less likely", None, schedule=float, gt=0
+        "penalty on tokens that have already occurred; 1 is none, 1.2 is strong", None, schedule=float, gt=0
     )
     max_new_tokens: int = setting("maximum length of a response, in tokens", 256, ge=1)
     min_new_tokens: int = setting("minimum length of a response, in tokens", 0, ge=0)
@@ -216,17 +223,20 @@ class SamplingConfig:
 class ReferenceConfig:
     name: str | None = setting("reference model; null is the policy at the start of training", None)
     keep: bool = setting(
-        "compute the reference log-probabilities once, before training, and cache them in runs/dpo/.reference"
-        " for later runs",
+        "cache the reference log-probabilities: compute them once, before training, and keep them in "
+        "runs/dpo/.reference for later runs",
         False,
     )
 
 
 @dataclass
 class PromptLength:
-    min: int | None = setting("minimum length, in tokens, of prompts that are beginnings of plain texts", None, ge=1)
+    min: int | None = setting(
+        "for plain text: a text becomes a prompt of its first tokens, at least this many", None, ge=1
+    )
     max: int | None = setting(
-        "maximum length, in tokens, of prompts that are beginnings of plain texts; each length is drawn from the seed",
+        "for plain text: a text becomes a prompt of its first tokens, at most this many; the number is drawn from the"
+        " seed",
         None,
         ge=1,
     )
@@ -258,21 +268,25 @@ class PpoConfig:
     vf_coef: float = setting("coefficient of the value loss", 0.1, ge=0)
     entropy_coef: float = setting("coefficient of the entropy bonus, which keeps the policy exploring", 0.0, ge=0)
     gamma: float = setting("discount factor γ of later rewards", 1.0, ge=0, le=1)
-    lam: float = setting("GAE λ: 0 is the one-step TD error, 1 the full return less the value", 0.95, ge=0, le=1)
+    lam: float = setting(
+        "GAE λ: 0 is the one-step TD error, 1 the Monte Carlo return minus the value", 0.95, ge=0, le=1
+    )
     whiten_advantages: bool = setting(
         "whiten the advantages to mean 0 and variance 1 over the tokens of the rollout", True
     )
     kl_coef: float = setting("KL penalty coefficient β (per nat, against the reference policy)", 0.05, ge=0)
     kl_coef_end: float | None = setting("final kl_coef; annealed linearly; null keeps it constant", None, ge=0)
     kl_target: float | None = setting(
-        "adaptive KL: target KL per completion, in nats; null keeps kl_coef fixed", None, gt=0
+        "adaptive KL: target KL per completion, in nats, to which kl_coef is adapted; null does not adapt it",
+        None,
+        gt=0,
     )
     kl_horizon: int = setting(
         "adaptive KL: number of completions over which kl_coef adapts; fewer adapt it faster", 10_000, ge=1
     )
     target_kl: float | None = setting(
-        "skip the remaining passes over a rollout once the KL from the policy that generated it exceeds this,"
-        " in nats per token",
+        "early stop of an update: skip the remaining passes over a rollout once the KL from the policy that generated"
+        " it exceeds this, in nats per token; null never skips",
         None,
         gt=0,
     )
@@ -290,19 +304,22 @@ class PpoConfig:
     )
     keep_rollouts: int = setting("number of completions of each update that are written to rollouts.jsonl", 4, ge=0)
     show_every: int = setting("number of updates between displays of two completions; 0 shows none", 10, ge=0)
-    health: HealthPolicy = setting("what to do on signs of divergence: off, warn or stop", HealthPolicy.warn)
+    health: HealthPolicy = setting(
+        "what to do on signs of divergence (in KL, entropy, length or held-out score): off, warn or stop",
+        HealthPolicy.warn,
+    )
     max_kl: float = setting("KL per completion, in nats, above which the policy counts as diverged", 100.0, gt=0)
 
 
 @dataclass
 class ValueConfig:
     model: ValueModel = setting(
-        "backbone of the value head: the policy's own (shared), the policy's under a second LoRA adapter "
-        "(adapter), or a separate one (own)",
+        "backbone of the value head: the policy's own (shared), the policy's under a second LoRA adapter (adapter), "
+        "or a separate one (own)",
         ValueModel.shared,
     )
     start: str | None = setting(
-        "run whose value function to start from: a PPO run, or a reward run (for adapter and own); null "
+        "run whose value function to start from: a PPO run or, if value.model is adapter or own, a reward run; null "
         "starts with values of 0",
         None,
     )

@@ -40,7 +40,8 @@ class StageJob:
     resume: bool = setting("continue an unfinished run from its newest intact checkpoint", False)
     overwrite: bool = setting("delete an existing run of the same name first", False)
     early_stopping: int | None = setting(
-        "stop after this many evaluations without improvement, and keep the best checkpoint; null never does",
+        "stop after this many evaluations without improvement of the held-out loss (in PPO: score), and keep the best"
+        " checkpoint; null never stops",
         None,
         ge=1,
     )
@@ -48,7 +49,9 @@ class StageJob:
     data: DataConfig = field(default_factory=DataConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     lora: dict[str, Any] = setting(
-        "LoRA: arguments of peft.LoraConfig; empty trains all weights, or the adapter of a model that has one", {}
+        "LoRA: arguments of peft.LoraConfig for a new adapter; empty trains the adapter of a model that has one, else"
+        " all weights",
+        {},
     )
     train: dict[str, Any] = setting("arguments of the trainer", {})
 
@@ -79,7 +82,8 @@ class SftJob(PolicyJob):
 class RewardJob(StageJob):
     stage: ClassVar[str] = "reward"
     use_margin: bool = setting(
-        "subtract the margin column of the pairs, if they have one, from the score difference in the loss", True
+        "subtract the margin column of the pairs, if there is one, from the score difference in the Bradley-Terry loss",
+        True,
     )
     train: dict[str, Any] = setting(
         "training: arguments of trl.RewardConfig, which extends transformers.TrainingArguments", {}
@@ -99,7 +103,9 @@ class DpoJob(PolicyJob):
 class PpoJob(PolicyJob):
     stage: ClassVar[str] = "ppo"
     reward: list[Any] = setting(
-        "rewards: a list of {function | classifier | model, weight, …}, whose weighted scores add up", []
+        "rewards: a list of sources, each with a function, classifier or model and its weight; the reward is their "
+        "weighted sum (docs/ppo.md lists the keys of a source)",
+        [],
     )
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     samples: int = setting(
@@ -172,11 +178,11 @@ class EvaluateJob(BatchedJob):
     num_prompts: int = setting("number of held-out prompts to answer; 0 measures the loss alone", 32, ge=0)
     num_samples: int = setting("number of responses to each prompt", 4, ge=1)
     precision: float | None = setting(
-        "desired half-width of the 95 % interval of the reward, for which num_prompts and num_samples are suggested",
+        "desired half-width of the 95 % interval of the reward; the output suggests num_prompts and num_samples for it",
         None,
         gt=0,
     )
-    beta: float = setting("β of the implicit reward β · (ln π − ln π_ref), measured on --pairs", 0.1, gt=0)
+    beta: float = setting("β of DPO's implicit reward β · (ln π − ln π_ref), which scores --pairs", 0.1, gt=0)
     data: DataConfig = field(default_factory=DataConfig)
     # The model's own distribution: expectations are over it.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
@@ -199,8 +205,8 @@ class ScoreJob(BatchedJob):
 @dataclass
 class MergeJob(CommandJob):
     max_difference: float | None = setting(
-        "maximum change of a log-probability by the merge, in nats; null is 1e-4 in float32, 0.25 in "
-        "bfloat16, 0.05 in float16",
+        "maximum change of a log-probability by the merge, in nats, above which the merge is refused; null is 1e-4 in"
+        " float32, 0.25 in bfloat16, 0.05 in float16",
         None,
         gt=0,
     )

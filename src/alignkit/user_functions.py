@@ -43,7 +43,7 @@ def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]
 
 
 def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"alignkit_format_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"alignkit_user_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

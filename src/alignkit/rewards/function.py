@@ -11,9 +11,9 @@ from typing import Any
 
 from alignkit.config import OnError
 from alignkit.errors import AlignkitError, RewardError, did_you_mean
-from alignkit.functions import load_function
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
+from alignkit.user_functions import load_function
 
 logger = logging.getLogger(__name__)
 
