@@ -13,6 +13,7 @@ from alignkit.data.batches.batching import EpochOrder
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.data.sets.pairs import PairSet
 from alignkit.errors import ConfigError
+from alignkit.training.arguments import rows_a_step
 from alignkit.training.layouts import shares_prompts_exactly
 
 
@@ -52,10 +53,10 @@ def build_collator(tokenizer: PreTrainedTokenizerBase, layout: Batching) -> Pair
     return PairCollator(int(tokenizer.pad_token_id), shared_prompt=layout is Batching.packed)
 
 
-def describe_batches(job: Any, pairs: PairSet, layout: Batching, batch_size: int) -> str:
+def describe_batches(job: Any, pairs: PairSet, layout: Batching, *, batch_size: int, pairs_a_step: int) -> str:
     """Say in a line how pairs lie in batches, and how much of these is padding."""
     lengths = _line_lengths(pairs, layout)
-    order = list(_order(pairs, job, layout, batch_size))
+    order = list(_order(pairs, job, layout, pairs_a_step))
     batches = [[lengths[i] for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
     padding = 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
     once = ", a prompt once for both responses" if layout is Batching.packed else ""
@@ -66,7 +67,7 @@ def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:
     """Return the order of training pairs in each epoch, and of held-out pairs, as keyword arguments of the trainer."""
 
     def train_order(dataset: Dataset) -> EpochOrder:
-        return _order(PairSet(dataset), job, layout, args.per_device_train_batch_size)
+        return _order(PairSet(dataset), job, layout, rows_a_step(args))
 
     def eval_order(dataset: Dataset) -> EpochOrder:
         # Held-out pairs are only scored: sorted by length they cost the least padding.
@@ -76,8 +77,8 @@ def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:
     return {"train_order": train_order, "eval_order": eval_order}
 
 
-def _order(pairs: PairSet, job: Any, layout: Batching, batch_size: int) -> EpochOrder:
-    group = 0 if layout is Batching.padded else batch_size
+def _order(pairs: PairSet, job: Any, layout: Batching, pairs_a_step: int) -> EpochOrder:
+    group = 0 if layout is Batching.padded else pairs_a_step
     return EpochOrder(_line_lengths(pairs, layout), seed=job.seed, shuffle=job.data.shuffle, group=group)
 
 

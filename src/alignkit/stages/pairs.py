@@ -22,6 +22,7 @@ from alignkit.models.skeleton import skeleton
 from alignkit.stages.opening import log_plan, warn
 from alignkit.stages.pair_batches import build_collator, describe_batches, expected_layout
 from alignkit.stages.sections import check_sections, template_mismatch
+from alignkit.training.arguments import rows_a_step
 from alignkit.training.layouts import may_share_prompts
 
 
@@ -90,6 +91,7 @@ def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
     """Put together what `alignkit inspect` shows of a stage that learns from pairs."""
     layout = expected_layout(job, may_share=prepared.may_share)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
+    pairs_a_step = batch_size * int(job.train.get("gradient_accumulation_steps", 1))
     return PairView(
         title=f"{stage} {job.name}",
         sets=prepared.data.sets,
@@ -101,7 +103,7 @@ def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
         facts=[
             *(f"{source}: read as {format_}" for source, format_ in prepared.data.formats.items()),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
-            describe_batches(job, prepared.data.train, layout, batch_size),
+            describe_batches(job, prepared.data.train, layout, batch_size=batch_size, pairs_a_step=pairs_a_step),
         ],
     )
 
@@ -112,11 +114,12 @@ def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layou
     if trainer.is_world_process_zero():
         data.ledger.write(run_dir / "rows.jsonl")
     per_device = args.per_device_train_batch_size
-    rows_a_step = per_device * args.gradient_accumulation_steps * args.world_size
+    num_pairs = rows_a_step(args)
+    batches = describe_batches(job, data.train, layout, batch_size=per_device, pairs_a_step=num_pairs)
     facts = {
         "rows": ", ".join(f"{source} read as {format_}" for source, format_ in data.formats.items()),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
-        "batches": f"{rows_a_step} pairs a step; {describe_batches(job, prepared.data.train, layout, per_device)}",
+        "batches": f"{num_pairs} pairs a step; {batches}",
     }
     log_plan(data.ledger, trainer, job, facts, run_dir)
     warn(template_mismatch(job.model, prepared.template), data.lint.warning())

@@ -46,6 +46,11 @@ def chosen_arguments(
     return {**defaults, **train, **ours}
 
 
+def rows_a_step(args: Any) -> int:
+    """Count the rows of an optimizer step: on every process, in every batch whose gradients are added up."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
 def check_evaluation(train: Mapping[str, Any], *, held_out: bool, early_stopping: int | None) -> list[str]:
     """List the settings that ask for held-out rows where there are none, one line each."""
     if held_out:

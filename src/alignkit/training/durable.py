@@ -209,7 +209,7 @@ class DurableTrainer(WatchedTrainer):
         """Go on measuring where the checkpoint was."""
         if self._resumed_from is None:
             return
-        window = json.loads((self._resumed_from / _WINDOW).read_text())
+        window = self.resumed_window()
         losses = window["losses"]
         if len(losses) != self.args.world_size:
             logger.warning(
@@ -225,6 +225,12 @@ class DurableTrainer(WatchedTrainer):
         self._restore_num_tokens()
         if self.accelerator.is_main_process:
             self.meter.restore(torch.tensor(window["counts"]))
+
+    def resumed_window(self) -> dict[str, Any]:
+        """Read what the checkpoint that this run goes on from keeps of the time since the last log."""
+        assert self._resumed_from is not None
+        window: dict[str, Any] = json.loads((self._resumed_from / _WINDOW).read_text())
+        return window
 
     def _restore_num_tokens(self) -> None:
         """TRL's trainers log how many tokens they have seen, and begin again at zero."""

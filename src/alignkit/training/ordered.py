@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
+from alignkit.data.batches.batching import EpochOrder
 from alignkit.training.durable import DurableTrainer
 
 Order = Callable[[Any], Sampler[int]]
@@ -23,6 +24,7 @@ class OrderedTrainer(DurableTrainer):
 
     def __init__(self, *, train_order: Order, eval_order: Order, **rest: Any) -> None:
         self._train_order, self._eval_order = train_order, eval_order
+        self._group = 0  # of the training rows' order: a run goes on in the order it began in
         super().__init__(**rest)
 
     def num_parameters(self) -> tuple[int, int]:
@@ -31,7 +33,16 @@ class OrderedTrainer(DurableTrainer):
         return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        return self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
+        order = self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
+        if isinstance(order, EpochOrder):
+            if self._resumed_from is not None:  # version 0.1 grouped by a device's batch, and did not note it
+                noted = self.resumed_window().get("group", self.args.per_device_train_batch_size)
+                order.group = order.group and noted
+            self._group = order.group
+        return order
+
+    def _window(self) -> dict[str, Any]:
+        return {**super()._window(), "group": self._group}
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
         return self._eval_order(eval_dataset)

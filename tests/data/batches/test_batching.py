@@ -93,8 +93,8 @@ def test_grouping_brings_rows_of_like_length_together() -> None:
 
 def test_padding_share_by_value() -> None:
     shares = {
-        layout: padding_share([4, 2, 2, 4], batch_size=2, layout=layout, seed=0, shuffle=False)
+        layout: padding_share([4, 2, 2, 4], batch_size=2, rows_a_step=2, layout=layout, seed=0, shuffle=False)
         for layout in (Batching.padded, Batching.grouped, Batching.packed)
     }
     assert shares == {Batching.padded: 0.25, Batching.grouped: 0.0, Batching.packed: 0.25}
-    assert padding_share([4, 2, 2], batch_size=3, layout=Batching.packed, seed=0, shuffle=False) == 0.0
+    assert padding_share([4, 2, 2], batch_size=3, rows_a_step=3, layout=Batching.packed, seed=0, shuffle=False) == 0.0

@@ -19,9 +19,9 @@ from alignkit.config import Batching
 IGNORED = -100
 FILLER = -1  # row_index of a row that only makes every process's last batch full; it carries no loss
 
-# Rows that are sorted by length within a shuffled window this many batches wide: wide enough to leave about 3 %
+# Rows that are sorted by length within a shuffled window this many groups wide: wide enough to leave about 3 %
 # padding, narrow enough that an epoch's order stays random.
-_WINDOW_BATCHES = 50
+_WINDOW_GROUPS = 50
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class EpochOrder(Sampler[int]):
         lengths: tokens in each row; the last `num_fillers` are fillers and always come last.
         seed: of the shuffle.
         shuffle: reshuffle each epoch; otherwise the rows' own order.
-        group: rows that share a batch; 0 leaves lengths out of it, otherwise rows of similar length meet.
+        group: rows that share a step of the optimizer; 0 leaves lengths out of it, otherwise rows of similar length
+            meet. All of a step's, so that it makes no difference over how many batches and processes they are spread.
         num_fillers: see `FILLER`.
     """
 
@@ -126,12 +127,12 @@ class EpochOrder(Sampler[int]):
         if self.group and not self.shuffle:
             order = self._alike(order)
         elif self.group:
-            window = self.group * _WINDOW_BATCHES
+            window = self.group * _WINDOW_GROUPS
             order = [i for at in range(0, num_rows, window) for i in self._alike(order[at : at + window])]
             whole = num_rows - num_rows % self.group
-            batches = [order[at : at + self.group] for at in range(0, whole, self.group)]
-            mixed = torch.randperm(len(batches), generator=generator).tolist()
-            order = [i for b in mixed for i in batches[b]] + order[whole:]
+            steps = [order[at : at + self.group] for at in range(0, whole, self.group)]
+            mixed = torch.randperm(len(steps), generator=generator).tolist()
+            order = [i for number in mixed for i in steps[number]] + order[whole:]
         yield from order
         yield from range(num_rows, len(self.lengths))
 
@@ -139,9 +140,11 @@ class EpochOrder(Sampler[int]):
         return sorted(order, key=lambda i: -self.lengths[i])
 
 
-def padding_share(lengths: Sequence[int], *, batch_size: int, layout: Batching, seed: int, shuffle: bool) -> float:
+def padding_share(
+    lengths: Sequence[int], *, batch_size: int, rows_a_step: int, layout: Batching, seed: int, shuffle: bool
+) -> float:
     """Compute the share of an epoch's batch positions that hold no token of a row."""
-    group = batch_size if layout is Batching.grouped else 0
+    group = rows_a_step if layout is Batching.grouped else 0
     order = list(EpochOrder(lengths, seed=seed, shuffle=shuffle, group=group))
     positions = 0
     for at in range(0, len(order), batch_size):

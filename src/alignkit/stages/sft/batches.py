@@ -13,6 +13,7 @@ from alignkit.data.batches.batching import FILLER, Collator, EpochOrder, padding
 from alignkit.data.sets.sft import SftSet
 from alignkit.errors import ConfigError
 from alignkit.jobs import SftJob
+from alignkit.training.arguments import rows_a_step
 from alignkit.training.layouts import packs_exactly
 
 _CAN_PACK = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
@@ -54,15 +55,16 @@ def build_collator(tokenizer: PreTrainedTokenizerBase, layout: Batching, attenti
     return Collator(pad_id, packed=packed, one_line=attention.startswith("flash"))
 
 
-def padding_of(job: SftJob, rows: SftSet, layout: Batching, batch_size: int) -> float:
+def padding_of(job: SftJob, rows: SftSet, layout: Batching, *, batch_size: int, rows_a_step: int) -> float:
     """Compute the share of the tokens in an epoch's batches that is padding."""
-    return padding_share(rows.lengths, batch_size=batch_size, layout=layout, seed=job.seed, shuffle=job.data.shuffle)
+    order: dict[str, Any] = {"seed": job.seed, "shuffle": job.data.shuffle}
+    return padding_share(rows.lengths, batch_size=batch_size, rows_a_step=rows_a_step, layout=layout, **order)
 
 
 def epoch_orders(job: SftJob, layout: Batching, args: Any) -> dict[str, Any]:
     """Return the order of training rows in each epoch, and of held-out rows, as keyword arguments of the trainer."""
-    order, per_device = partial(_order, seed=job.seed), args.per_device_train_batch_size
-    group = per_device if layout is Batching.grouped else 0
+    order = partial(_order, seed=job.seed)
+    group = rows_a_step(args) if layout is Batching.grouped else 0
     return {
         "train_order": partial(order, shuffle=job.data.shuffle, group=group),
         # Held-out rows are only scored: sorted by length they cost the least padding.

@@ -73,7 +73,8 @@ def view(job: SftJob) -> SftView:
         prepared = prepare(job)
     layout = expected_layout(job, prepared.attention)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
-    padding = padding_of(job, prepared.data.train, layout, batch_size)
+    rows_a_step = batch_size * int(job.train.get("gradient_accumulation_steps", 1))
+    padding = padding_of(job, prepared.data.train, layout, batch_size=batch_size, rows_a_step=rows_a_step)
     return SftView(
         title=f"sft {job.name}",
         sets=prepared.data.sets,

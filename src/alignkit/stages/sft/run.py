@@ -22,6 +22,7 @@ from alignkit.stages.sft.batches import build_collator, choose_layout, epoch_ord
 from alignkit.stages.sft.check import check_job
 from alignkit.stages.sft.data import FIRST_ROWS, Prepared, prepare
 from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
+from alignkit.training.arguments import rows_a_step
 from alignkit.training.session import save, train
 from alignkit.training.sft import SftTrainer
 
@@ -95,13 +96,13 @@ def _begin_ledger(run_dir: Path, trainer: SftTrainer, prepared: Prepared) -> Non
 
 def _facts(job: SftJob, trainer: SftTrainer, prepared: Prepared, layout: Batching) -> dict[str, str]:
     train, args = prepared.data.train, trainer.args
-    per_device = args.per_device_train_batch_size
+    num_rows = rows_a_step(args)
+    padding = padding_of(job, train, layout, batch_size=args.per_device_train_batch_size, rows_a_step=num_rows)
     return {
         "rows": ", ".join(f"{source} read as {format_}" for source, format_ in prepared.data.formats.items()),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         **({"streaming": FIRST_ROWS} if job.data.streaming else {}),
         "tokens": f"{sum(train.lengths):,} {'read' if job.data.streaming else 'an epoch'}, "
         f"{train.num_supervised:,} of them supervised",
-        "batches": f"{per_device * args.gradient_accumulation_steps * args.world_size} rows a step; {layout}, "
-        f"{padding_of(job, train, layout, per_device):.0%} padding",
+        "batches": f"{num_rows} rows a step; {layout}, {padding:.0%} padding",
     }
