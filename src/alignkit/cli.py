@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, StopSignal
 from alignkit.jobs import JOBS
 
 app = typer.Typer(
@@ -447,8 +447,14 @@ def main() -> None:
     """Run the command line; the exit status is 0, 2 for the user's mistake, 1 for a bug of ours."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    from alignkit.training.signals import name_of, stops_raised
+
     try:
-        app(args=_with_info(sys.argv[1:]))
+        with stops_raised():
+            app(args=_with_info(sys.argv[1:]))
+    except StopSignal as stop:
+        typer.echo(f"alignkit: stopped by {name_of(stop.number)}", err=True)
+        sys.exit(128 + stop.number)
     except AlignkitError as error:
         for line in str(error).splitlines() if os.environ.get("RANK", "0") == "0" else ():  # once, not once a process
             typer.echo(f"alignkit: {line}", err=True)

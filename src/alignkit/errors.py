@@ -67,7 +67,7 @@ class Interrupted(AlignkitError, RuntimeError):
     """A signal ended the run after a checkpoint was written.
 
     Args:
-        signal_number: 2 for Ctrl-C, 15 for SIGTERM; the exit status is 128 + this, as shells do.
+        signal_number: 1 for SIGHUP, 2 for Ctrl-C, 15 for SIGTERM; the exit status is 128 + this, as shells do.
         message: what was saved and how to go on.
     """
 
@@ -75,6 +75,18 @@ class Interrupted(AlignkitError, RuntimeError):
         super().__init__(message)
         self.args = (signal_number, message)  # so that pickling rebuilds it
         self.exit_status = 128 + signal_number
+
+
+class StopSignal(BaseException):
+    """SIGTERM or SIGHUP, raised where no training step is there to be ended; as Ctrl-C's, it is no `Exception`.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import mistakes
 from alignkit.data.files.shipped import shipped_file
-from alignkit.errors import ConfigError, RunError
+from alignkit.errors import ConfigError, Interrupted, RunError
 from alignkit.jobs import JOBS, StageJob, out_of_bounds, settings
 
 
@@ -57,6 +57,8 @@ def launch(
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
+        if failures and isinstance(failures[-1], Interrupted):
+            return  # the signal meant the sweep, not one run of it
         run_dir = _short(Path(HydraConfig.get().runtime.output_dir))
         try:
             job = typed(stage, cfg)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alignkit.errors import Interrupted, RunError
+from alignkit.errors import Interrupted, RunError, StopSignal
 from alignkit.runs.directory import guard_run, lineage, read_manifest
 
 SETTINGS: dict[str, Any] = {
@@ -73,6 +74,22 @@ def test_the_record_says_how_a_run_ended(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "y")["status"] == "interrupted"
 
 
+@pytest.mark.parametrize(
+    ("error", "name"), [(KeyboardInterrupt(), "SIGINT"), (StopSignal(15), "SIGTERM"), (StopSignal(1), "SIGHUP")]
+)
+def test_a_signal_outside_of_a_step_is_told_and_recorded(tmp_path: Path, error: BaseException, name: str) -> None:
+    with pytest.raises(Interrupted) as caught:
+        end(tmp_path / "x", error)
+    assert str(caught.value) == f"{name}: stopped outside of a training step; go on with resume=true"
+    assert caught.value.exit_status == 128 + signal.Signals[name]
+    assert read_manifest(tmp_path / "x")["status"] == "interrupted"
+    with guarded(tmp_path / "x", resume=True) as run:
+        assert run.resuming
+    with pytest.raises(Interrupted, match="outside of a training step; nothing was written"), guarded(tmp_path / "y"):
+        raise error
+    assert not (tmp_path / "y").exists()
+
+
 def test_nothing_is_written_before_a_run_begins(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), guarded(tmp_path / "x"):
         raise ZeroDivisionError
@@ -98,11 +115,13 @@ def test_half_an_overwritten_run_is_never_taken_for_a_finished_one(
     finish(tmp_path / "x")
 
     def killed(path: Path) -> None:
-        raise KeyboardInterrupt
+        if path.name != ".lock":
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "unlink", killed)
-    with pytest.raises(KeyboardInterrupt), guarded(tmp_path / "x", overwrite=True) as run:
+    with pytest.raises(Interrupted), guarded(tmp_path / "x", overwrite=True) as run:
         run.begin()
+    monkeypatch.undo()
     assert read_manifest(tmp_path / "x")["status"] != "finished"
 
 

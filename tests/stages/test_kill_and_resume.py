@@ -176,6 +176,26 @@ def test_ctrl_c_exits_130_and_can_be_resumed(alignkit: Start, unbroken: Any, fol
     assert bits(folder / "runs/sft/ctrl-c") == bits(unbroken("full"))
 
 
+@pytest.mark.parametrize("at", ["run.json", "config.json"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_or_in_the_final_save_is_told_and_recorded(
+    alignkit: Start, unbroken: Any, folder: Path, at: str, number: signal.Signals
+) -> None:
+    run_dir = folder / "runs/sft" / f"early-or-late-{at}-{number}"
+    stopped = alignkit(run_dir.name, at=at, number=number)
+    assert stopped.status == 128 + number, stopped.said
+    assert stopped.said.splitlines()[-1].startswith("alignkit: ")
+    assert stopped.said.splitlines()[-1].endswith(": go on with resume=true") or (
+        stopped.said.splitlines()[-1].endswith("; go on with resume=true")
+    )
+    assert "Traceback" not in stopped.said
+    assert status(run_dir) == "interrupted"
+    resumed = alignkit(run_dir.name, "resume=true")
+    assert resumed.status == 0, resumed.said
+    assert bits(run_dir) == bits(unbroken("full"))
+    assert losses(run_dir) == losses(unbroken("full"))
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
 def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_serves(
     alignkit: Start, unbroken: Any, folder: Path, file: str

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from alignkit.errors import Interrupted, TrainingError
 from alignkit.training.session import explain_full_disk, train
@@ -123,3 +124,33 @@ def test_another_error_while_the_result_is_written_stays_what_it_is(tmp_path: Pa
     with pytest.raises(PermissionError) as caught, explain_full_disk(tmp_path):
         raise error
     assert caught.value is error
+
+
+class SignalAt(TrainerCallback):
+    """Sends SIGTERM when training has taken its last step."""
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self.send)
+
+    def send(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_ends_where_a_resume_writes_the_result(tiny: ModuleType, tmp_path: Path) -> None:
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=6)
+    trainer.add_callback(SignalAt("on_save"))
+    with pytest.raises(
+        Interrupted, match="stopped after the last step, 6, which is saved: resume=true goes on"
+    ) as caught:
+        train(trainer, resume=False)
+    assert caught.value.exit_status == 143
+
+
+def test_a_signal_after_a_last_step_that_is_saved_nowhere_does_not_lose_it(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=6, save_strategy="no")
+    trainer.add_callback(SignalAt("on_train_end"))
+    train(trainer, resume=False)
+    assert "SIGTERM came after the last step, which no checkpoint has: the result is saved" in caplog.text

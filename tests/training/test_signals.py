@@ -8,10 +8,11 @@ import threading
 
 import pytest
 
-from alignkit.training.signals import name_of, stop_requests
+from alignkit.errors import StopSignal
+from alignkit.training.signals import name_of, stop_requests, stops_raised
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_a_request_and_a_quick_repeat_is_the_same_one(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,3 +52,51 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [(0, before)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_where_no_step_is_taken_it_is_an_exception(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(StopSignal) as caught, stops_raised():
+        os.kill(os.getpid(), number)
+    assert caught.value.number == number
+    assert not isinstance(caught.value, Exception)  # whoever catches those must not go on
+    assert signal.getsignal(number) == before
+
+
+def test_training_asks_in_place_of_raising() -> None:
+    with stops_raised(), stop_requests(announce=False) as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.number == signal.SIGTERM
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stops_raised(), stop_requests(announce=False) as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.number == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_does_not_spoil_the_request() -> None:
+    program = """
+import os, signal
+from alignkit.training.signals import stop_requests
+out, into = os.pipe()
+os.close(out)
+os.dup2(into, 2)
+with stop_requests(announce=True) as request:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(request.number)
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"1\n"
+
+
+def test_a_forked_worker_is_ended_as_ever() -> None:
+    with stops_raised(), stop_requests(announce=True):
+        if not (worker := os.fork()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import ConfigError, Interrupted
+from alignkit.errors import ConfigError, Interrupted, StopSignal
 from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
 from alignkit.evaluate.arguments import check_section
 from alignkit.evaluate.progress import progress_bar
@@ -50,10 +50,12 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
         policy.load(seed=job.seed)
         try:
             _answer(job, policy, found, rows, file)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StopSignal) as stop:
             if file is None:
                 raise
-            raise Interrupted(2, f"{file.num_done} responses are in {out}: the same command continues it") from None
+            number = stop.number if isinstance(stop, StopSignal) else 2
+            said = f"{file.num_done} responses are in {out}: the same command continues it"
+            raise Interrupted(number, said) from None
 
 
 def _answer(

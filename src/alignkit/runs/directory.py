@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.config import EvalGroups
-from alignkit.errors import Interrupted, RunError
+from alignkit.errors import Interrupted, RunError, StopSignal
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
 
@@ -127,12 +128,26 @@ def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     try:
         yield run
     except BaseException as error:
+        stopped = _stopped(run, error)
         if run.begun:
             with suppress(OSError):  # a full disk may be what ended the run: that is the error to show
-                run.write("interrupted" if isinstance(error, Interrupted) else "failed")
-        raise
+                run.write("failed" if stopped is None else "interrupted")
+        if stopped in (None, error):
+            raise
+        raise stopped from error
     if run.begun:
         run.write("finished")
+
+
+def _stopped(run: Run, error: BaseException) -> Interrupted | None:
+    """Say that a signal ended the run, if one did."""
+    if isinstance(error, Interrupted):
+        return error
+    if not isinstance(error, (KeyboardInterrupt, StopSignal)):
+        return None
+    number = error.number if isinstance(error, StopSignal) else signal.SIGINT
+    what = "go on with resume=true" if run.begun else "nothing was written"
+    return Interrupted(number, f"{signal.Signals(number).name}: stopped outside of a training step; {what}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

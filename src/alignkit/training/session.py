@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.data.encode.templates import Template
 from alignkit.errors import Interrupted, TrainingError
 from alignkit.models.save import save_model
-from alignkit.training.checkpoints import is_disk_full, newest_sound
+from alignkit.training.checkpoints import checkpoints, is_disk_full, newest_sound, step_of
 from alignkit.training.durable import DurableTrainer
 from alignkit.training.sharding import gathered
+from alignkit.training.signals import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,16 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
             logger.warning("passed over %s", line)
         logger.info("going on from %s", checkpoint or "the start: no checkpoint was saved yet")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
     if trainer.interrupted:
-        step = trainer.state.global_step
         raise Interrupted(trainer.interrupted, f"stopped at step {step}, which is saved: go on with resume=true")
+    if number := trainer.asked_too_late():
+        if step not in map(step_of, checkpoints(Path(str(trainer.args.output_dir)))):
+            logger.info("%s came after the last step, which no checkpoint has: the result is saved", name_of(number))
+            return
+        raise Interrupted(
+            number, f"stopped after the last step, {step}, which is saved: resume=true goes on to write the result"
+        )
 
 
 def save(

@@ -96,6 +96,11 @@ class WatchedTrainer(Trainer):
         self.interrupted = stop or None
         return norm
 
+    def asked_too_late(self) -> int:
+        """Return the signal that came after the last step had been decided; 0 if none did (all must call this)."""
+        (number,) = self.largest(self._stop_request.number)
+        return number
+
     def _spoilt(self, batches: list[tuple[Tensor, list[int]]], bad: list[bool]) -> TrainingError:
         of_bad_loss = self._gathered(
             [row for (_, rows), is_bad in zip(batches, bad, strict=True) if is_bad for row in rows]
