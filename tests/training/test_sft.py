@@ -8,7 +8,17 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch.utils.data import SequentialSampler
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl import SFTConfig
 from trl import SFTTrainer as UpstreamTrainer
 
@@ -127,3 +137,37 @@ def test_where_another_loss_is_asked_for_it_is_upstreams_own(tmp_path: Path, set
     ours = loss_and_gradients(trainer, SftTrainer.compute_loss, num_items=40)
     theirs = loss_and_gradients(trainer, UpstreamTrainer.compute_loss, num_items=40)
     torch.testing.assert_close(ours, theirs)
+
+
+def mixture() -> MixtralForCausalLM:
+    torch.manual_seed(0)
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.5}
+    return MixtralForCausalLM(MixtralConfig(**SIZES, **experts, initializer_range=0.2))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_the_router_of_a_mixture_is_scored_on_rows_and_not_in_held_out_losses(
+    tmp_path: Path, packed: bool, lora: bool
+) -> None:
+    trainer = build(tmp_path, mixture(), packed=packed, lora=lora, per_device_eval_batch_size=3)
+    model: Any = trainer.model
+    filler = {"input_ids": [0, 0], "labels": [-100, -100], "row_index": -1}
+    data = Dataset.from_list([*rows(), filler, filler])
+    logits, routers, labels = [], [], []
+    with torch.no_grad():
+        for row in rows():
+            alone = model.eval()(input_ids=torch.tensor([row["input_ids"]]), output_router_logits=True, use_cache=False)
+            logits.append(alone.logits[0, :-1])
+            labels += row["labels"][1:]
+            routers.append(alone.router_logits)
+    expected = torch.nn.functional.cross_entropy(torch.cat(logits), torch.tensor(labels))
+    balance = load_balancing_loss_func(tuple(torch.cat(layer) for layer in zip(*routers, strict=True)), 4, 2)
+    assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+    batch = trainer.data_collator(list(data))
+    batch.pop("row_index")
+    loss = trainer.compute_loss(model.train(), dict(batch))
+    assert trainer._metrics["train"]["aux_loss"] == pytest.approx([balance.item()], rel=1e-5)
+    assert loss.item() == pytest.approx((expected + 0.5 * balance).item(), rel=1e-5)
+    loss.backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer as UpstreamTrainer
 
+from alignkit.data.batches.batching import row_tokens
 from alignkit.training.lm_head import cross_entropy, hidden_states, is_plain_head, lm_head
 from alignkit.training.ordered import OrderedTrainer
 from alignkit.training.sharding import is_sharded
@@ -16,6 +19,8 @@ from alignkit.training.sharding import is_sharded
 
 class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
     """`trl.SFTTrainer` for rows that are already encoded; arguments as `OrderedTrainer` and upstream take them."""
+
+    router_aux_loss_coef: float  # upstream's
 
     def __init__(self, **rest: Any) -> None:
         self._eval_loss: Tensor | None = None
@@ -42,7 +47,8 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         Shapes: `input_ids` and `labels` [B, L]; the token at t is predicted from those before it.
         """
         if not self._own_head or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            with self._router_loss_of_rows(inputs) as inputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels_BL = inputs["labels"][:, 1:]
         supervised_BL = labels_BL != -100
         head = lm_head(self.model)
@@ -57,6 +63,30 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         # DDP averages the gradients of its ranks, and num_items_in_batch counts the tokens of all of them.
         across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss / torch.as_tensor(num_items_in_batch).clamp(min=1) * across
+
+    @contextmanager
+    def _router_loss_of_rows(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Let the loss of a mixture's router count the tokens of rows alone, and stay out of held-out figures.
+
+        Upstream makes it of every position where there is no mask, as beside packed rows: padding and fillers, too.
+        """
+        if not self.aux_loss_enabled:
+            yield inputs
+            return
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        rows_BL = row_tokens(inputs)
+        seen = {"attention_mask": inputs.get("attention_mask")}  # attention goes on to see what it saw
+        handle = base.base_model.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, {**kwargs, **seen}), with_kwargs=True
+        )
+        coefficient = self.router_aux_loss_coef
+        self.router_aux_loss_coef = coefficient if model.training else 0.0
+        try:
+            yield {**inputs, "attention_mask": (rows_BL | ~rows_BL.any()).long()}  # of nothing it would not be a number
+        finally:
+            self.router_aux_loss_coef = coefficient
+            handle.remove()
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

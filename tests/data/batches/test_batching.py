@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.config import Batching
-from alignkit.data.batches.batching import Collator, EpochOrder, pack, padding_share, rows_of
+from alignkit.data.batches.batching import Collator, EpochOrder, pack, padding_share, row_tokens, rows_of
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "labels": [5, -100, 7, 8], "row_index": 0},
@@ -37,6 +37,14 @@ def test_one_line_by_value() -> None:
     batch = Collator(pad_id=0, packed=True, one_line=True)(ROWS)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 3, 2, 1, 9, 4]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1]]
+
+
+def test_tokens_of_rows_are_neither_padding_nor_fillers() -> None:
+    filler = {"input_ids": [0, 0], "labels": [-100, -100], "row_index": -1}
+    padded, packed = (Collator(pad_id=0, packed=packed)([*ROWS, filler]) for packed in (False, True))
+    assert row_tokens(padded).int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+    assert packed["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 0, 1]]
+    assert row_tokens(packed).int().tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]
 
 
 rows = st.lists(st.integers(2, 30), min_size=1, max_size=12).map(
