@@ -1,6 +1,7 @@
 """The compact cross entropy against the plain one, by value and by gradient."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from transformers import (
 )
 
 from alignkit.training import lm_head as lm_head_module
-from alignkit.training.lm_head import cross_entropy, hidden_states, is_plain_head, lm_head
+from alignkit.training.lm_head import cross_entropy, hidden_states, is_plain_head, lm_head, rows_at_once
+from alignkit.training.log_probs import token_scores
 
 LLAMA_LIKE = {
     "vocab_size": 11,
@@ -33,6 +35,14 @@ LLAMA_LIKE = {
     "num_key_value_heads": 2,
     "head_dim": 4,
 }
+
+
+def _sum_of_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(hidden, weight, targets)[0]
+
+
+def _sum_of_token_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -token_scores(hidden, weight, targets).log_probs.sum()
 
 
 def test_loss_gradients_and_accuracy_by_value() -> None:
@@ -97,6 +107,32 @@ def test_bfloat16_loses_no_more_than_its_own_rounding(monkeypatch: pytest.Monkey
     assert loss.item() == pytest.approx(exact.item(), rel=2**-9)
     for found, wanted in ((hidden.grad, exact_hidden.grad), (weight.grad, exact_weight.grad)):
         assert ((found - wanted).norm() / wanted.norm()).item() < 2**-7
+
+
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32], ids=["half weights", "whole weights"])
+@pytest.mark.parametrize("of", [_sum_of_cross_entropy, _sum_of_token_scores])
+def test_the_gradient_of_a_trained_head_is_summed_over_chunks_in_float32(
+    monkeypatch: pytest.MonkeyPatch, of: Any, weights: torch.dtype
+) -> None:
+    """Rounded to bfloat16 once, not at each of 300 additions, where parts of a large sum are lost."""
+    num_chunks, rows, vocabulary = 300, 4, 32
+    monkeypatch.setattr(lm_head_module, "_LOGITS_AT_ONCE", rows * vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    hidden = (1 + torch.randn(num_chunks * rows, 16, generator=generator)).bfloat16()
+    weight = (0.1 * torch.randn(vocabulary, 16, generator=generator)).bfloat16().to(weights).requires_grad_()
+    targets = torch.randint(vocabulary // 4, (len(hidden),), generator=generator)  # so that parts have one sign
+    exact = weight.detach().float().requires_grad_()
+    F.cross_entropy(hidden.float() @ exact.T, targets, reduction="sum").backward()
+    of(hidden, weight, targets).backward()
+    assert weight.grad.dtype == weights
+    error = (weight.grad.float() - exact.grad).norm() / exact.grad.norm()
+    assert error.item() < 2**-8
+
+
+def test_an_accelerator_makes_256_mb_of_logits_at_a_time() -> None:
+    on_cpu, elsewhere = torch.empty(152_000, 1), torch.empty(152_000, 1, device="meta")
+    assert [rows_at_once(weight) for weight in (on_cpu, elsewhere)] == [52, 441]
+    assert rows_at_once(torch.empty(10**9, 0, device="meta")) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignkit.data.batches.batching import IGNORED, Collator
-from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head
-
-_LOGITS_AT_ONCE = 8_000_000  # numbers: 32 MB in float32 (see training.lm_head)
+from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head, logits_at_once
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def token_logprobs(model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, 
         (positions,) = states
         parts = [
             positions(chunk).log_softmax(-1).gather(1, targets_N[chunk, None])[:, 0]
-            for chunk in _chunks(len(targets_N), positions.num_tokens)
+            for chunk in _chunks(targets_N, positions.num_tokens)
         ]
         _distribute(torch.cat(parts) if parts else targets_N.float(), indices, rows, scored)
     return [scored[index] for index in range(len(rows))]
@@ -82,7 +80,7 @@ def token_kls(
     for indices, states, (targets_N, _) in _batches([policy, reference], rows, pad_id, batch_size):
         ours, theirs = states
         parts = []
-        for chunk in _chunks(len(targets_N), ours.num_tokens):
+        for chunk in _chunks(targets_N, ours.num_tokens):
             logp, logq = (positions(chunk).log_softmax(-1) for positions in (ours, theirs))
             parts.append((logp.exp() * (logp - logq)).nansum(-1).clamp(min=0))  # 0 · (−∞ + ∞) is 0
         _distribute(torch.cat(parts) if parts else targets_N.float(), indices, rows, scored)
@@ -136,9 +134,9 @@ def _scored(model: PreTrainedModel, batch: dict[str, Tensor], plain_head: bool) 
     return _Positions(caught[0][:, :-1][scored_BL], head.weight), labels_BL[scored_BL]
 
 
-def _chunks(num_positions: int, num_tokens: int) -> Iterator[slice]:
-    step = max(1, _LOGITS_AT_ONCE // num_tokens)
-    yield from (slice(start, start + step) for start in range(0, num_positions, step))
+def _chunks(targets_N: Tensor, num_tokens: int) -> Iterator[slice]:
+    step = max(1, logits_at_once(targets_N.device) // num_tokens)
+    yield from (slice(start, start + step) for start in range(0, len(targets_N), step))
 
 
 def _distribute(values_N: Tensor, indices: Sequence[int], rows: Sequence[Row], found: dict[int, Tensor]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.training.lm_head import rows_at_once
+from alignkit.training.lm_head import add_product, rows_at_once
 
 
 class TokenScores(NamedTuple):
@@ -55,12 +55,11 @@ def token_scores(
 
     Args:
         hidden_NH: last hidden states of the positions that predict.
-        weight_VH: the head's weight, cast to the hidden states' dtype.
+        weight_VH: the head's weight; it multiplies in the hidden states' dtype, its gradient is in its own.
         targets_N: the token that follows each position.
         temperature: of the distribution.
         blocked: tokens without probability at some of the positions; no target is one of them there.
     """
-    weight_VH = weight_VH.to(hidden_NH.dtype)
     if not torch.is_grad_enabled():
         hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
     distribution = _Distribution(temperature, blocked)
@@ -89,6 +88,7 @@ class _TokenScoresFunction(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, distribution: _Distribution
     ) -> tuple[Tensor, ...]:
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        given_VH, weight_VH = weight_VH, weight_VH.to(hidden_NH.dtype)
         beside = needs_hidden and not needs_weight
         grad_NH = torch.empty_like(hidden_NH) if beside else None
         log_probs, entropy, is_top1 = (torch.empty(len(targets_N), device=hidden_NH.device) for _ in range(3))
@@ -115,7 +115,7 @@ class _TokenScoresFunction(torch.autograd.Function):
                 grad_NH[part] /= -distribution.temperature * total
         mean_logits = hidden_NH.float() @ weight_VH.mean(0, dtype=torch.float32)  # the mean of products with each row
         ctx.distribution = distribution
-        ctx.save_for_backward(*((grad_NH,) if beside else (hidden_NH, weight_VH, targets_N)))
+        ctx.save_for_backward(*((grad_NH,) if beside else (hidden_NH, given_VH, targets_N)))
         ctx.mark_non_differentiable(entropy, mean_logits, is_top1)
         return log_probs, entropy, mean_logits, is_top1
 
@@ -128,7 +128,8 @@ class _TokenScoresFunction(torch.autograd.Function):
         hidden_NH, weight_VH, targets_N = ctx.saved_tensors
         needs_hidden, *_ = ctx.needs_input_grad
         grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
-        grad_VH = torch.zeros_like(weight_VH)
+        grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+        dtype, weight_VH = weight_VH.dtype, weight_VH.to(hidden_NH.dtype)
         rows = rows_at_once(weight_VH)
         for start in range(0, len(targets_N), rows):
             part = slice(start, start + rows)
@@ -137,5 +138,5 @@ class _TokenScoresFunction(torch.autograd.Function):
             grad_logits = probs.mul_(-scale).scatter_add_(1, targets_N[part, None], scale).to(hidden_NH.dtype)
             if grad_NH is not None:
                 torch.mm(grad_logits, weight_VH, out=grad_NH[part])
-            grad_VH.addmm_(grad_logits.T, hidden_NH[part])
-        return grad_NH, grad_VH, None, None
+            add_product(grad_VH, grad_logits, hidden_NH[part])
+        return grad_NH, grad_VH.to(dtype), None, None
