@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from alignkit.errors import AlignkitError
 from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import read_manifest
-from alignkit.training.arguments import check_evaluation, chosen_arguments
+from alignkit.training.arguments import check_evaluation, chosen_arguments, write_as_given
 from alignkit.training.sharding import check_sharding
 
 
@@ -55,8 +56,19 @@ def template_mismatch(model: ModelConfig, template: Template) -> str | None:
     return f"{folder} was trained with another template than {template.name}; template=native takes its own"
 
 
-def build_arguments(job: Any, stage: str, run_dir: Path, *, held_out: bool, **ours: Any) -> Any:
-    """Build upstream's argument object from `train`, the machine, and what is ours to set."""
+def build_arguments(
+    job: Any, stage: str, run_dir: Path, *, record: Mapping[str, Any], held_out: bool, **ours: Any
+) -> Any:
+    """Build upstream's argument object from `train`, the machine, and what is ours to set.
+
+    Args:
+        job: of the stage.
+        stage: its name.
+        run_dir: of this run.
+        record: the settings as given, interpolations unresolved: as such they are written out.
+        held_out: there are rows to evaluate on.
+        **ours: arguments that are not the user's.
+    """
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
     values = chosen_arguments(
         job.train,
@@ -67,4 +79,7 @@ def build_arguments(job: Any, stage: str, run_dir: Path, *, held_out: bool, **ou
         keep_best=job.early_stopping is not None,
     )
     argument_class, _ = upstream.OPEN_SECTIONS[stage]["train"]
-    return upstream.build(argument_class, values, "train", **ours)
+    args = upstream.build(argument_class, values, "train", **ours)
+    given = record["train"]
+    write_as_given(args, given if isinstance(given, Mapping) else dict.fromkeys(job.train, given))
+    return args

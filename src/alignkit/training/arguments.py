@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,24 @@ def chosen_arguments(
         "remove_unused_columns": False,
     }
     return {**defaults, **train, **ours}
+
+
+def write_as_given(args: Any, given: Mapping[str, Any]) -> None:
+    """Let upstream write its arguments out as they were given: a value of `${oc.env:TOKEN}` stays in memory.
+
+    Checkpoints, TensorBoard and other loggers all write what `to_dict` returns.
+
+    Args:
+        args: built from these settings.
+        given: the section `train`, interpolations unresolved.
+    """
+    unresolved = {key: value for key, value in given.items() if "${" in repr(value)}
+    if unresolved:
+        args.to_dict = partial(_unresolved_dict, args, unresolved)  # not a closure: upstream pickles its arguments
+
+
+def _unresolved_dict(args: Any, unresolved: dict[str, Any]) -> dict[str, Any]:
+    return {**type(args).to_dict(args), **unresolved}
 
 
 def rows_a_step(args: Any) -> int:

@@ -48,7 +48,7 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         layout = choose_layout(job, model, lm_head(model), may_share=prepared.may_share)
         ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
-        args = build_arguments(job, "dpo", run_dir, held_out=bool(prepared.data.evals), **ours)
+        args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)
         entry.begin()
         trainer = DpoTrainer(
             model=model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from alignkit.jobs import PpoJob
 from alignkit.stages.sections import build_arguments
 
 
-def build_ppo_arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
+def build_ppo_arguments(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any], held_out: bool) -> Any:
     """Build upstream's argument object, counted in updates.
 
     Where prompts are held out, the result is the checkpoint with the best score on them.
@@ -21,4 +22,5 @@ def build_ppo_arguments(job: PpoJob, run_dir: Path, *, held_out: bool) -> Any:
         chosen |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
         chosen |= {"metric_for_best_model": "score", "greater_is_better": True}
         chosen |= {"save_steps": job.train["eval_steps"]} if "eval_steps" in job.train else {}
-    return build_arguments(replace(job, train={**chosen, **job.train}), "ppo", run_dir, held_out=held_out)
+    chosen_job = replace(job, train={**chosen, **job.train})
+    return build_arguments(chosen_job, "ppo", run_dir, record=record, held_out=held_out)

@@ -42,7 +42,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         if entry.finished:
             return
         prepared = prepare(job)
-        args = build_ppo_arguments(job, run_dir, held_out=bool(prepared.data.held_out))
+        args = build_ppo_arguments(job, run_dir, record=entry.record, held_out=bool(prepared.data.held_out))
         policy = _policy(job, prepared)
         backbone = backbone_for_rewards(policy, job.model)
         rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)

@@ -51,7 +51,9 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
         model = load_merged(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         model = as_reward_model(model, prepared.tokenizer, seed=job.seed)
         layout = choose_layout(job, model, score_head(model), may_share=prepared.may_share)
-        args = build_arguments(job, "reward", run_dir, held_out=bool(prepared.data.evals), max_length=None)
+        args = build_arguments(
+            job, "reward", run_dir, record=entry.record, held_out=bool(prepared.data.evals), max_length=None
+        )
         entry.begin()
         trainer = RewardTrainer(
             model=model,

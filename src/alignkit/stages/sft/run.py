@@ -48,7 +48,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         layout = choose_layout(job, model)
         skip = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-        args = build_arguments(job, "sft", run_dir, held_out=bool(prepared.data.evals), **skip)
+        args = build_arguments(job, "sft", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **skip)
         entry.begin()
         trainer = _trainer(job, run_dir, args, model, prepared, layout)
         _begin_ledger(run_dir, trainer, prepared)
