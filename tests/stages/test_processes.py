@@ -16,9 +16,19 @@ from alignkit.runs.directory import guard_run
 # 37 rows: the last batch of an epoch is not full, and the two processes' shares of it differ.
 ROWS = [{"instruction": f"Say {n}.", "output": f"{n}, " * (1 + n % 5)} for n in range(37)]
 HELD_OUT = [{"instruction": f"Say {n}.", "output": f"{n}"} for n in range(90, 95)]
-# Notes which process reads a row.
+# Notes which process reads a row, and which are still connected when they have ended.
 FORMAT = """
+import atexit
 import os
+
+import torch
+
+@atexit.register
+def note():
+    if "RANK" in os.environ:
+        with open(f"connected-{os.environ['RANK']}.txt", "w") as file:
+            file.write(str(torch.distributed.is_initialized()))
+
 def convert(row):
     with open(f"read-by-{os.environ.get('WORLD_SIZE', 1)}.txt", "a") as file:
         file.write(os.environ.get("RANK", "0"))
@@ -110,6 +120,13 @@ def test_every_file_of_the_run_is_written_once(runs: dict[str, Path]) -> None:
 def test_rows_are_read_and_encoded_by_one_process(said: tuple[Path, str]) -> None:
     assert (said[0] / "read-by-2.txt").read_text() == "0" * 43
     assert not list(said[0].rglob(".encoded"))
+
+
+def test_processes_part_before_they_end(said: tuple[Path, str]) -> None:
+    assert {path.name: path.read_text() for path in said[0].glob("connected-*")} == {
+        "connected-0.txt": "False",
+        "connected-1.txt": "False",
+    }
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -14,6 +14,7 @@ from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
 from alignkit.runs.directory import Run, guard_run, lineage, read_manifest, recorded_groups
 from alignkit.runs.log import run_log
+from alignkit.training.processes import parted_at_exit
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
     """
     record = record or asdict(job)
     guard = guard_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
-    with run_log() as log, guard as run:
+    with parted_at_exit(), run_log() as log, guard as run:
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
         run.parents = lineage(job.model.name)
