@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from alignkit.data.files.readers import file_problem, read_file
+from alignkit.data.rows.formats import to_conversation
 from alignkit.errors import DataError
 
 Write = Callable[[str, "str | bytes"], str]
@@ -212,6 +213,38 @@ def test_columnar_files(write: Write, kind: str, compression: str) -> None:
     content = packed(TABLE, kind)
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
     assert read(write(f"a.{'parquet' if kind == 'parquet' else 'arrow'}{compression}", compress(content))) == ROWS
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+CALLS = [
+    [call("weather", city="Rome"), call("stop")],
+    [call("play", song="Moon", options={"loop": True})],
+    [call("play", song="Sun", options={"speed": 2}), call("pick", of=["a", None, "b"])],
+]
+TOLD = [
+    {"messages": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "", "tool_calls": calls}]}
+    for calls in CALLS
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_a_columnar_file_adds_no_argument_to_a_call(write: Write, kind: str) -> None:
+    """Its schema has every key that any row has, and fills the others with null."""
+    assert "'song': None" in str(pa.Table.from_pylist(TOLD).to_pylist())
+    file = write(f"a.{'parquet' if kind == 'parquet' else 'arrow'}", packed(pa.Table.from_pylist(TOLD), kind))
+    rows = [row for _, row, _ in read(file)]
+    assert rows == TOLD
+    assert [to_conversation(row, "messages", {}).messages[1].tool_calls for row in rows] == [tuple(c) for c in CALLS]
+
+
+def test_a_null_that_someone_wrote_stays(write: Write) -> None:
+    row = {"a": None, "calls": [call("play", song=None)]}
+    assert read(write("a.jsonl", json.dumps(row))) == [(1, row, "")]
+    columns = pa.table({"a": pa.array([None, "x"]), "b": [1, 2]})
+    assert read(write("a.parquet", packed(columns, "parquet")))[0][1] == {"a": None, "b": 1}
 
 
 def test_bad_text_in_a_columnar_file_is_one_row(write: Write) -> None:

@@ -204,7 +204,7 @@ for source in (Source("org/rows", split="tset"), Source("org/gone", "data.path[1
 def test_a_hub_data_set(folder: Path) -> None:
     """Rows of one that was loaded before, as found without a network; and what is refused."""
     cached = folder / "cache/datasets/org___rows/default/0.0.0" / ("a" * 40)
-    datasets.Dataset.from_list([{"n": 1}, {"n": 2}]).save_to_disk("saved")
+    datasets.Dataset.from_list([{"n": 1, "of": {"a": 1}}, {"n": 2, "of": {"b": 2}}]).save_to_disk("saved")
     cached.mkdir(parents=True)
     (folder / "saved/data-00000-of-00001.arrow").rename(cached / "rows-train.arrow")
     split = {"name": "train", "num_bytes": 16, "num_examples": 2, "dataset_name": "rows"}
@@ -214,7 +214,7 @@ def test_a_hub_data_set(folder: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     done = subprocess.run([sys.executable, "-c", HUB], env=environment, capture_output=True, text=True, check=True)
     rows, split_text, gone = done.stdout.splitlines()
-    assert rows == "[('org/rows:1', {'n': 1}, ''), ('org/rows:2', {'n': 2}, '')]"
+    assert rows == ("[('org/rows:1', {'n': 1, 'of': {'a': 1}}, ''), ('org/rows:2', {'n': 2, 'of': {'b': 2}}, '')]")
     refusal = (
         "no local path, and the hub data set {0} cannot be loaded (data.split chooses its split, {0}:SUBSET a subset): "
     )

@@ -263,10 +263,26 @@ def _batch_rows(batches: Iterable[Any]) -> Iterator[NumberedRow]:
 
 def _rows(batch: Any) -> Iterator[tuple[Any, str]]:
     try:
-        yield from ((row, "") for row in batch.to_pylist())
+        yield from ((without_filled(row), "") for row in batch.to_pylist())
     except UnicodeDecodeError:  # somewhere in the batch: go row by row to say where
         for index in range(batch.num_rows):
             try:
-                yield batch.slice(index, 1).to_pylist()[0], ""
+                yield without_filled(batch.slice(index, 1).to_pylist()[0]), ""
             except UnicodeDecodeError:
                 yield None, "not UTF-8"
+
+
+def without_filled(row: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of the objects inside a row the keys that are null.
+
+    A columnar schema gives every object all keys that any row has: of the arguments `{"city": …}` of one tool call and
+    `{"song": …}` of another it makes two of both, each with a null that no one wrote and a model would learn to say.
+    Columns themselves stay, null or not.
+    """
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

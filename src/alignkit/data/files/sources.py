@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.files.readers import EXTENSIONS, file_kind, file_problem, read_file
+from alignkit.data.files.readers import EXTENSIONS, file_kind, file_problem, read_file, without_filled
 from alignkit.data.rows.formats import FIELDS, Fields, check_format
 from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean
 from alignkit.user_functions import load_function
@@ -171,7 +171,7 @@ def _rows(source: Source) -> Iterator[SourceRow]:
             yield SourceRow(f"{file}:{number}", row, problem)
     if not files:
         for number, row in enumerate(_hub_rows(source), 1):
-            yield SourceRow(f"{source.path}:{number}", row)
+            yield SourceRow(f"{source.path}:{number}", without_filled(row))
 
 
 def _files(path: str) -> list[str]:
