@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+MAX_ROW_BYTES = 64 * 2**20
+
 MISSING: Any = "???"  # a setting that must be given, as OmegaConf writes it
 
 
@@ -157,6 +159,11 @@ class DataConfig:
     )
     max_dropped: float = setting(
         "maximum fraction of the rows that may be dropped; above it the run stops", 0.05, ge=0, le=1
+    )
+    max_row_bytes: int = setting(
+        "maximum size of a row of a file, in bytes, unpacked; a longer one is malformed, and never held in memory",
+        MAX_ROW_BYTES,
+        ge=1,
     )
     train_on: TrainOn = setting(
         "tokens that carry loss: every response (assistant), the last response (last_turn), or everything",

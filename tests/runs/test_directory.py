@@ -226,3 +226,13 @@ def test_a_full_disk_does_not_hide_what_ended_the_run(tmp_path: Path, monkeypatc
 
     with pytest.raises(ZeroDivisionError):
         train()
+
+
+def test_a_setting_that_is_newer_than_the_record_has_its_default(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    interrupt(folder)
+    newer = {**SETTINGS, "resume": True, "data": {**SETTINGS["data"], "max_row_bytes": 64 * 2**20}}
+    with guard_run(folder, stage="sft", record=newer, resume=True, overwrite=False) as run:
+        assert run.resuming
+    text = refused(folder, resume=True, record={**newer, "data": {**newer["data"], "max_row_bytes": 100}})
+    assert text.startswith(f"resume=true: data.max_row_bytes was 67108864 in {folder} and is 100 now")

@@ -44,7 +44,10 @@ def read_prompts(texts: Sequence[str], path: Path | None, *, format: str, column
     try:
         return given + _of_file(path, format, columns)
     except DataError as error:  # these commands have no section data: its settings stand alone
-        plain = [line.replace("data.columns", "columns").replace("data.format", "format") for line in error.problems]
+        plain = [
+            line.replace("data.columns", "columns").replace("data.format", "format").replace("data.max_row_bytes=", "")
+            for line in error.problems
+        ]
         raise DataError(*plain) from error
 
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 from alignkit.config import EvalGroups
 from alignkit.errors import Interrupted, RunError, StopSignal
+from alignkit.jobs import JOBS
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
 
@@ -201,7 +202,8 @@ def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
     if resume and status == "finished":
         run.finished = True
     elif resume:
-        _check_unchanged(folder, manifest.get("job", {}), run.record)
+        before, now = (_completed(run.stage, job) for job in (manifest.get("job", {}), run.record))
+        _check_unchanged(folder, before, now)
         run.resuming = True
         run.started = manifest.get("started", "")
     elif status == "finished":
@@ -222,9 +224,13 @@ def _why(path: Path) -> str:
     return "read-only for you" if path.is_dir() else "a file"
 
 
-def _check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _completed(stage: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the record of a job over the defaults of the settings, some of which may be newer than the record."""
+    return {**dict(flat(asdict(JOBS[stage]()))), **dict(flat(job))}
+
+
+def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Resuming with other settings would be neither run; each difference is named."""
-    old, new = dict(flat(before)), dict(flat(now))
     changed = [
         f"resume=true: {key} was {old.get(key)!r} in {folder} and is {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())

@@ -12,6 +12,9 @@ COMPRESSIONS = (".gz", ".zst")
 READ_ERRORS = (OSError, EOFError, zlib.error)
 
 
+_PACKED_BYTES = 1 << 8  # of Zstandard, unpacked at once: they hold 8 MB at most, where 64 KiB could hold 2 GB
+
+
 def open_file(file: str) -> BinaryIO:
     """Open a file to read bytes from, unpacked where its name says it is packed.
 
@@ -31,7 +34,7 @@ class _ZstdFile(io.RawIOBase):
     def __init__(self, file: str) -> None:
         self._packed = io.FileIO(file)
         self._frame: Any = None
-        self._rest = self._output = b""
+        self._rest, self._output = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -44,14 +47,14 @@ class _ZstdFile(io.RawIOBase):
         import zstandard
 
         while not self._output:
-            packed = self._rest or self._packed.read(1 << 16)
+            packed = self._rest or self._packed.read(_PACKED_BYTES)
             if not packed and self._frame is None:
                 return 0
             if not packed:
                 raise EOFError("the compressed file is cut short")
             self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
             try:
-                self._output = self._frame.decompress(packed)
+                self._output = memoryview(self._frame.decompress(packed))
             except zstandard.ZstdError as error:
                 raise OSError(str(error)) from error
             self._rest = self._frame.unused_data

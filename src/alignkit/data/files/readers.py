@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from alignkit.config import MAX_ROW_BYTES
+from alignkit.data.files.array_elements import ArrayElements
 from alignkit.data.files.compressed import COMPRESSIONS, READ_ERRORS, open_file
-from alignkit.data.rows.turns import LONE_SURROGATE, describe_type
+from alignkit.data.rows.turns import LONE_SURROGATE, RowError, describe_type
 from alignkit.errors import DataError
 
 EXTENSIONS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
@@ -20,6 +22,7 @@ CUT_SHORT = "the last line is cut short"
 
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_CHUNK_BYTES = 1 << 20  # read at once where no line ends the reading
 _BATCH_ROWS = 1024  # rows of a columnar file that become Python objects at once
 
 # Line, element or row number; the row; the reason it cannot be used, empty where there is none.
@@ -49,8 +52,13 @@ def file_problem(file: str) -> str:
     return ""
 
 
-def read_file(file: str) -> Iterator[NumberedRow]:
+def read_file(file: str, *, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[NumberedRow]:
     """Read the rows of a file in which `file_problem` sees none.
+
+    Args:
+        file: its name.
+        max_row_bytes: a longer row is found before it is decoded. It is a problem of its own in JSON lines, Parquet and
+            Arrow; of the whole file in CSV and in a JSON array, which do not show where the next row begins.
 
     Yields:
         The number is the 1-based line a row starts on, the 1-based element of a JSON array, or the 1-based row.
@@ -66,7 +74,7 @@ def read_file(file: str) -> Iterator[NumberedRow]:
         ".arrow": _arrow,
     }
     try:
-        yield from readers.get(file_kind(file), _json_lines)(file)
+        yield from readers.get(file_kind(file), _json_lines)(file, max_row_bytes)
     except READ_ERRORS as error:
         raise DataError(f"{file}: {_unreadable(error)}") from error
 
@@ -79,9 +87,23 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    yield stream.readline().removeprefix(_BOM)
-    yield from stream
+def _lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:
+    """Go through lines; of one that `_is_too_long`, no more is held than shows it."""
+    bom = _BOM
+    while line := stream.readline(max_bytes + len(_BOM) + 2):  # and an end of two characters
+        end = line
+        while end and not end.endswith(b"\n"):
+            end = stream.readline(_CHUNK_BYTES)
+        yield line.removeprefix(bom)
+        bom = b""
+
+
+def _is_too_long(line: bytes, max_bytes: int) -> bool:
+    return len(line) > max_bytes and len(line.rstrip(b"\r\n")) > max_bytes
+
+
+def _too_long(max_bytes: int) -> str:
+    return f"longer than data.max_row_bytes={max_bytes} bytes"
 
 
 class _RepeatedKey(dict[str, Any]):
@@ -133,24 +155,35 @@ def _parse_line(line: bytes) -> tuple[Any, str]:
     return None, CUT_SHORT if is_cut else problem
 
 
-def _json_lines(file: str) -> Iterator[NumberedRow]:
+def _json_lines(file: str, max_bytes: int) -> Iterator[NumberedRow]:
     with open_file(file) as stream:
-        for number, line in enumerate(_lines(stream), 1):
-            if line.strip():
+        for number, line in enumerate(_lines(stream, max_bytes), 1):
+            if _is_too_long(line, max_bytes):
+                yield number, None, _too_long(max_bytes)
+            elif line.strip():
                 yield number, *_parse_line(line)
 
 
-def _json(file: str) -> Iterator[NumberedRow]:
+def _json(file: str, max_bytes: int) -> Iterator[NumberedRow]:
     """An array of rows; or rows line by line, told by a first line that is one."""
     with open_file(file) as stream:
-        first = next((line for line in _lines(stream) if line.strip()), b"")
+        first = next((line for line in _lines(stream, max_bytes) if line.strip()), b"")
     is_lines = first.lstrip().startswith(b"{") and isinstance(_parse_line(first)[0], dict)
-    return _json_lines(file) if is_lines else _json_array(file)
+    return _json_lines(file, max_bytes) if is_lines else _json_array(file, max_bytes)
 
 
-def _json_array(file: str) -> Iterator[NumberedRow]:
+def _chunks(stream: BinaryIO, file: str, max_bytes: int) -> Iterator[bytes]:
+    """Read an array to its end, or to where an element is too long."""
+    elements = ArrayElements(max_bytes)
+    while chunk := stream.read(_CHUNK_BYTES):
+        if elements.is_too_long(chunk):
+            raise DataError(f"{file}:{elements.number}: {_too_long(max_bytes)}")
+        yield chunk
+
+
+def _json_array(file: str, max_bytes: int) -> Iterator[NumberedRow]:
     with open_file(file) as stream:
-        data = stream.read().removeprefix(_BOM)
+        data = b"".join(_chunks(stream, file, max_bytes)).removeprefix(_BOM)
     try:
         rows = _DECODER.decode(data.decode())
     except UnicodeDecodeError as error:
@@ -169,14 +202,14 @@ def _json_array(file: str) -> Iterator[NumberedRow]:
         yield number, row, _row_problem(row, escapes=escapes)
 
 
-def _csv(file: str) -> Iterator[NumberedRow]:
+def _csv(file: str, max_bytes: int) -> Iterator[NumberedRow]:
     # A field is a text of any length; the limit of the module is 128 KiB.
     csv.field_size_limit((1 << 31) - 1)
     with open_file(file) as stream:
-        text = (line.decode(errors="surrogateescape") for line in _lines(stream))
+        text = _RecordText(_lines(stream, max_bytes), max_bytes)
         records = csv.reader(text, delimiter="\t" if file_kind(file) == ".tsv" else ",", strict=True)
         header: list[str] = []
-        for number, record, problem in _records(records, file):
+        for number, record, problem in _records(records, text, file):
             if header:
                 yield number, dict(zip(header, record, strict=False)), problem or _record_problem(record, header)
                 continue
@@ -188,14 +221,34 @@ def _csv(file: str) -> Iterator[NumberedRow]:
                 raise DataError(f"{file}:{number}: {problem}")
 
 
-def _records(reader: Any, file: str) -> Iterator[tuple[int, list[str], str]]:
+class _RecordText(Iterator[str]):
+    """The lines of one record after the other, as long as a record is not too long."""
+
+    def __init__(self, lines: Iterator[bytes], max_bytes: int) -> None:
+        self._lines, self._max_bytes, self._num_bytes = lines, max_bytes, 0
+
+    def begin_record(self) -> None:
+        self._num_bytes = 0
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._num_bytes += len(line)
+        if self._num_bytes > self._max_bytes and self._num_bytes - len(line) + len(line.rstrip()) > self._max_bytes:
+            raise RowError(_too_long(self._max_bytes))
+        return line.decode(errors="surrogateescape")
+
+
+def _records(reader: Any, text: _RecordText, file: str) -> Iterator[tuple[int, list[str], str]]:
     """Records with the line they start on; a line that breaks the rules of quoting is one of its own."""
     while True:
         start = reader.line_num + 1
+        text.begin_record()
         try:
             record = next(reader)
         except StopIteration:
             return
+        except RowError as error:
+            raise DataError(f"{file}:{start}: {error}") from error
         except csv.Error as error:
             is_open = str(error) == "unexpected end of data"
             if is_open and reader.line_num > start:
@@ -216,18 +269,18 @@ def _record_problem(record: list[str], header: list[str]) -> str:
     return ""
 
 
-def _parquet(file: str) -> Iterator[NumberedRow]:
+def _parquet(file: str, max_bytes: int) -> Iterator[NumberedRow]:
     import pyarrow
     from pyarrow import parquet
 
     with _seekable(file) as stream:
         try:
-            yield from _batch_rows(parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS))
+            yield from _batch_rows(parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS), max_bytes)
         except pyarrow.ArrowException as error:
             raise DataError(f"{file}: not Parquet, or damaged: {_first_line(error)}") from error
 
 
-def _arrow(file: str) -> Iterator[NumberedRow]:
+def _arrow(file: str, max_bytes: int) -> Iterator[NumberedRow]:
     """An IPC file, or an IPC stream such as `datasets` writes."""
     import pyarrow
 
@@ -237,9 +290,10 @@ def _arrow(file: str) -> Iterator[NumberedRow]:
                 reader = pyarrow.ipc.open_file(stream)
             except pyarrow.ArrowInvalid:
                 stream.seek(0)
-                yield from _batch_rows(pyarrow.ipc.open_stream(stream))
+                yield from _batch_rows(pyarrow.ipc.open_stream(stream), max_bytes)
             else:
-                yield from _batch_rows(reader.get_batch(i) for i in range(reader.num_record_batches))
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+                yield from _batch_rows(batches, max_bytes)
         except pyarrow.ArrowException as error:
             raise DataError(f"{file}: not Arrow IPC, or damaged: {_first_line(error)}") from error
 
@@ -252,16 +306,23 @@ def _seekable(file: str) -> BinaryIO:
         return io.BytesIO(stream.read())
 
 
-def _batch_rows(batches: Iterable[Any]) -> Iterator[NumberedRow]:
+def _batch_rows(batches: Iterable[Any], max_bytes: int) -> Iterator[NumberedRow]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for row, problem in _rows(batch.slice(start, _BATCH_ROWS)):
+            for row, problem in _rows(batch.slice(start, _BATCH_ROWS), max_bytes):
                 number += 1
                 yield number, row, problem
 
 
-def _rows(batch: Any) -> Iterator[tuple[Any, str]]:
+def _rows(batch: Any, max_bytes: int) -> Iterator[tuple[Any, str]]:
+    if batch.nbytes > max_bytes:
+        if batch.num_rows == 1:
+            yield None, _too_long(max_bytes)
+        else:  # as Python objects all of them together may be too much
+            for index in range(batch.num_rows):
+                yield from _rows(batch.slice(index, 1), max_bytes)
+        return
     try:
         yield from ((without_filled(row), "") for row in batch.to_pylist())
     except UnicodeDecodeError:  # somewhere in the batch: go row by row to say where

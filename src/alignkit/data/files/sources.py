@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from alignkit.config import MAX_ROW_BYTES
 from alignkit.data.files.readers import EXTENSIONS, file_kind, file_problem, read_file, without_filled
 from alignkit.data.rows.formats import FIELDS, Fields, check_format
 from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean
@@ -131,18 +132,19 @@ def check_sources(sources: Iterable[Source]) -> None:
         raise DataError(*dict.fromkeys(problems))
 
 
-def read_rows(source: Source, *, limit: int | None = None) -> Iterator[SourceRow]:
+def read_rows(source: Source, *, limit: int | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[SourceRow]:
     """Read the rows of a source, only as they are asked for.
 
     Args:
         source: where from.
         limit: most rows to read, malformed ones included; None reads all.
+        max_row_bytes: a longer row of a file cannot be used.
 
     Raises:
         DataError: the source cannot be read.
     """
     check_sources([source])
-    return islice(_rows(source), limit)
+    return islice(_rows(source, max_row_bytes), limit)
 
 
 def repeat_counts(num_rows: int, *, weight: float, seed: int) -> list[int]:
@@ -164,10 +166,10 @@ def repeat_counts(num_rows: int, *, weight: float, seed: int) -> list[int]:
     return counts
 
 
-def _rows(source: Source) -> Iterator[SourceRow]:
+def _rows(source: Source, max_row_bytes: int) -> Iterator[SourceRow]:
     files = _files(source.path)
     for file in files:
-        for number, row, problem in read_file(file):
+        for number, row, problem in read_file(file, max_row_bytes=max_row_bytes):
             yield SourceRow(f"{file}:{number}", row, problem)
     if not files:
         for number, row in enumerate(_hub_rows(source), 1):

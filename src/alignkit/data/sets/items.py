@@ -80,7 +80,8 @@ def _read_set(data: DataConfig, name: str, kind: RowKind[Any], *, seed: int) -> 
     left = data.limit
     for number, source in enumerate(sources_of(data, name, kind)):
         limits = [left, NUM_FIRST if data.streaming and name == "train" else None]
-        rows = list(read_rows(source, limit=min((n for n in limits if n is not None), default=None)))
+        limit = min((n for n in limits if n is not None), default=None)
+        rows = list(read_rows(source, limit=limit, max_row_bytes=data.max_row_bytes))
         if left is not None:
             left -= len(rows)
         counts = repeat_counts(len(rows), weight=source.weight, seed=seed + number)

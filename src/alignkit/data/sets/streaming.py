@@ -231,7 +231,7 @@ class Stream:
         """Read source rows in blocks that are encoded together."""
         left = self._data.limit
         for source in sources_of(self._data):
-            rows = read_rows(source, limit=left)
+            rows = read_rows(source, limit=left, max_row_bytes=self._data.max_row_bytes)
             first = list(islice(rows, NUM_FIRST))
             format_ = find_format(source, first, CONVERSATIONS)
             rows = chain(first, rows)
