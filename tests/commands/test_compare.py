@@ -68,7 +68,7 @@ def test_answers_rewards_and_wins(
     assert [answer["finish_reason"] for answer in first["answers"]] == ["stop", "stop"]
     assert first["wins"] is None
     scores = [[answer["reward"] for answer in column["answers"]] for column in (other, first)]
-    wins = win_rate(*scores, seed=0)
+    wins = win_rate(*scores)
     assert other["wins"]["wins"] == wins.wins
     assert other["wins"]["rate"]["value"] == wins.rate.value
     out = capsys.readouterr().out
@@ -188,7 +188,7 @@ def comparison() -> Comparison:
     answers = [[Answer("one <b> two three", "stop", 4, -1.0, 2.0)], [Answer("one four three", "length", 3, -2.0, 2.5)]]
     columns = [
         Column("runs/a", answers[0], None, [[-1.0, -2.0]]),
-        Column("runs/b", answers[1], win_rate([2.5], [2.0], seed=0), [[-0.5, -5.0]]),
+        Column("runs/b", answers[1], win_rate([2.5], [2.0]), [[-0.5, -5.0]]),
     ]
     return Comparison(["p.txt:1"], ["Is 1 < 2?"], columns, [["one", "<|eos|>"]])
 

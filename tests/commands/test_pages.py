@@ -36,7 +36,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = []
     for name in ("runs/sft/the-first-of-them", "runs/ppo/another-one-with-a-long-name", "models/third"):
         answers = [Answer(words * (1 + i % 3), "stop" if i % 2 else "length", 9, -2.0, float(i)) for i in range(20)]
-        wins = win_rate([1.0] * 20, [0.0] * 20, seed=0) if columns else None
+        wins = win_rate([1.0] * 20, [0.0] * 20) if columns else None
         columns.append(Column(name, answers, wins, [[-1.0, -2.0]] * 20))
     found = Comparison([f"p.txt:{i}" for i in range(20)], [words] * 20, columns, [["one", " two"]] * 20)
     path = tmp_path_factory.mktemp("page") / "page.html"

@@ -113,7 +113,7 @@ def _reward(
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
         if len(scores) > 1:
-            column.wins = win_rate(scores[-1], scores[0], seed=job.seed)
+            column.wins = win_rate(scores[-1], scores[0])
     for line in reward.truncations():
         logger.warning("%s", line)
 

@@ -27,7 +27,7 @@ from alignkit.evaluate.measure import (
 from alignkit.evaluate.report import write_report
 from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens
-from alignkit.evaluate.statistics import bootstrap_mean, expectation
+from alignkit.evaluate.statistics import expectation, mean_interval
 from alignkit.evaluate.trained import held_out_groups
 from alignkit.jobs import EvaluateJob
 from alignkit.runs.log import run_log
@@ -94,7 +94,7 @@ def _measure(
     figures = Figures(
         model.name,
         losses=dict(zip(data.sources, losses, strict=True)),
-        loss=bootstrap_mean([loss for loss, _ in losses], seed=job.seed, weights_N=[count for _, count in losses]),
+        loss=mean_interval([loss for loss, _ in losses], weights_N=[count for _, count in losses]),
     )
     if data.prompts:
         sampled = sample_responses(
@@ -136,7 +136,7 @@ def _show(job: EvaluateJob, data: HeldOutData, figures: Sequence[Figures]) -> No
     lines = [f"{len(data.rows):,} held-out rows, {len(data.prompts):,} prompts × {job.num_samples} samples"]
     if any(row.fate == "dropped" for row in data.ledger.rows):
         lines.insert(0, data.ledger.table())
-    lines += ["", figures_table(figures), *difference_lines(figures, seed=job.seed)]
+    lines += ["", figures_table(figures), *difference_lines(figures)]
     lines += precision_lines(figures, job.precision) if job.precision is not None else []
     console = Console(soft_wrap=True)
     for line in lines:

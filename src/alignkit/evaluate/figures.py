@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from alignkit.evaluate.statistics import Expectation, Interval, bootstrap_mean, fewest_responses, win_rate
+from alignkit.evaluate.statistics import Expectation, Interval, fewest_responses, mean_interval, win_rate
 from alignkit.evaluate.table import format_table
 
 
@@ -38,7 +38,7 @@ class Figures:
     Attributes:
         name: of the model.
         losses: of each held-out row, its mean cross entropy in nats per supervised token, and how many there are.
-        loss: per supervised token of all rows, as training logs it, with its bootstrap interval over rows.
+        loss: per supervised token of all rows, as training logs it, with its interval over rows.
         responses: None where none were asked for.
         scores: rewards, N lists of K.
         reward: E_x E_y[r(x, y)].
@@ -102,30 +102,28 @@ def _row(one: Figures) -> dict[str, str]:
     return row
 
 
-def difference_lines(figures: Sequence[Figures], *, seed: int) -> list[str]:
-    """Format how each model differs from the first, with bootstrap intervals paired by row and by prompt."""
+def difference_lines(figures: Sequence[Figures]) -> list[str]:
+    """Format how each model differs from the first, with intervals paired by row and by prompt."""
     first, *others = figures
-    rows = [_differences(first, other, seed=seed) for other in others]
+    rows = [_differences(first, other) for other in others]
     if not rows:
         return []
     names = [other.name for other in others]
     return ["", f"against {first.name}, paired:", format_table(names, rows)]
 
 
-def _differences(first: Figures, other: Figures, *, seed: int) -> dict[str, str]:
+def _differences(first: Figures, other: Figures) -> dict[str, str]:
     row = {}
     same_tokens = {source: count for source, (_, count) in first.losses.items()} == {
         source: count for source, (_, count) in other.losses.items()
     }
     if same_tokens:
         pairs = [(other.losses[source][0] - loss, count) for source, (loss, count) in first.losses.items()]
-        row["loss"] = _signed(
-            bootstrap_mean([gain for gain, _ in pairs], seed=seed, weights_N=[count for _, count in pairs])
-        )
+        row["loss"] = _signed(mean_interval([gain for gain, _ in pairs], weights_N=[count for _, count in pairs]))
     if first.scores and other.scores:
         ours, theirs = ([fmean(scores) for scores in one.scores] for one in (other, first))
-        row["reward"] = _signed(bootstrap_mean([a - b for a, b in zip(ours, theirs, strict=True)], seed=seed))
-        wins = win_rate(ours, theirs, seed=seed)
+        row["reward"] = _signed(mean_interval([a - b for a, b in zip(ours, theirs, strict=True)]))
+        wins = win_rate(ours, theirs)
         row["win rate"] = f"{wins.rate.value:.2f} [{wins.rate.low:.2f}, {wins.rate.high:.2f}]"
         row["win/tie/loss"] = f"{wins.wins}/{wins.ties}/{wins.losses}"
     if first.responses is not None and other.responses is not None:

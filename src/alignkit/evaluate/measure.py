@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from alignkit.config import DataConfig, SamplingConfig
@@ -13,7 +14,7 @@ from alignkit.evaluate.held_out import HeldOutData
 from alignkit.evaluate.likelihood import Row, token_kls, token_logprobs
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.served_model import ServedModel, response_ids, sample_keys
-from alignkit.evaluate.statistics import Expectation, expectation
+from alignkit.evaluate.statistics import Expectation, expectation, rate_interval
 from alignkit.models.load import longest_row
 from alignkit.models.skeleton import skeleton
 from alignkit.sampling.generate import Completion
@@ -53,9 +54,16 @@ def describe_responses(
         texts=by_prompt(texts, num_samples),
         finish_reasons=[completion.finish_reason for completion in completions],
         tokens=expectation(by_prompt(tokens, num_samples)),
-        stopped=expectation(by_prompt(stopped, num_samples)),
+        stopped=_share(by_prompt(stopped, num_samples)),
         distinct={n: distinct(texts, n) for n in (1, 2, 3)},
     )
+
+
+def _share(values_NK: Sequence[Sequence[float]]) -> Expectation:
+    """Estimate a share of responses; near 0 and 1 its interval is that of as many responses as there are prompts."""
+    found = expectation(values_NK)
+    rate = rate_interval(found.mean * found.num_prompts, found.num_prompts)
+    return replace(found, low=rate.low, high=rate.high)
 
 
 def measure_kl(

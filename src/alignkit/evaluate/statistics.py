@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 
-import torch
-from torch import Tensor
-
-_NUM_RESAMPLES = 10_000
-_AT_ONCE = 4_000_000  # resampled numbers held at a time: 32 MB
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -108,29 +104,45 @@ def fewest_responses(
     return (most_prompts, math.ceil(var_within / most_prompts / left)) if left > 0 else None
 
 
-def bootstrap_mean(values_N: Sequence[float], *, seed: int, weights_N: Sequence[float] | None = None) -> Interval:
-    """Compute the mean and its 95 % percentile interval (Efron & Tibshirani 1993, §13).
+def mean_interval(values_N: Sequence[float], *, weights_N: Sequence[float] | None = None) -> Interval:
+    """Compute the mean and its 95 % interval: Student's t with the jackknife's error (Efron & Tibshirani 1993, §11).
 
-    Prompts are resampled with replacement. Given the differences of two runs on the same prompts it is the paired
-    bootstrap.
+    Given the differences of two runs on the same prompts it is the paired interval. The degrees of freedom are one less
+    than the effective number of values, (Σ w)² / Σ w² (Kish 1965), which is N where all weigh alike. Percentiles of a
+    bootstrap cover too little where N is small.
 
     Args:
-        values_N: one for each prompt.
-        seed: of the resamples.
+        values_N: one for each prompt; of a single one nothing tells how sure it is: the ends are NaN.
         weights_N: for a ratio Σ w·v / Σ w, such as a loss per token; None weighs all alike.
     """
-    values = torch.tensor(list(values_N), dtype=torch.float64)
-    weights = torch.ones_like(values) if weights_N is None else torch.tensor(list(weights_N), dtype=torch.float64)
-    value = _ratio(values * weights, weights).item()
-    generator = torch.Generator().manual_seed(seed)
-    num_values, means = len(values), []
-    step = max(1, _AT_ONCE // num_values)
-    for start in range(0, _NUM_RESAMPLES, step):
-        rows = min(step, _NUM_RESAMPLES - start)
-        chosen = torch.randint(num_values, (rows, num_values), generator=generator)
-        means.append(_ratio((values * weights)[chosen], weights[chosen]))
-    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(value, low, high)
+    values = np.asarray(values_N, dtype=np.float64)
+    weights = np.ones_like(values) if weights_N is None else np.asarray(weights_N, dtype=np.float64)
+    weighted, num_values = values * weights, len(values)
+    mean = float(weighted.sum() / weights.sum())
+    if num_values == 1:
+        return Interval(mean, math.nan, math.nan)
+    left_out = (weighted.sum() - weighted) / (weights.sum() - weights)
+    error = math.sqrt((num_values - 1) / num_values * ((left_out - left_out.mean()) ** 2).sum())
+    degrees = max(1.0, weights.sum() ** 2 / (weights**2).sum() - 1)
+    reach = student_quantile(0.975, degrees) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def rate_interval(num_right: float, num_all: int) -> Interval:
+    """Compute a rate and its 95 % interval: Wilson's score interval corrected for continuity (Newcombe 1998, method 4).
+
+    It covers near 0 and 1 and for a handful of values. Without the correction 92 % of them do at N = 5, p = 0.9.
+
+    Args:
+        num_right: a tie counts half, which makes the interval wider than it must be.
+        num_all: at least 1.
+    """
+    n, p, z = num_all, num_right / num_all, NormalDist().inv_cdf(0.975)
+    ends = []
+    for sign in (-1, 1):
+        spread = z * z + sign * 2 - 1 / n + 4 * p * (n * (1 - p) - sign)
+        ends.append((2 * n * p + z * z + sign * (1 + z * math.sqrt(max(0.0, spread)))) / (2 * (n + z * z)))
+    return Interval(p, 0.0 if p == 0 else max(0.0, ends[0]), 1.0 if p == 1 else min(1.0, ends[1]))
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ class Wins:
         wins: prompts where it is better.
         ties: prompts where they are equal.
         losses: prompts where it is worse.
-        rate: (wins + ties / 2) / N, with its paired bootstrap interval.
+        rate: (wins + ties / 2) / N.
     """
 
     wins: int
@@ -150,33 +162,15 @@ class Wins:
     rate: Interval
 
 
-def win_rate(ours_N: Sequence[float], theirs_N: Sequence[float], *, seed: int) -> Wins:
+def win_rate(ours_N: Sequence[float], theirs_N: Sequence[float]) -> Wins:
     """Compare two runs' scores on the same prompts."""
     points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(ours_N, theirs_N, strict=True)]
     wins, ties = points.count(1.0), points.count(0.5)
-    return Wins(wins, ties, len(points) - wins - ties, bootstrap_mean(points, seed=seed))
+    return Wins(wins, ties, len(points) - wins - ties, rate_interval(wins + ties / 2, len(points)))
 
 
-def student_quantile(p: float, degrees: int) -> float:
-    """Compute the quantile of Student's t.
+def student_quantile(p: float, degrees: float) -> float:
+    """Compute the quantile of Student's t."""
+    from scipy.special import stdtrit
 
-    Exact for 1 and 2 degrees, else by the expansion of Abramowitz & Stegun 26.7.5: within 0.5 % for 3 degrees, 0.05 %
-    from 5 on, at p = 0.975.
-    """
-    if degrees == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if degrees == 2:
-        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    z, n = NormalDist().inv_cdf(p), degrees
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    quantile: float = z + sum(term / n**power for power, term in enumerate(terms, start=1))
-    return quantile
-
-
-def _ratio(weighted: Tensor, weights: Tensor) -> Tensor:
-    return weighted.sum(-1) / weights.sum(-1)
+    return float(stdtrit(degrees, p))
