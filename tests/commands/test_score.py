@@ -66,10 +66,25 @@ def test_a_row_that_cannot_be_scored_says_so_where_its_score_would_be(score: Any
     assert "dropped: too_long" in said
 
 
+def test_the_limit_is_over_all_sources_as_in_training(reward_run: Path, tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("b", 4), ("c", 1)):
+        rows = [{"prompt": f"Say {name}.", "completion": f"{name}{n}"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    job = compose_job("score", ["data.limit=3"], model={"name": str(reward_run)}, data={"path": paths})
+    run(job, pairs=False, out=tmp_path / "scores.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["completion"] for line in lines] == ["a0", "a1", "b0"]
+    assert all(isinstance(line["score"], float) for line in lines)
+
+
 def test_what_cannot_be_scored_at_all_is_refused(score: Any, reward_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the row has a 'score' already"):
         score([{"prompt": "a", "completion": "b", "score": 1}], pairs=False)
     (tmp_path / "there.jsonl").write_text("")
+    job = compose_job("score", ["data.path=x", "data.streaming=true"], model={"name": str(reward_run)})
+    with pytest.raises(ConfigError, match=r"data\.streaming=true: rows are not read as training goes; leave it out"):
+        run(job, pairs=False, out=None)
     job = compose_job("score", ["data.path=x", "data.eval_fraction=0.1"], model={"name": str(tmp_path)})
     with pytest.raises(ConfigError) as caught:
         run(job, pairs=True, out=tmp_path / "there.jsonl")

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from alignkit.config import TrainOn
 from alignkit.data.batches.batching import IGNORED
-from alignkit.data.files.sources import read_rows
+from alignkit.data.rows.row_kind import CONVERSATIONS
+from alignkit.data.sets.items import read_sets
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.pairs import check_pair_data, load_pairs
-from alignkit.data.sets.section import check_data, sources_of
+from alignkit.data.sets.section import check_data
 from alignkit.data.sets.sft import load_sft
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.arguments import check_new_file, check_section
@@ -62,6 +63,8 @@ def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:
     problems = (check_pair_data if pairs else check_data)(job.data)
     if job.data.eval_path is not None or job.data.eval_fraction:
         problems.append("data.eval_path and data.eval_fraction have no effect: every row is scored")
+    if job.data.streaming and not pairs:
+        problems.append("data.streaming=true: rows are not read as training goes; leave it out")
     problems += check_new_file(out) + check_section(job.model, wants_reward=True)
     if problems:
         raise ConfigError(*problems)
@@ -99,8 +102,8 @@ def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledge
     scores = dict(zip(data.train.sources, _scores(job, reward, found), strict=True))
     reasons = {row.source: row.reason for row in data.ledger.rows}
     lines = []
-    for source in sources_of(job.data):
-        for read in read_rows(source, limit=job.data.limit):
+    for block in read_sets(section, CONVERSATIONS, seed=job.seed)["train"]:
+        for read in block.rows:
             row = read.row if isinstance(read.row, dict) else {"row": read.row}
             if "score" in row:
                 raise DataError(f"{read.source}: the row has a 'score' already: rename it")
