@@ -19,7 +19,7 @@ FLOORS = {
         ppo evaluate
         training rewards
         data models sampling runs
-        upstream terminal user_functions jobs
+        yaml_size upstream terminal user_functions jobs
         errors config conf
     """,
     "data": """

@@ -225,6 +225,9 @@ class NextJob(CommandJob):
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
 
 
+_PATHS = ("name", "model.name", "template.file", "reference.name", "value.start")
+_REWARDS = ("function", "model", "classifier")
+
 JOBS: dict[str, type] = {
     "sft": SftJob,
     "reward": RewardJob,
@@ -262,6 +265,24 @@ def stage_arguments(stage: str) -> dict[str, Any]:
     chosen = OmegaConf.to_container(OmegaConf.select(OmegaConf.create(text), "train"))
     assert isinstance(chosen, dict)
     return {str(key): value for key, value in chosen.items()}
+
+
+def path_problems(job: Any) -> list[str]:
+    """List the names of files and folders that no file system takes, one line each; empty where all is well."""
+    named = {key: value for key, _, value in settings(job) if key in _PATHS}
+    for number, reward in enumerate(getattr(job, "reward", [])):
+        given = reward if isinstance(reward, dict) else {}
+        named |= {f"reward[{number}].{key}": given[key] for key in _REWARDS if key in given}
+    found = {key: name_problem(value) for key, value in named.items() if isinstance(value, str)}
+    return [f"{key}={named[key]!r:.60}: {problem}" for key, problem in found.items() if problem]
+
+
+def name_problem(name: str) -> str:
+    """Say what is wrong with the name of a file or folder, of whatever kind; empty where nothing is."""
+    if "\0" in name:
+        return "a name of a file cannot hold a null character"
+    longest = max(name.split("/"), key=len)
+    return f"a name of {len(longest):,} characters is too long for a file" if len(longest.encode()) > 255 else ""
 
 
 def out_of_bounds(job: Any) -> list[str]:

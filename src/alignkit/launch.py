@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_module
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
@@ -23,7 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from alignkit import mistakes
 from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import ConfigError, Interrupted, RunError
-from alignkit.jobs import JOBS, StageJob, out_of_bounds, settings
+from alignkit.jobs import JOBS, StageJob, name_problem, out_of_bounds, path_problems, settings
+
+_FOLDER_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def launch(
@@ -106,7 +108,7 @@ def typed(stage: str, cfg: DictConfig) -> Any:
         if missing:
             raise ConfigError(*(f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing))
         job = OmegaConf.to_object(node)
-    if problems := [*_name_problems(job), *out_of_bounds(job)]:
+    if problems := [*_name_problems(job), *path_problems(job), *out_of_bounds(job)]:
         raise ConfigError(*problems)
     return job
 
@@ -182,16 +184,14 @@ def _read_overlays(files: list[str]) -> tuple[dict[str, Any], list[str]]:
     problems = []
     for file in files:
         path = Path(file)
-        if not path.is_file():
-            what = "it is a folder" if path.is_dir() else "there is no such file"
+        if name_problem(file) or not path.is_file():
+            what = name_problem(file) or ("it is a folder" if path.is_dir() else "there is no such file")
             problems.append(f"config={file}: {what}")
             continue
         try:
-            content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f":{mark.line + 1}" if mark else ""
-            problems.append(f"{file}{where}: it is not YAML: {getattr(error, 'problem', None) or error}")
+            content = mistakes.read_yaml(path)
+        except ConfigError as error:
+            problems += error.problems
             continue
         if not content:
             problems.append(f"config={file}: the file is empty")
@@ -217,7 +217,9 @@ def _run_hydra(stage: str, task: Callable[[DictConfig], None], argv: list[str]) 
     try:
         with _hydra_words():
             hydra_main(config_path="pkg://alignkit.conf", config_name=stage, version_base="1.3")(task)()
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in _FOLDER_ERRORS:
+            raise
         raise RunError(f"the run directory cannot be made: {error.strerror}: '{error.filename}'") from error
     finally:
         sys.argv = saved

@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import upstream
-from alignkit.errors import did_you_mean
+from alignkit.errors import ConfigError, did_you_mean
 from alignkit.jobs import JOBS, settings
+from alignkit.yaml_size import size_problem
 
 GROUPS = ("model", "data", "template", "lora", "sampling")
 
@@ -35,6 +36,27 @@ def group_options(group: str, config_dir: Path | None = None) -> list[str]:
     return sorted({Path(name).stem for name in [*shipped, *own] if name.endswith(".yaml")})
 
 
+def read_yaml(path: Path) -> Any:
+    """Read a file of settings, interpolations unresolved.
+
+    Raises:
+        ConfigError: it cannot be read, or is too large; in one line, with the file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if problem := size_problem(text):
+            raise ConfigError(f"{path}: {problem}")
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{path}{where}: it is not YAML: {getattr(error, 'problem', None) or str(error).splitlines()[0]}"
+        ) from error
+
+
 def in_files(stage: str, overlays: Mapping[str, Any], config_dir: Path | None) -> list[str]:
     """Mistakes in the contents of `config=` files, already parsed, and code hidden in those of `--config-dir`."""
     lines = []
@@ -43,9 +65,9 @@ def in_files(stage: str, overlays: Mapping[str, Any], config_dir: Path | None) -
         lines += [f"{path}: {line}" for line in found]
     for file in sorted(config_dir.rglob("*.yaml")) if config_dir else []:
         try:
-            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-            lines.append(f"{file}: it is not YAML: {str(error).splitlines()[0]}")
+            content = read_yaml(file)
+        except ConfigError as error:
+            lines += error.problems
         else:
             lines += [f"{file}: {line}" for line in _forbidden(content)]
     return lines
@@ -65,6 +87,9 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
             continue
         if value is None:
             lines.append(_not_an_override(word))
+            continue
+        if problem := size_problem(value):
+            lines.append(f"{key}: {problem}")
             continue
         content = _nested(key, _parsed(value))
         forbidden = list(_forbidden(content))
@@ -106,7 +131,7 @@ def _parsed(text: str) -> Any:
         content = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
         assert isinstance(content, dict)
         return content["value"]
-    except (yaml.YAMLError, OmegaConfBaseException):
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
         return text
 
 
@@ -132,7 +157,7 @@ def _forbidden(content: Any, where: str = "") -> Iterator[str]:
                 yield f"{name} is refused: a configuration file must not name code to run"
             elif where == "" and key == "hydra" and isinstance(value, Mapping):
                 for section in value:
-                    if section.split("@")[0] not in _HYDRA_SECTIONS:
+                    if str(section).split("@")[0] not in _HYDRA_SECTIONS:
                         yield (
                             f"hydra.{section} is refused: it can run code; of hydra only "
                             f"{', '.join(_HYDRA_SECTIONS)} may be set"
@@ -178,7 +203,7 @@ def _in_defaults(value: Any, config_dir: Path | None) -> Iterator[str]:
     for item in value if isinstance(value, list) else [value]:
         if item == "_self_":
             continue
-        (entry, option), *more = item.items() if isinstance(item, Mapping) else [(item, None)]
+        (entry, option), *more = (isinstance(item, Mapping) and item.items()) or [(item, None)]
         group = str(entry).removeprefix("override").strip().removeprefix("/")
         if more or not str(entry).startswith("override ") or group not in GROUPS:
             yield f"defaults: {item!r}: write '- override /GROUP: OPTION', with one of {', '.join(GROUPS)}"
