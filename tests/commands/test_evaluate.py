@@ -85,6 +85,24 @@ def test_a_reward_is_estimated_over_prompts_and_samples(
     assert "± 0.5 takes num_prompts=" in out
 
 
+def test_the_distance_is_that_of_the_models_whatever_the_sampling_settings_are(
+    measure: Measure, other_dir: Path, run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = {"runs": [str(other_dir)], "reference": str(run_dir)}
+    (plain,) = measure(**given)
+    assert "KL: measured on further responses" not in capfd.readouterr().out
+    for words in (
+        ["sampling.do_sample=false", "sampling.temperature=null"],
+        ["sampling.temperature=2"],
+        ["sampling.top_k=1"],
+        ["sampling.min_new_tokens=8", "sampling.repetition_penalty=2"],
+        ["sampling.stop=[a, e]"],
+    ):
+        (found,) = measure(*words, **given)
+        assert found["kl"] == plain["kl"], words
+        assert "KL: measured on further responses" in capfd.readouterr().out
+
+
 def test_a_model_is_no_distance_from_itself_and_some_from_another(
     measure: Measure, run_dir: Path, other_dir: Path
 ) -> None:

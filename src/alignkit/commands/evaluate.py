@@ -32,7 +32,7 @@ from alignkit.evaluate.trained import held_out_groups
 from alignkit.jobs import EvaluateJob
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
-from alignkit.sampling.settings import check_sampling
+from alignkit.sampling.settings import check_sampling, plain
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,12 @@ def _measure(
         )
         figures.responses = describe_responses(model, sampled, job.sampling, num_samples=num_samples)
         if reference is not None:
+            # The divergence of the models is an expectation under the model's own distribution, however it is sampled.
+            if plain(job.sampling) != job.sampling:
+                logger.warning("KL: measured on further responses, drawn at temperature 1 from all tokens")
+                sampled = sample_responses(
+                    model, data, plain(job.sampling), num_samples=num_samples, seed=job.seed, batch_size=batch_size
+                )
             figures.kl = measure_kl(model, reference, data, sampled, num_samples=num_samples, batch_size=batch_size)
     if pairs is not None:
         assert reference is not None

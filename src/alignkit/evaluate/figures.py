@@ -42,7 +42,8 @@ class Figures:
         responses: None where none were asked for.
         scores: rewards, N lists of K.
         reward: E_x E_y[r(x, y)].
-        kl: KL(model ‖ reference) of a response in nats, by exact next-token divergences along what the model sampled.
+        kl: KL(model ‖ reference) of a response in nats, by exact next-token divergences along responses from its
+            plain distribution: temperature 1, all tokens, whatever the sampling settings are.
         preference: accuracy of the implicit reward on pairs, and the rest of its card.
     """
 

@@ -75,7 +75,7 @@ def measure_kl(
     num_samples: int,
     batch_size: int,
 ) -> Expectation:
-    """Estimate KL(model ‖ reference) of a response, in nats, from responses that the model drew."""
+    """Estimate KL(model ‖ reference) of a response, in nats, along responses of its plain distribution."""
     prompt_ids = _repeat(data.prompt_ids, num_samples)
     rows = [
         Row.answered(ids, response_ids(completion)) for ids, completion in zip(prompt_ids, completions, strict=True)

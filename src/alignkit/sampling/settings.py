@@ -20,6 +20,11 @@ def draws(sampling: SamplingConfig) -> bool:
     return any(getattr(sampling, name) is not None for name in DRAW_SETTINGS)
 
 
+def plain(sampling: SamplingConfig) -> SamplingConfig:
+    """Return settings that draw responses of the same length at most from the model's own distribution."""
+    return SamplingConfig(do_sample=True, temperature=1.0, max_new_tokens=sampling.max_new_tokens)
+
+
 def check_sampling(sampling: SamplingConfig, prefix: str = "sampling.", *, over_time: bool = False) -> list[str]:
     """Return one line for each setting that would have no effect or contradicts another.
 
