@@ -31,8 +31,10 @@ LOSSES = (
 )
 # Which losses look at a setting; upstream ignores it beside the others.
 _USED_BY = {
-    "label_smoothing": {"exo_pair", "robust", "aot"},
+    "label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"},
     "discopop_tau": {"discopop"},
+    "beta": set(LOSSES) - {"sft"},
+    "ld_alpha": set(LOSSES) - {"sft"},
 }
 _WITH_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 _DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
@@ -63,6 +65,8 @@ def check_losses(train: Mapping[str, Any]) -> list[str]:
     if divergence not in _DIVERGENCES:
         hint = did_you_mean(str(divergence), _DIVERGENCES) or f"; one of {', '.join(_DIVERGENCES)}"
         problems.append(f"train.f_divergence_type: unknown '{divergence}'{hint}")
+    elif divergence != "reverse_kl" and losses == ["sft"]:
+        problems.append(f"train.f_divergence_type={divergence} has no effect on sft, which looks at no reference")
     elif divergence != "reverse_kl" and (others := [loss for loss in losses if loss not in _WITH_DIVERGENCE]):
         problems.append(f"train.f_divergence_type={divergence} is not defined for {', '.join(others)}")
     if "f_alpha_divergence_coef" in train and divergence != "alpha_divergence":

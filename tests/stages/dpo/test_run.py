@@ -236,7 +236,7 @@ def test_a_chosen_response_that_becomes_less_likely_is_said(job: Job, capsys: py
         ({"loss_type": []}, "train.loss_type is empty: name at least one loss"),
         (
             {"label_smoothing": 0.1},
-            "train.label_smoothing has no effect on sigmoid: it belongs to aot, exo_pair, robust",
+            "train.label_smoothing has no effect on sigmoid: it belongs to aot, aot_unpaired, exo_pair, robust",
         ),
         ({"loss_type": "exo_pair"}, "train.label_smoothing: exo_pair needs one above 0, such as 1e-3"),
         (
