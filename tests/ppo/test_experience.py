@@ -57,3 +57,31 @@ def test_what_was_computed_before_is_kept() -> None:
     assert tensors.ref_logprobs_BT is REFERENCE
     assert tensors.values_BT is VALUES
     assert tensors.entropies_BT is ENTROPIES
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0, 3.7, -250.0])
+@pytest.mark.parametrize("expected", ["nothing", "all of it"])
+def test_constant_rewards_teach_nothing_and_the_smallest_difference_does(score: float, expected: str) -> None:
+    """Policy and reference are one model in two passes: their log-probabilities differ by rounding."""
+    generator = torch.Generator().manual_seed(0)
+    logprobs_BT = -8 * torch.rand(16, 24, generator=generator)
+    noise_BT = 2.0**-23 * logprobs_BT * torch.randn(16, 24, generator=generator)
+    mask_BT = torch.arange(24) < torch.randint(1, 25, (16, 1), generator=generator)
+    values_BT = torch.full((16, 24), score if expected == "all of it" else 0.0)
+    ppo = PpoConfig(lam=0.95 if expected == "all of it" else 1.0)
+
+    def advantages(scores_B: torch.Tensor) -> torch.Tensor:
+        return experience(
+            scores_B,
+            mask_BT,
+            logprobs_BT=logprobs_BT,
+            ref_logprobs_BT=logprobs_BT + noise_BT,
+            entropies_BT=logprobs_BT,
+            values_BT=values_BT + 2.0**-23 * values_BT * torch.randn(16, 24, generator=generator),
+            ppo=ppo,
+            kl_coef=0.05,
+        ).advantages_BT
+
+    assert advantages(torch.full((16,), score)).abs().max() == 0
+    better_B = torch.full((16,), score) + torch.arange(16) * max(abs(score), 1.0) * 1e-3
+    assert advantages(better_B)[mask_BT].square().mean() == pytest.approx(1, abs=0.01)

@@ -35,3 +35,9 @@ def test_running_scaling_goes_on_where_it_was() -> None:
     assert second([5.0, None], [True, True]) == whole([5.0, None], [True, True])
     assert ScoreShaping(ppo)([1.0, 3.0], [True, True]) == [-1.0, 1.0]
     assert ScoreShaping(ppo)([2.0, 2.0], [True, True]) == [0.0, 0.0]
+
+
+def test_scores_that_are_alike_but_for_rounding_are_not_scaled_up() -> None:
+    shape = ScoreShaping(PpoConfig(score_scaling=ScoreScaling.running))
+    assert shape([0.73105860, 0.73105854, 0.73105860, 0.73105854], [True] * 4) == [0, 0, 0, 0]
+    assert shape([0.74, 0.73, 0.73, 0.73], [True] * 4)[0] > 1

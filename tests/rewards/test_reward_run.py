@@ -1,6 +1,8 @@
 """PPO on runs of `alignkit reward`: scored as `alignkit score` scores, in the reward run's own template."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,16 @@ def test_ppo_learns_from_a_reward_run_and_warns_of_another_template(
     assert len([line for line in lines if line.get("objective/score_std", 0) > 0]) == 2
     said = capsys.readouterr().out
     assert f"reward[0]: {kind} was trained with another template than tiny_gpt2 answers in" in said
+    cut = re.findall(
+        r"reward\[0\]: (\w+) scores (\d) of 8 responses of update \d as if they had ended, where (\S+) cut", said
+    )
+    assert len(cut) == 1  # once
+    assert (cut[0][0], cut[0][2]) == (kind, "sampling.max_new_tokens=6")
+    ppo.run(
+        compose_job("ppo", [*words, *sizes, f"reward=[{{model: {kind}}}]", "ppo.missing_eos_penalty=1"]), Path("paid")
+    )
+    assert "as if they had ended" not in capsys.readouterr().out
+    shutil.rmtree("paid")
 
 
 def test_a_language_model_is_no_reward() -> None:

@@ -57,16 +57,6 @@ def warn_of_reward(
     """Warn of a reward run with another template than the model's, and of scores of responses that were cut off."""
     for line in rewards.template_mismatches(policy.template.jinja, policy.name):
         logger.warning("%s", line)
-    num_cut = sum(reason == "length" for reason in finish_reasons)
-    for source, _ in rewards.sources:
-        if source.kind == "model" and num_cut:
-            logger.warning(
-                "%s: %s scores %s of %s responses of %s as if they had ended, where sampling.max_new_tokens=%d cut "
-                "them off",
-                source.setting,
-                source.name,
-                f"{num_cut:,}",
-                f"{len(finish_reasons):,}",
-                policy.name,
-                sampling.max_new_tokens,
-            )
+    num_cut, num_all = sum(reason == "length" for reason in finish_reasons), len(finish_reasons)
+    for line in rewards.scored_though_cut(num_cut, num_all, policy=policy.name, max_new_tokens=sampling.max_new_tokens):
+        logger.warning("%s", line)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from alignkit.ppo.kl import token_kl
+
+_EPSILON = 2.0**-23  # of float32
 
 
 def token_rewards(
@@ -68,20 +72,35 @@ def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.stack([torch.full_like(values.sum(), values.numel()), values.sum(), values.square().sum()])
 
 
-def whiten(values_BT: Tensor, mask_BT: Tensor, moments_3: Tensor) -> Tensor:
+def rounding_of(mask_BT: Tensor, *terms_BT: Tensor) -> Tensor:
+    """Bound by how much advantages that are equal may differ because their terms were added up in float32.
+
+    Args:
+        mask_BT: where there are tokens.
+        *terms_BT: what they are computed from, such as rewards, log-probabilities times β, and values.
+    """
+    largest = torch.stack([term_BT.masked_fill(~mask_BT, 0.0).abs().max() for term_BT in terms_BT]).sum()
+    return 4 * _EPSILON * math.sqrt(mask_BT.shape[-1]) * largest.double()
+
+
+def whiten(values_BT: Tensor, mask_BT: Tensor, moments_3: Tensor, *, rounding: Tensor | float = 0.0) -> Tensor:
     """Shift and scale to mean 0 and (biased) variance 1 over all tokens that went into the moments.
 
     Args:
         values_BT: such as advantages.
         mask_BT: where there are tokens.
         moments_3: of the global batch (see `moments`).
+        rounding: standard deviation up to which values count as alike (see `rounding_of`); their own rounding does in
+            any case.
 
     Returns:
-        `[B, T]`, 0 where there is no token; values that are all alike become 0.
+        `[B, T]`, 0 where there is no token; values that are all alike become 0: there is nothing to learn, and what is
+        left of them is rounding, which a division by √1e-8 would make 10⁴ times larger.
     """
     count, total, squares = moments_3.unbind()
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0.0)
+    alike = variance.sqrt() <= torch.maximum(4 * _EPSILON * (squares / count).sqrt(), torch.as_tensor(rounding))
     # The 1e-8 is lm-human-preferences': it keeps all but vanishing variances as they are.
     whitened_BT = (values_BT.double() - mean) * (variance + 1e-8).rsqrt()
-    return whitened_BT.masked_fill(~mask_BT, 0.0).to(values_BT.dtype)
+    return whitened_BT.masked_fill(~mask_BT | alike, 0.0).to(values_BT.dtype)

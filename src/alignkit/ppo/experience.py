@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignkit.config import PpoConfig
-from alignkit.ppo.advantage import gae, moments, token_rewards, whiten
+from alignkit.ppo.advantage import gae, moments, rounding_of, token_rewards, whiten
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ def experience(
     rewards_BT = token_rewards(scores_B, logprobs_BT, ref_logprobs_BT, mask_BT, kl_coef=kl_coef)
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma=ppo.gamma, lam=ppo.lam)
     if ppo.whiten_advantages:
-        advantages_BT = whiten(advantages_BT, mask_BT, moments(advantages_BT, mask_BT))
+        rounding = rounding_of(mask_BT, rewards_BT, values_BT, kl_coef * logprobs_BT)
+        advantages_BT = whiten(advantages_BT, mask_BT, moments(advantages_BT, mask_BT), rounding=rounding)
     return RolloutTensors(
         mask_BT,
         logprobs_BT,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from alignkit.config import PpoConfig, ScoreScaling
 
+_ROUNDING = 4 * 2.0**-23  # of float32, in which models score
+
 
 @dataclass
 class RunningMoments:
@@ -54,6 +56,8 @@ class ScoreShaping:
         if self.ppo.score_scaling is ScoreScaling.running:
             self.seen.add([score for score in shaped if score is not None])
             spread = max(self.seen.std, 1e-6)
+            if self.seen.std <= _ROUNDING * abs(self.seen.mean):  # all alike but for rounding: nothing to learn
+                spread = math.inf
             shaped = [None if score is None else (score - self.seen.mean) / spread for score in shaped]
         if (bound := self.ppo.score_clip) is not None:
             shaped = [None if score is None else min(max(score, -bound), bound) for score in shaped]

@@ -90,6 +90,7 @@ class PpoTrainer(Learner):
         self.shaping = ScoreShaping(ppo)
         self.health = HealthMonitor(ppo.max_kl, sampling.max_new_tokens)
         self.num_skipped = 0
+        self._said_cut = False
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
 
     def state_of_run(self) -> dict[str, Any]:
@@ -117,6 +118,7 @@ class PpoTrainer(Learner):
         update = self._update(int(inputs["update"]))
         with self._timed("rollout") as rollout_time:
             rollouts = self._roll_out(update)
+        self._warn_of_cut(rollouts, update)
         with self._timed("scoring") as scoring_time:
             rows = self.pad(rollouts, self.prompts)
             shaped = self.shaping([rollout.score for rollout in rollouts], [r.has_ended for r in rollouts])
@@ -233,6 +235,20 @@ class PpoTrainer(Learner):
             if self.ppo.health is HealthPolicy.stop:
                 raise TrainingError(f"{when}: {warning} (ppo.health=stop)")
             logger.warning("%s: %s", when, warning)
+
+    def _warn_of_cut(self, rollouts: Sequence[Rollout], update: Update) -> None:
+        """Say once that responses are scored as if they had ended, where nothing is subtracted for it."""
+        if self._said_cut or self.ppo.missing_eos_penalty is not None:
+            return
+        lines = self.rewards.scored_though_cut(
+            sum(not rollout.has_ended for rollout in rollouts),
+            len(rollouts),
+            policy=f"update {update.number + 1}",
+            max_new_tokens=update.sampling.max_new_tokens,
+        )
+        for line in lines:
+            logger.warning("%s; ppo.missing_eos_penalty=… makes them worth less", line)
+        self._said_cut = bool(lines)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

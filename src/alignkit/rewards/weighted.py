@@ -47,6 +47,22 @@ class Rewards:
             if scorer.num_cut
         ]
 
+    def scored_though_cut(self, num_cut: int, num_all: int, *, policy: str, max_new_tokens: int) -> list[str]:
+        """Return one line for each reward run that scores responses as if they had ended, though they were cut off.
+
+        Args:
+            num_cut: responses that `max_new_tokens` cut off.
+            num_all: responses.
+            policy: whose they are.
+            max_new_tokens: where they were cut.
+        """
+        return [
+            f"{source.setting}: {source.name} scores {num_cut:,} of {num_all:,} responses of {policy} as if they had "
+            f"ended, where sampling.max_new_tokens={max_new_tokens} cut them off"
+            for source, _ in self.sources
+            if source.kind == "model" and num_cut
+        ]
+
     def template_mismatches(self, jinja: str, policy: str) -> list[str]:
         """Return one line for each reward run that was trained with another template than that of the policy.
 
