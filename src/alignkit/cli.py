@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.errors import AlignkitError, StopSignal
+from alignkit.errors import AlignkitError, OutputError, StopSignal
 from alignkit.jobs import JOBS
 
 app = typer.Typer(
@@ -447,23 +448,44 @@ def main() -> None:
     """Run the command line; the exit status is 0, 2 for the user's mistake, 1 for a bug of ours."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    from alignkit.terminal import steady_streams
     from alignkit.training.signals import name_of, stops_raised
 
     try:
-        with stops_raised():
-            app(args=_with_info(sys.argv[1:]))
+        with steady_streams(_end_if_output_is_lost), stops_raised():
+            try:
+                app(args=_with_info(sys.argv[1:]))
+            finally:
+                sys.stdout.flush()
     except StopSignal as stop:
-        typer.echo(f"alignkit: stopped by {name_of(stop.number)}", err=True)
+        _tell(f"stopped by {name_of(stop.number)}")
         sys.exit(128 + stop.number)
     except AlignkitError as error:
-        for line in str(error).splitlines() if os.environ.get("RANK", "0") == "0" else ():  # once, not once a process
-            typer.echo(f"alignkit: {line}", err=True)
+        for line in error.shown if os.environ.get("RANK", "0") == "0" else ():  # once, not once a process
+            _tell(line)
         sys.exit(error.exit_status)
     except Exception as error:
         if os.environ.get("ALIGNKIT_DEBUG"):
             raise
-        typer.echo(f"alignkit: internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}", err=True)
+        _tell(f"internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}")
         sys.exit(1)
+
+
+def _tell(line: str) -> None:
+    """Print one line to standard error, whatever is in it and whoever still reads."""
+    from alignkit.terminal import in_a_line
+
+    with contextlib.suppress(OSError):
+        typer.echo(f"alignkit: {in_a_line(line)}", err=True)
+
+
+def _end_if_output_is_lost(name: str, error: OSError) -> None:
+    """End a command that nobody reads any more; results are printed to standard output alone."""
+    if name != "standard output":
+        return
+    if isinstance(error, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)  # as if it had not been caught: `| head -1` has what it wanted
+    raise OutputError(f"{name} cannot be written: {error.strerror}") from error
 
 
 def _with_info(argv: list[str]) -> list[str]:

@@ -28,9 +28,14 @@ class AlignkitError(Exception):
         self.problems = problems
 
     def __str__(self) -> str:
+        return "\n".join(self.shown)
+
+    @property
+    def shown(self) -> list[str]:
+        """The first problems, and how many more there are."""
         shown = list(self.problems[:SHOWN_PROBLEMS])
         hidden = len(self.problems) - len(shown)
-        return "\n".join([*shown, f"… and {hidden} more"] if hidden else shown)
+        return [*shown, f"… and {hidden} more"] if hidden else shown
 
 
 class ConfigError(AlignkitError, ValueError):
@@ -59,6 +64,12 @@ class RunError(AlignkitError, RuntimeError):
 
 class TrainingError(AlignkitError, RuntimeError):
     """Training cannot go on (a loss that is not finite, a full disk); nothing bad was saved."""
+
+    exit_status = 1
+
+
+class OutputError(AlignkitError, RuntimeError):
+    """A result cannot be written: its disk is full, or has become read-only."""
 
     exit_status = 1
 

@@ -11,6 +11,7 @@ import transformers
 
 from alignkit.errors import RunError
 from alignkit.runs.log import run_log
+from alignkit.terminal import Lines
 
 OURS = logging.getLogger("alignkit.somewhere")
 
@@ -92,3 +93,12 @@ def test_a_full_disk_does_not_fill_the_terminal(capfd: pytest.CaptureFixture[str
         log.open(Path("/dev/full"))
         OURS.info("still heard")
     assert capfd.readouterr() == ("still heard\n", "")
+
+
+def test_what_comes_from_outside_cannot_begin_a_line_or_command_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with run_log():
+        OURS.warning("column %s of %s", "a\x1b[2J\nfinished: runs/x", Path("b\nc"))
+        OURS.info("%s rows, %d, %.1f\n", Lines("a table\nof ours"), 3, 0.5)
+    assert capfd.readouterr().out == "column a\\x1b[2J\\nfinished: runs/x of b\\nc\na table\nof ours rows, 3, 0.5\n\n"

@@ -17,6 +17,7 @@ from alignkit.errors import AlignkitError, ConfigError, did_you_mean
 from alignkit.evaluate.arguments import check_models
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.jobs import ChatJob, out_of_bounds
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
 from alignkit.sampling.settings import check_sampling
@@ -51,7 +52,7 @@ def run(job: ChatJob, *, runs: Sequence[str], lines: Iterable[str]) -> None:
             raise ConfigError(f"system: {problem}")
         for policy in policies:
             policy.load(seed=job.seed)
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     for line in lines:
         text = line.rstrip("\n")
         if text.strip() in ("/quit", "/exit"):

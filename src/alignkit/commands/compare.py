@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from alignkit.errors import ConfigError
@@ -23,6 +22,7 @@ from alignkit.evaluate.served_model import ServedModel, check_same_tokens, respo
 from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import format_table
 from alignkit.jobs import CompareJob
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
 from alignkit.sampling.generate import Completion
@@ -61,7 +61,7 @@ def run(
                 check_same_tokens(policies, encoded, "logprobs")
             comparison = _compared(job, policies, encoded, found, reward)
         _show(comparison)
-        console = Console(stderr=True, soft_wrap=True)
+        console = SafeConsole(stderr=True)
         if html is not None:
             write_page(html, comparison)
             console.print(f"page: {html}", markup=False, highlight=False)
@@ -145,7 +145,7 @@ def _check(
 
 
 def _show(comparison: Comparison) -> None:
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     for place, prompt in enumerate(comparison.prompts[:_SHOWN_PROMPTS]):
         console.print(Text(one_line(prompt, _SHOWN), style="dim"))
         for column in comparison.columns:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from alignkit.config import DataConfig, ModelConfig
 from alignkit.data.sets.pairs import check_pair_data
 from alignkit.data.sets.section import check_data
@@ -30,6 +28,7 @@ from alignkit.evaluate.served_model import ServedModel, check_same_tokens
 from alignkit.evaluate.statistics import expectation, mean_interval
 from alignkit.evaluate.trained import held_out_groups
 from alignkit.jobs import EvaluateJob
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
 from alignkit.sampling.settings import check_sampling, plain
@@ -144,7 +143,7 @@ def _show(job: EvaluateJob, data: HeldOutData, figures: Sequence[Figures]) -> No
         lines.insert(0, data.ledger.table())
     lines += ["", figures_table(figures), *difference_lines(figures)]
     lines += precision_lines(figures, job.precision) if job.precision is not None else []
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     for line in lines:
         console.print(line, markup=False, highlight=False)
 

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from alignkit.errors import ConfigError, Interrupted, StopSignal
 from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
 from alignkit.evaluate.arguments import check_section
@@ -18,6 +16,7 @@ from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
 from alignkit.evaluate.served_model import ServedModel, sample_keys
 from alignkit.jobs import GenerateJob
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
@@ -132,7 +131,7 @@ def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, 
 
 
 def _show(lines: Sequence[dict[str, Any]]) -> None:
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     for line in lines:
         console.print(printable(line["prompt"]), style="dim", markup=False, highlight=False, end="")
         console.print(printable(line["response"]), style="bold", markup=False, highlight=False)
@@ -141,4 +140,4 @@ def _show(lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _say(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+    SafeConsole(stderr=True).print(text, markup=False, highlight=False)

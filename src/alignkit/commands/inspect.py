@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,8 +13,9 @@ from rich.text import Text
 
 from alignkit.data.views.view import RowView, Span, View
 from alignkit.errors import DataError
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.output import outputs
-from alignkit.terminal import printable
+from alignkit.terminal import print_json_lines, printable
 
 _BUCKETS = 8
 _BAR_WIDTH = 40
@@ -40,9 +40,9 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
     if as_json or golden is not None:
         every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
     if as_json:
-        sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in every)
+        print_json_lines(every)
         return
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     if golden is not None:
         num_same = check_golden(golden, {row["source"]: row for row in every}, view.compared)
         console.print(f"{num_same} rows are the same as in {golden}", markup=False, highlight=False)

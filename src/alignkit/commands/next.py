@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from rich.columns import Columns
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -23,6 +23,7 @@ from alignkit.evaluate.prompts import read_prompts
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.jobs import NextJob
 from alignkit.models.load import num_positions
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
 from alignkit.sampling.distribution import distribution, entropy
@@ -42,7 +43,7 @@ def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None,
     with outputs(png=png):
         with run_log():
             views = [view for name in runs for view in _views(job, replace(job.model, name=name), prompt, response)]
-        console = Console(soft_wrap=True)
+        console = SafeConsole()
         shown = [(_next_table if response is None else _walk_table)(view) for view in views]
         console.print(Columns(shown, padding=(1, 4)))  # side by side where the terminal is wide enough
         if png is not None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from alignkit.config import TrainOn
 from alignkit.data.batches.batching import IGNORED
@@ -27,8 +24,10 @@ from alignkit.jobs import ScoreJob
 from alignkit.models.load import computing_device, longest_row
 from alignkit.models.skeleton import skeleton
 from alignkit.rewards.reward_run import RewardRun
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
+from alignkit.terminal import print_json_lines
 
 
 def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
@@ -48,12 +47,12 @@ def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
         with run_log():
             _check(job, pairs, out)
             lines, ledger, summary = (_pairs if pairs else _rows)(job, RewardRun(job.model, job.template))
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         if out is None:
-            sys.stdout.write(text)
+            print_json_lines(lines)
         else:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             out.write_text(text, encoding="utf-8")
-        console = Console(stderr=True)
+        console = SafeConsole(stderr=True)
         where = [f"{len(lines):,} scored rows in {out}"] if out else []
         for line in [*([ledger.table()] if len(ledger.rows) > _num_kept(ledger) else []), *summary, *where]:
             console.print(line, markup=False, highlight=False)

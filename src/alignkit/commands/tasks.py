@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import set_seed
 
 from alignkit.errors import ConfigError, did_you_mean
@@ -19,6 +18,7 @@ from alignkit.evaluate.report import write_report
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.table import format_table
 from alignkit.jobs import TasksJob
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
 
@@ -65,7 +65,7 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
                 raise ConfigError(*dict.fromkeys(problems))
             policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
             found = {policy.name: _measured(job, policy, tasks) for policy in policies}
-        console = Console(soft_wrap=True)
+        console = SafeConsole()
         console.print(metrics_table(found), markup=False, highlight=False)
         if out is not None:
             measured = [

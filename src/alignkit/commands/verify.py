@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.text import Text
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -26,6 +25,7 @@ from alignkit.jobs import VerifyJob
 from alignkit.models.load import check_model, load_tokenizer, merge_problems
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
+from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def run(job: VerifyJob) -> None:
         raise ConfigError(f"model.name: {job.model.name} is no folder here: verify looks at what a run wrote")
     with run_log():
         findings = list(examine(folder, job.model))
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     styles = {"ok": "green", "FAIL": "bold red", "-": "dim"}
     for found in findings:
         console.print(Text.assemble((f"{found.verdict:<5}", styles[found.verdict]), f"{found.what:<10} {found.detail}"))

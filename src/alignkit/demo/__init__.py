@@ -17,6 +17,7 @@ from rich.table import Table
 
 from alignkit.data.files.shipped import shipped_file
 from alignkit.launch import compose_job
+from alignkit.runs.console import SafeConsole
 from alignkit.terminal import one_line
 
 # Who answers in the end: the name, and what `alignkit generate` is given for it.
@@ -59,7 +60,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Poli
     Returns:
         The reward model's report card, and what each policy says in the end.
     """
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     recipe = f"config={_recipe('sft')}"
     _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
     view = import_module("alignkit.stages.sft.data").view(compose_job("sft", [recipe]))

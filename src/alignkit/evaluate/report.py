@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from alignkit.runs.console import SafeConsole
 
 
 def write_report(out: Path, *, settings: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
@@ -16,7 +16,7 @@ def write_report(out: Path, *, settings: dict[str, Any], runs: Sequence[dict[str
     out.parent.mkdir(parents=True, exist_ok=True)
     content = _without_nan({"settings": settings, "runs": runs})
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    Console(stderr=True, soft_wrap=True).print(f"all of it: {out}", markup=False, highlight=False)
+    SafeConsole(stderr=True).print(f"all of it: {out}", markup=False, highlight=False)
 
 
 def _without_nan(value: Any) -> Any:

@@ -14,7 +14,7 @@ from alignkit.data.sets.prompts import Prompt
 from alignkit.ppo.rollout import Rollout
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_panels
-from alignkit.terminal import one_line
+from alignkit.terminal import Lines, one_line
 from alignkit.training.metrics import cut_after
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def show(prompt: str, completions: Mapping[str, str]) -> None:
         f"prompt  {one_line(prompt, _WIDTH)}",
         *(f"  {name}  {one_line(text, _WIDTH)}" for name, text in completions.items()),
     ]
-    logger.info("\n%s", "\n".join(lines))
+    logger.info("\n%s", Lines("\n".join(lines)))
 
 
 def show_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from alignkit.errors import AlignkitError
+from alignkit.runs.console import SafeConsole
+from alignkit.terminal import Lines, in_a_line
 
-TERMINAL = Console(soft_wrap=True)
+TERMINAL = SafeConsole()
 _UPSTREAM = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub")
 _MOST_HELD_BACK = 10_000  # records before the run directory may be written to
 
@@ -26,7 +27,14 @@ def is_main_process() -> bool:
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        TERMINAL.print(self.format(record), markup=False, highlight=False)
+        args = tuple(map(_safe, record.args)) if isinstance(record.args, tuple) else record.args
+        safe = logging.makeLogRecord(record.__dict__ | {"args": args})
+        TERMINAL.print(self.format(safe), markup=False, highlight=False)
+
+
+def _safe(value: Any) -> Any:
+    """A value that cannot begin a line of its own, unless it is of ours."""
+    return value if isinstance(value, (int, float, Lines)) else in_a_line(str(value))
 
 
 class _File(logging.FileHandler):

@@ -14,6 +14,7 @@ from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
 from alignkit.runs.directory import Run, guard_run, lineage, read_manifest, recorded_groups
 from alignkit.runs.log import run_log
+from alignkit.terminal import Lines, steady_streams
 from alignkit.training.processes import parted_at_exit
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
     """
     record = record or asdict(job)
     guard = guard_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
-    with parted_at_exit(), run_log() as log, guard as run:
+    with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run:
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
         run.parents = lineage(job.model.name)
@@ -54,6 +55,10 @@ def _eval_groups(job: Any, run: Run) -> EvalGroups:
     if chosen is None and began is EvalGroups.prompt:
         logger.warning("rows are held out by whole prompts, as this run began; a new run keeps conversations together")
     return chosen or began or EvalGroups.conversation
+
+
+def _say_lost(name: str, error: OSError) -> None:
+    logger.warning("%s takes no more (%s): training goes on, and the log has all of it", name, error.strerror)
 
 
 def warn(*lines: str | None) -> None:
@@ -73,6 +78,6 @@ def log_plan(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], r
         "steps": f"{trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]:,}",
         "run": str(run_dir),
     }
-    logger.info("%s\n", ledger.table())
+    logger.info("%s\n", Lines(ledger.table()))
     for name, fact in all_facts.items():
         logger.info("%-9s %s", name, fact)

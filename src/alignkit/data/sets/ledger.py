@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignkit.errors import DataError
+from alignkit.terminal import in_a_line
 
 # Left out because the user asked for fewer rows, not because the rows did not fit: no part of the drop budget.
 UNBUDGETED = frozenset({"weight"})
@@ -122,7 +123,7 @@ class Ledger:
             for label, *numbers, places in lines
         ]
         notes = [f"{note}: {count:,}" for note, count in self.notes.items()]
-        return "\n".join(["  ".join(line).rstrip() for line in aligned] + notes)
+        return "\n".join(map(in_a_line, ["  ".join(line).rstrip() for line in aligned] + notes))
 
     def _in_source_order(self) -> list[LedgerRow]:
         """Rows are entered when work on them ends, so malformed ones come early; a reader looks for file and number."""

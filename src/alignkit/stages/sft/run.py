@@ -22,6 +22,7 @@ from alignkit.stages.sft.batches import build_collator, choose_layout, epoch_ord
 from alignkit.stages.sft.check import check_job
 from alignkit.stages.sft.data import FIRST_ROWS, Prepared, prepare
 from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
+from alignkit.terminal import Lines
 from alignkit.training.arguments import rows_a_step
 from alignkit.training.session import save, train
 from alignkit.training.sft import SftTrainer
@@ -59,7 +60,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         before = answer()
         train(trainer, resume=entry.resuming)
         if prepared.stream is not None and prepared.stream.ledger is not None:
-            logger.info("\nread as training went:\n%s\n", prepared.stream.ledger.table())
+            logger.info("\nread as training went:\n%s\n", Lines(prepared.stream.ledger.table()))
         save(trainer, run_dir, prepared.tokenizer, template, end_id=template.end_id)
         samples = before_and_after(examples, before, answer())
         entry.result = conclude(run_dir, trainer.state.log_history, samples=samples, kept_step=kept_step(trainer))
