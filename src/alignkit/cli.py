@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.errors import AlignkitError, OutputError, StopSignal
+from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal
 from alignkit.jobs import JOBS
 
 app = typer.Typer(
@@ -461,7 +461,9 @@ def main() -> None:
         _tell(f"stopped by {name_of(stop.number)}")
         sys.exit(128 + stop.number)
     except AlignkitError as error:
-        for line in error.shown if os.environ.get("RANK", "0") == "0" else ():  # once, not once a process
+        # Once, not once a process, but for what only one of them knows.
+        is_ours = os.environ.get("RANK", "0") == "0" or isinstance(error, MemoryShortage)
+        for line in error.shown if is_ours else ():
             _tell(line)
         sys.exit(error.exit_status)
     except Exception as error:

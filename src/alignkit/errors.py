@@ -74,6 +74,12 @@ class OutputError(AlignkitError, RuntimeError):
     exit_status = 1
 
 
+class MemoryShortage(AlignkitError, RuntimeError):
+    """The device or the machine has too little memory; each process tells its own."""
+
+    exit_status = 1
+
+
 class Interrupted(AlignkitError, RuntimeError):
     """A signal ended the run after a checkpoint was written.
 

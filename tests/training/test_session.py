@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from alignkit.errors import Interrupted, TrainingError
+from alignkit.errors import Interrupted, MemoryShortage, TrainingError
 from alignkit.training.session import explain_full_disk, train
 
 
@@ -154,3 +155,19 @@ def test_a_signal_after_a_last_step_that_is_saved_nowhere_does_not_lose_it(
     trainer.add_callback(SignalAt("on_train_end"))
     train(trainer, resume=False)
     assert "SIGTERM came after the last step, which no checkpoint has: the result is saved" in caplog.text
+
+
+def test_out_of_memory_names_its_step_and_what_to_lower(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=6)
+    step = trainer.training_step
+
+    def grown(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "training_step", grown)
+    with pytest.raises(MemoryShortage, match=r"step 3: out of memory: lower train\.per_device_train_batch_size"):
+        train(trainer, resume=False)

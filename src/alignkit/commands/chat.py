@@ -17,6 +17,7 @@ from alignkit.errors import AlignkitError, ConfigError, did_you_mean
 from alignkit.evaluate.arguments import check_models
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.jobs import ChatJob, out_of_bounds
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
@@ -43,7 +44,7 @@ def run(job: ChatJob, *, runs: Sequence[str], lines: Iterable[str]) -> None:
     Raises:
         ConfigError, ModelError: the user's mistake, before the first line is read.
     """
-    with run_log():
+    with run_log(), explain_out_of_memory("take model.dtype=bfloat16, or fewer models"):
         _check(job, runs)
         policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
         talk = Chat(policies, job.sampling, seed=job.seed)

@@ -22,9 +22,10 @@ from alignkit.evaluate.served_model import ServedModel, check_same_tokens, respo
 from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import format_table
 from alignkit.jobs import CompareJob
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
-from alignkit.runs.output import outputs
+from alignkit.runs.output import outputs, writing
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import one_line
@@ -50,7 +51,7 @@ def run(
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
     with outputs(html=html, out=out):
-        with run_log():
+        with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
             _check(job, runs, prompts, prompts_path, reward, out)
             found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
             policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
@@ -63,10 +64,12 @@ def run(
         _show(comparison)
         console = SafeConsole(stderr=True)
         if html is not None:
-            write_page(html, comparison)
+            with writing(html):
+                write_page(html, comparison)
             console.print(f"page: {html}", markup=False, highlight=False)
         if out is not None:
-            out.write_text(json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            with writing(out):
+                out.write_text(json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             console.print(f"all of it: {out}", markup=False, highlight=False)
 
 

@@ -28,6 +28,7 @@ from alignkit.evaluate.served_model import ServedModel, check_same_tokens
 from alignkit.evaluate.statistics import expectation, mean_interval
 from alignkit.evaluate.trained import held_out_groups
 from alignkit.jobs import EvaluateJob
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
@@ -53,7 +54,7 @@ def run(
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
     with outputs(out=out):
-        with run_log():
+        with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
             _check(job, runs, reward, reference, pairs, out)
             data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
             models = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]

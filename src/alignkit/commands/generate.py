@@ -16,6 +16,7 @@ from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
 from alignkit.evaluate.served_model import ServedModel, sample_keys
 from alignkit.jobs import GenerateJob
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
@@ -23,6 +24,7 @@ from alignkit.runs.output import outputs
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
 
+_LOWER = "lower batch_size or sampling.max_new_tokens"
 _BATCHES_AT_ONCE = 16  # sorted by length among themselves, then written in the order of the prompts
 
 
@@ -36,7 +38,7 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
         ConfigError, DataError, ModelError: the user's mistake; nothing was written.
         Interrupted: Ctrl-C; what was answered is in the file.
     """
-    with outputs(out=out), run_log():
+    with outputs(out=out), run_log(), explain_out_of_memory(_LOWER):
         _check(job, prompts, prompts_path, out)
         found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
         policy = ServedModel.of(job.model, job.template)

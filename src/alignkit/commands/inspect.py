@@ -14,7 +14,7 @@ from rich.text import Text
 from alignkit.data.views.view import RowView, Span, View
 from alignkit.errors import DataError
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.output import outputs
+from alignkit.runs.output import outputs, writing
 from alignkit.terminal import print_json_lines, printable
 
 _BUCKETS = 8
@@ -35,7 +35,7 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
         DataError: rows differ from the golden ones.
     """
     if html is not None:
-        with outputs(html=html):
+        with outputs(html=html), writing(html):
             write_page(html, view, list(view.rows(num_rows=num_rows)))
     if as_json or golden is not None:
         every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]

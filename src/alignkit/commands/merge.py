@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from alignkit.config import Dtype
-from alignkit.errors import AlignkitError, ConfigError, ModelError
+from alignkit.errors import AlignkitError, ConfigError, ModelError, OutputError
 from alignkit.evaluate.adapter_merge import (
     ARITHMETIC,
     BOUNDS,
@@ -23,13 +25,17 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_rows
 from alignkit.jobs import MergeJob
 from alignkit.models.load import check_model, load_model, merge_problems
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.save import save_model
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, lineage
 from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
+from alignkit.training.checkpoints import is_disk_full
 
 logger = logging.getLogger(__name__)
+
+_NEEDS = "the sums are made in float32, which takes four bytes for each weight"
 
 
 def run(job: MergeJob, *, out: Path) -> None:
@@ -42,7 +48,7 @@ def run(job: MergeJob, *, out: Path) -> None:
         ConfigError, ModelError: the user's mistake, or a difference past the bound; `out` is not there then.
     """
     _check(job, out)
-    with run_log(), hold(out, out.with_name(f".{out.name}.lock")):
+    with run_log(), explain_out_of_memory(_NEEDS), hold(out, out.with_name(f".{out.name}.lock")), _explained(out):
         if out.exists():  # written since we looked, by who held it before us
             raise ConfigError(_exists(out))
         exact = replace(job.model, dtype=Dtype.float32)
@@ -100,6 +106,16 @@ def _check(job: MergeJob, out: Path) -> None:
         problems.append(f"{out} cannot be written: part of its path is a file")
     if problems:
         raise ConfigError(*problems)
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise OutputError(f"{out} cannot be written: its disk is full; nothing is left of it") from error
 
 
 def _exists(out: Path) -> str:

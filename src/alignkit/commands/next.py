@@ -23,9 +23,10 @@ from alignkit.evaluate.prompts import read_prompts
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.jobs import NextJob
 from alignkit.models.load import num_positions
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
-from alignkit.runs.output import outputs
+from alignkit.runs.output import outputs, writing
 from alignkit.sampling.distribution import distribution, entropy
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
@@ -41,13 +42,14 @@ def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None,
     """
     _check(job, runs, prompt, png)
     with outputs(png=png):
-        with run_log():
+        with run_log(), explain_out_of_memory("take model.dtype=bfloat16, or a shorter text"):
             views = [view for name in runs for view in _views(job, replace(job.model, name=name), prompt, response)]
         console = SafeConsole()
         shown = [(_next_table if response is None else _walk_table)(view) for view in views]
         console.print(Columns(shown, padding=(1, 4)))  # side by side where the terminal is wide enough
         if png is not None:
-            (plot_next if response is None else plot_walk)(views, png)
+            with writing(png):
+                (plot_next if response is None else plot_walk)(views, png)
             console.print(f"picture: {png}", markup=False, highlight=False)
 
 

@@ -22,11 +22,12 @@ from alignkit.evaluate.card import report_card
 from alignkit.evaluate.progress import progress_bar
 from alignkit.jobs import ScoreJob
 from alignkit.models.load import computing_device, longest_row
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.skeleton import skeleton
 from alignkit.rewards.reward_run import RewardRun
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
-from alignkit.runs.output import outputs
+from alignkit.runs.output import outputs, writing
 from alignkit.terminal import print_json_lines
 
 
@@ -44,14 +45,15 @@ def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
         AlignkitError: the user's mistake; nothing was written.
     """
     with outputs(out=out):
-        with run_log():
+        with run_log(), explain_out_of_memory("lower batch_size or data.max_length"):
             _check(job, pairs, out)
             lines, ledger, summary = (_pairs if pairs else _rows)(job, RewardRun(job.model, job.template))
         if out is None:
             print_json_lines(lines)
         else:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            out.write_text(text, encoding="utf-8")
+            with writing(out):
+                out.write_text(text, encoding="utf-8")
         console = SafeConsole(stderr=True)
         where = [f"{len(lines):,} scored rows in {out}"] if out else []
         for line in [*([ledger.table()] if len(ledger.rows) > _num_kept(ledger) else []), *summary, *where]:

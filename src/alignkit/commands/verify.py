@@ -23,6 +23,7 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.trained import example_answers, example_rows, training_sections
 from alignkit.jobs import VerifyJob
 from alignkit.models.load import check_model, load_tokenizer, merge_problems
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.console import SafeConsole
@@ -65,7 +66,7 @@ def run(job: VerifyJob) -> None:
         raise ConfigError(*error.problems) from error
     if folder is None:
         raise ConfigError(f"model.name: {job.model.name} is no folder here: verify looks at what a run wrote")
-    with run_log():
+    with run_log(), explain_out_of_memory("the weights are compared in float32, which takes four bytes for each"):
         findings = list(examine(folder, job.model))
     console = SafeConsole()
     styles = {"ok": "green", "FAIL": "bold red", "-": "dim"}

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, OutputError
 from alignkit.models.source import local_folder
 
 
@@ -32,12 +32,21 @@ class AnswerFile:
         self.num_done = self._sound_lines() if path.exists() else 0
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            self._append(rows)
+        except OSError as error:
+            raise OutputError(
+                f"--out {self.path} cannot be written: {error.strerror}; {self.num_done} responses are in it, and the "
+                "same command continues it where there is room"
+            ) from error
+        self.num_done += len(rows)
+
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.num_done == 0 and not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _beside(self.path).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.num_done += len(rows)
 
     def _sound_lines(self) -> int:
         before = json.loads(_beside(self.path).read_text(encoding="utf-8"))

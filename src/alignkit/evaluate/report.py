@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.runs.console import SafeConsole
+from alignkit.runs.output import writing
 
 
 def write_report(out: Path, *, settings: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
     """Write the settings and what was measured of each run as JSON."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     content = _without_nan({"settings": settings, "runs": runs})
-    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(out):
+        out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     SafeConsole(stderr=True).print(f"all of it: {out}", markup=False, highlight=False)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from alignkit.errors import check_writable
+from alignkit.errors import OutputError, check_writable
 from alignkit.runs.lock import hold
 
 
@@ -27,3 +27,18 @@ def outputs(**paths: Path | None) -> Iterator[None]:
             if path is not None and (path.is_file() or not path.exists()):  # a device is nobody's
                 held.enter_context(hold(path, path.with_name(f".{path.name}.lock")))
         yield
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write a file, or leave none where its disk takes no more.
+
+    Raises:
+        OutputError: the disk is full, or has become read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing is left of it") from error

@@ -12,10 +12,12 @@ from typing import Any
 
 from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.directory import Run, guard_run, lineage, read_manifest, recorded_groups
 from alignkit.runs.log import run_log
 from alignkit.terminal import Lines, steady_streams
 from alignkit.training.processes import parted_at_exit
+from alignkit.training.session import TO_GO_ON, TO_LOWER
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
     """
     record = record or asdict(job)
     guard = guard_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
-    with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run:
+    explained = explain_out_of_memory(TO_LOWER, doing=lambda: f"{stage}, outside of a step", then=TO_GO_ON)
+    with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run, explained:
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
         run.parents = lineage(job.model.name)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from alignkit.training.checkpoints import is_disk_full
 from alignkit.training.dpo import REFERENCE_ADAPTER, DpoTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,10 +57,18 @@ def with_reference(trainer: DpoTrainer, dataset: Dataset, folder: Path) -> Datas
 
 
 def _keep(kept: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the file whole or not at all: without it the next run computes once more."""
     aside = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}.partial")  # another run may keep the same
-    save_file(kept, aside)
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(kept, aside)
+        aside.replace(path)
+    except Exception as error:
+        with suppress(OSError):
+            aside.unlink()
+        if not (isinstance(error, OSError) or is_disk_full(error)):
+            raise
+        logger.warning("reference: the log-probabilities are not kept: %s cannot be written (%s)", path, error)
 
 
 def _computed(trainer: DpoTrainer, dataset: Dataset) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.data.encode.templates import Template
 from alignkit.errors import Interrupted, TrainingError
+from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.save import save_model
 from alignkit.training.checkpoints import checkpoints, is_disk_full, newest_sound, step_of
 from alignkit.training.durable import DurableTrainer
@@ -20,6 +21,10 @@ from alignkit.training.sharding import gathered
 from alignkit.training.signals import name_of
 
 logger = logging.getLogger(__name__)
+
+TO_LOWER = "lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps as much), "
+TO_LOWER += "data.max_length or sampling.max_new_tokens, or take train.gradient_checkpointing=true or lora=default"
+TO_GO_ON = "; that is another run, while resume=true goes on with this one where there is more memory"
 
 
 def train(trainer: DurableTrainer, *, resume: bool) -> None:
@@ -39,7 +44,8 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
         for line in passed_over:
             logger.warning("passed over %s", line)
         logger.info("going on from %s", checkpoint or "the start: no checkpoint was saved yet")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with explain_out_of_memory(TO_LOWER, doing=lambda: f"step {trainer.state.global_step + 1}", then=TO_GO_ON):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
     if trainer.interrupted:
         raise Interrupted(trainer.interrupted, f"stopped at step {step}, which is saved: go on with resume=true")

@@ -1,0 +1,72 @@
+"""A full disk in the middle of a result, told in a line; nothing is left of the file."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignkit.commands.merge import _explained
+from alignkit.errors import OutputError
+from alignkit.evaluate.answers import AnswerFile
+from alignkit.evaluate.report import write_report
+from alignkit.runs.output import writing
+from alignkit.training.reference_cache import _keep
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_what_a_disk_would_not_take(tmp_path: Path, number: int) -> None:
+    def write() -> None:
+        with writing(tmp_path / "out"):
+            (tmp_path / "out").write_text("half of i")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OutputError) as caught:
+        write()
+    assert str(caught.value) == f"{tmp_path}/out cannot be written: {os.strerror(number)}; nothing is left of it"
+    assert caught.value.exit_status == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match=r"r\.json cannot be written: No space left on device"):
+        write_report(tmp_path / "r.json", settings={}, runs=[])
+
+
+def test_answers_say_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = AnswerFile(tmp_path / "a.jsonl", {"seed": 1})
+    file.append([{"response": "x"}, {"response": "y"}])
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError) as caught:
+        file.append([{"response": "z"}])
+    assert str(caught.value) == (
+        f"--out {tmp_path}/a.jsonl cannot be written: No space left on device; 2 responses are in it, and the same "
+        "command continues it where there is room"
+    )
+
+
+def test_a_merge() -> None:
+    out = Path("models/mine")
+    with (
+        pytest.raises(OutputError, match="models/mine cannot be written: its disk is full"),
+        _explained(Path("models/mine")),
+    ):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(ZeroDivisionError), _explained(out):
+        raise ZeroDivisionError
+
+
+def test_a_reference_that_cannot_be_kept_does_not_end_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    _keep({}, tmp_path / "file" / "key.safetensors")
+    assert "the log-probabilities are not kept: " in caplog.text
+    _keep({"x": torch.zeros(1)}, tmp_path / "kept" / "key.safetensors")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["key.safetensors"]
