@@ -109,7 +109,7 @@ def load_model(
             model.config, tokenizer=tokenizer, seed=seed, attn_implementation=model.attn_implementation
         )
         torch.nn.Module.to(built, _dtype(model, trainable=trainable))
-        return built
+        return _without_router_logits(built)
     source = ModelSource.of(model)
     if source.is_adapter:
         base = load_model(source.base.config, tokenizer=tokenizer, seed=seed, trainable=False)
@@ -212,7 +212,15 @@ def load_weights(
             f"model.name: {model.name} is no whole {kind}: {len(gaps)} weights are missing or of another shape, such "
             f"as {gaps[0]}"
         )
-    return loaded
+    return _without_router_logits(loaded)
+
+
+def _without_router_logits(model: PreTrainedModel) -> PreTrainedModel:
+    """Leave it to trainers to ask a mixture for its router's loss: a batch with a cache cannot make it."""
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
+    return model
 
 
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # the packages they need

@@ -24,6 +24,7 @@ from alignkit.stages.pair_batches import build_collator, describe_batches, expec
 from alignkit.stages.sections import check_sections, template_mismatch
 from alignkit.training.arguments import rows_a_step
 from alignkit.training.layouts import may_share_prompts
+from alignkit.training.router_loss import adds_router_loss
 
 
 def check_pairs(job: Any, stage: str) -> list[str]:
@@ -73,6 +74,12 @@ def prepare_pairs(
         tokenizer = reward_tokenizer(tokenizer, end_id=template.end_id)
     if job.lora:
         build_lora(job.lora, bare)
+    counts_prompts = not is_reward and adds_router_loss(bare.config, job.train)
+    if counts_prompts and job.data.batching is Batching.packed:
+        raise ConfigError(
+            "data.batching=packed: the router's loss of this mixture would count a pair's prompt once, not for each "
+            "response; take grouped, or train.router_aux_loss_coef=0"
+        )
     load = partial(
         load_pairs,
         job.data,
@@ -84,7 +91,7 @@ def prepare_pairs(
         use_margin=use_margin,
     )
     data = load() if run_dir is None else load_on_main_process(load, run_dir / ".encoded", PairData)
-    return PreparedPairs(tokenizer, template, data, may_share_prompts(bare))
+    return PreparedPairs(tokenizer, template, data, may_share_prompts(bare) and not counts_prompts)
 
 
 def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:

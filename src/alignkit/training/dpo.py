@@ -121,7 +121,7 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
     ) -> Any:
         """Compute DPO's loss (Rafailov et al. 2023, eq. 7) or another of TRL's, over completions laid as [2 B, L]."""
         # The policy first: autocast keeps the casts of trained weights, and casts made without gradient would stay so.
-        policy = self._completions(model, inputs)
+        policy = self._completions(model, inputs, routes=self.aux_loss_enabled)
         if "ref_chosen_logps" not in inputs:
             chosen, rejected = self.reference_log_probs(inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -134,11 +134,22 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
             "ref_chosen_logps": inputs["ref_chosen_logps"],
             "ref_rejected_logps": inputs["ref_rejected_logps"],
         }
-        result = self._compute_loss(lambda **_: policy, laid, return_outputs)
+        with self._held_out_figures_without_router():
+            result = self._compute_loss(lambda **_: policy, laid, return_outputs)
         chosen, rejected = self._sums(policy).chunk(2)
         margins = chosen - laid["ref_chosen_logps"] - rejected + laid["ref_rejected_logps"]
         self.record_accuracy("rewards/accuracies", margins)
         return result
+
+    @contextmanager
+    def _held_out_figures_without_router(self) -> Iterator[None]:
+        model: Any = self.model
+        coefficient = self.router_aux_loss_coef
+        self.router_aux_loss_coef = coefficient if model.training else 0.0
+        try:
+            yield
+        finally:
+            self.router_aux_loss_coef = coefficient
 
     @torch.no_grad()
     def reference_log_probs(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -182,8 +193,11 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         finally:
             model.train(was_training)
 
-    def _completions(self, model: nn.Module, batch: dict[str, Any]) -> SimpleNamespace:
-        """What upstream's losses look at, each [2 B, L] and 0 outside of the responses: chosen ones, then rejected."""
+    def _completions(self, model: nn.Module, batch: dict[str, Any], *, routes: bool = False) -> SimpleNamespace:
+        """What upstream's losses look at, each [2 B, L] and 0 outside of the responses: chosen ones, then rejected.
+
+        With `routes` a mixture's router loss, too.
+        """
         labels_NL, parts_NL = batch["shift_labels"], batch["parts"]
         inputs = self.model_inputs(batch)
         names = ["log_probs", "entropy", "mean_logits", "is_top1"]
@@ -197,7 +211,7 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
             zeros_NL = torch.zeros(labels_NL.shape, device=labels_NL.device)
             found |= {name: zeros_NL.masked_scatter(mask_NL, getattr(scores, name)) for name in names}
         else:
-            routers = {"output_router_logits": True} if self.aux_loss_enabled and torch.is_grad_enabled() else {}
+            routers = {"output_router_logits": True} if routes else {}
             output = model(**inputs, **routers, shift_labels=labels_NL, fused_lm_head=True)
             names += ["log_sum_sq_probs"] if self.use_weighting else []
             found |= {name: value for name in names if (value := getattr(output, name)) is not None}

@@ -24,6 +24,7 @@ from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
 from alignkit.training.dpo import DpoTrainer
 from alignkit.training.lm_head import lm_head
 from alignkit.training.reference_cache import with_reference
+from alignkit.training.router_loss import prepare_router_loss
 from alignkit.training.session import save, train
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             return
         prepared = prepare(job, run_dir)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
+        prepare_router_loss(model, job.train)
         layout = choose_layout(job, model, lm_head(model), may_share=prepared.may_share)
         ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
         args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)

@@ -24,6 +24,7 @@ from alignkit.stages.sft.data import FIRST_ROWS, Prepared, prepare
 from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
 from alignkit.terminal import Lines
 from alignkit.training.arguments import rows_a_step
+from alignkit.training.router_loss import prepare_router_loss
 from alignkit.training.session import save, train
 from alignkit.training.sft import SftTrainer
 
@@ -47,6 +48,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             return
         prepared = prepare(job, run_dir)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
+        prepare_router_loss(model, job.train)
         layout = choose_layout(job, model)
         skip = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         args = build_arguments(job, "sft", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **skip)
