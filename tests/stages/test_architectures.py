@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -100,7 +101,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..
     write_rows(PAIRS, "pairs.jsonl")
     Path("rewards.py").write_text(REWARD)
 
-    def train(stage: str, architecture: str | None = None, **config: Any) -> list[dict[str, Any]]:
+    def train(stage: str, architecture: str | None = None, *more: str, **config: Any) -> list[dict[str, Any]]:
         words = ["model.dtype=float32", "train.bf16=false", "train.report_to=none", "train.learning_rate=1e-3"]
         words += ["train.per_device_train_batch_size=4", "data.eval_fraction=0.25", "train.logging_steps=1"]
         words += [f"data.path={'pairs' if stage in ('reward', 'dpo') else 'rows'}.jsonl"]
@@ -108,7 +109,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..
         words += [] if stage == "reward" else ["samples=3", "sampling.max_new_tokens=5"]
         steps = ["ppo.num_updates=2", "ppo.num_prompts=4", "ppo.num_mini_batches=1"]
         steps += ["reward=[{function: 'rewards.py:length'}]"]
-        job = compose_job(stage, [*words, *(steps if stage == "ppo" else ["train.max_steps=2"])])
+        job = compose_job(stage, [*words, *(steps if stage == "ppo" else ["train.max_steps=2"]), *more])
         if architecture:
             job.model.config = {"model_type": architecture, **config}
             check_model(job.model)
@@ -138,6 +139,16 @@ def test_every_stage_trains_and_evaluates(run: Run, architecture: str) -> None:
     else:
         with pytest.raises(ConfigError, match="transformers has no sequence classification for a"):
             run("reward")
+
+
+def test_the_second_response_sees_its_prompt_past_a_window(run: Run) -> None:
+    config = ARCHITECTURES["gpt_neo"] | {"window_size": 24, "initializer_range": 0.2}
+    found = []
+    for batching in ("auto", "padded"):
+        metrics = run("dpo", "gpt_neo", f"data.batching={batching}", **config)
+        found.append([losses(metrics, f"eval_logps/{side}")[0] for side in ("chosen", "rejected")])
+        shutil.rmtree("fresh_dpo")
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "granitemoe"])  # the one says num_experts, the other does not

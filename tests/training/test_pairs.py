@@ -32,8 +32,8 @@ def model_of(kind: str, attention: str, **more: Any) -> PreTrainedModel:
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_both_layouts_give_the_log_probabilities_of_each_response_alone(kind: str, attention: str) -> None:
     model = model_of(kind, attention)
-    assert may_share_prompts(model)
-    assert shares_prompts_exactly(model, lm_head(model))
+    assert may_share_prompts(model, longest_line=64)
+    assert shares_prompts_exactly(model, lm_head(model), longest_line=64)
     alone = []
     for side in ("chosen_ids", "rejected_ids"):
         for pair in PAIRS:
@@ -51,18 +51,32 @@ def test_both_layouts_give_the_log_probabilities_of_each_response_alone(kind: st
 
 def test_an_architecture_that_makes_more_of_its_mask_is_found_out() -> None:
     model = model_of("bloom", "eager")
-    assert not shares_prompts_exactly(model, lm_head(model))
+    assert not shares_prompts_exactly(model, lm_head(model), longest_line=20)
 
 
 def test_a_mask_of_ours_never_takes_the_place_of_a_sliding_window() -> None:
     config = AutoConfig.for_model("mistral", vocab_size=64, sliding_window=4, **SIZES["llama"], num_key_value_heads=4)
     with torch.device("meta"):
-        assert not may_share_prompts(AutoModelForCausalLM.from_config(config))
+        assert not may_share_prompts(AutoModelForCausalLM.from_config(config), longest_line=20)
         config.sliding_window = None
-        assert may_share_prompts(AutoModelForCausalLM.from_config(config))
+        assert may_share_prompts(AutoModelForCausalLM.from_config(config), longest_line=20)
 
 
 def test_a_model_that_looks_backwards_from_the_end_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama", "sdpa")
     monkeypatch.setattr("alignkit.training.pairs.visible", lambda parts: torch.ones(len(parts), 1, 1, 1).bool())
-    assert not shares_prompts_exactly(model, lm_head(model))
+    assert not shares_prompts_exactly(model, lm_head(model), longest_line=20)
+
+
+@pytest.mark.parametrize("longest_line", [24, 25])
+def test_no_line_reaches_past_a_window_or_the_columns_of_a_mask(longest_line: int) -> None:
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+    for window, positions in ((24, 64), (64, 24)):  # its mask has as many columns as there are positions
+        config = AutoConfig.for_model(
+            "gpt_neo", vocab_size=64, window_size=window, max_position_embeddings=positions, **sizes
+        )
+        model = AutoModelForCausalLM.from_config(config).eval()
+        may = may_share_prompts(model, longest_line=longest_line)
+        assert may == (longest_line <= window)
+        may = may and shares_prompts_exactly(model, lm_head(model), longest_line=longest_line)
+        assert may == (longest_line == 24)

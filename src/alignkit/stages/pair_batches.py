@@ -24,7 +24,7 @@ def expected_layout(job: Any, *, may_share: bool) -> Batching:
     return Batching.packed if may_share else Batching.grouped
 
 
-def choose_layout(job: Any, model: PreTrainedModel, head: nn.Module, *, may_share: bool) -> Batching:
+def choose_layout(job: Any, model: PreTrainedModel, head: nn.Module, *, may_share: bool, longest_line: int) -> Batching:
     """Choose packed (the prompt once a pair) where the scores stay the same on the very model that trains.
 
     Args:
@@ -32,13 +32,14 @@ def choose_layout(job: Any, model: PreTrainedModel, head: nn.Module, *, may_shar
         model: that trains.
         head: its last module, which is called with the backbone's states.
         may_share: the architecture could take a pair's prompt once.
+        longest_line: tokens in the longest pair: a prompt and both responses.
 
     Raises:
         ConfigError: `data.batching=packed` would change the scores.
     """
     if job.data.batching not in (Batching.auto, Batching.packed):
         return Batching(job.data.batching)
-    if may_share and shares_prompts_exactly(model, head):
+    if may_share and shares_prompts_exactly(model, head, longest_line=longest_line):
         return Batching.packed
     if job.data.batching is Batching.packed:
         raise ConfigError(
@@ -83,7 +84,6 @@ def _order(pairs: PairSet, job: Any, layout: Batching, pairs_a_step: int) -> Epo
 
 
 def _line_lengths(pairs: PairSet, layout: Batching) -> list[int]:
-    sides = zip(*pairs.side_lengths(), strict=True)
     if layout is Batching.packed:
-        return [prompt + chosen + rejected + 1 for prompt, chosen, rejected in sides]
-    return [prompt + max(chosen, rejected) for prompt, chosen, rejected in sides]
+        return pairs.line_lengths()
+    return [prompt + max(chosen, rejected) for prompt, chosen, rejected in zip(*pairs.side_lengths(), strict=True)]

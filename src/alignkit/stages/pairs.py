@@ -41,12 +41,14 @@ class PreparedPairs:
         template: bound to it.
         data: the encoded pairs, and what became of the others.
         may_share: the architecture could take a pair's prompt once.
+        longest_line: tokens in the longest pair: a prompt and both responses.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
     data: PairData
     may_share: bool
+    longest_line: int
 
 
 def prepare_pairs(
@@ -91,7 +93,9 @@ def prepare_pairs(
         use_margin=use_margin,
     )
     data = load() if run_dir is None else load_on_main_process(load, run_dir / ".encoded", PairData)
-    return PreparedPairs(tokenizer, template, data, may_share_prompts(bare) and not counts_prompts)
+    longest_line = max(length for pairs in data.sets.values() for length in pairs.line_lengths())
+    may_share = may_share_prompts(bare, longest_line=longest_line) and not counts_prompts
+    return PreparedPairs(tokenizer, template, data, may_share, longest_line)
 
 
 def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:

@@ -86,6 +86,8 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         **rest: as `OrderedTrainer` and upstream take them.
     """
 
+    router_aux_loss_coef: float
+
     def __init__(self, **rest: Any) -> None:
         super().__init__(**rest)
         # Upstream computes reference log-probabilities only where a batch has none; ours always has them.

@@ -28,7 +28,8 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         if self.aux_loss_enabled:
             # Upstream asks for them in each of its calls, and here for every other: the loss of a router is made with
             # the mask of its batch, and where a cache holds most of it the two do not fit.
-            self.model.config.get_text_config().output_router_logits = False
+            model: Any = self.model
+            model.config.get_text_config().output_router_logits = False
         args: Any = self.args
         # Upstream's head is compact on CUDA only: elsewhere it scores every position, prompts and padding too. The head
         # of sharded or compiled weights cannot be called outside the model's forward.

@@ -41,6 +41,10 @@ class PairSet(EncodedSet):
         )
         return prompt, chosen, rejected
 
+    def line_lengths(self) -> list[int]:
+        """Return the tokens of each pair on one line: a prompt, whose last token is there twice, and both responses."""
+        return [prompt + chosen + rejected + 1 for prompt, chosen, rejected in zip(*self.side_lengths(), strict=True)]
+
 
 @dataclass
 class PairData(EncodedData[PairSet]):

@@ -48,7 +48,9 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         prepared = prepare(job, run_dir)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         prepare_router_loss(model, job.train)
-        layout = choose_layout(job, model, lm_head(model), may_share=prepared.may_share)
+        layout = choose_layout(
+            job, model, lm_head(model), may_share=prepared.may_share, longest_line=prepared.longest_line
+        )
         ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
         args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)
         entry.begin()

@@ -50,7 +50,9 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
         prepared = prepare(job, run_dir)
         model = load_merged(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         model = as_reward_model(model, prepared.tokenizer, seed=job.seed)
-        layout = choose_layout(job, model, score_head(model), may_share=prepared.may_share)
+        layout = choose_layout(
+            job, model, score_head(model), may_share=prepared.may_share, longest_line=prepared.longest_line
+        )
         args = build_arguments(
             job, "reward", run_dir, record=entry.record, held_out=bool(prepared.data.evals), max_length=None
         )

@@ -26,8 +26,14 @@ def expected_layout(job: SftJob, attention: str) -> Batching:
     return Batching.packed if attention in _CAN_PACK else _unpacked(job)
 
 
-def choose_layout(job: SftJob, model: PreTrainedModel) -> Batching:
+def choose_layout(job: SftJob, model: PreTrainedModel, args: Any, *, longest_row: int) -> Batching:
     """Choose packed where rows stay apart on the very model that trains; packing by force must be exact too.
+
+    Args:
+        job: of the stage.
+        model: that trains.
+        args: upstream's, which say how many rows share a line where flash kernels want them in one.
+        longest_row: tokens in the longest row.
 
     Raises:
         ConfigError: `data.batching=packed` would let rows see each other.
@@ -35,7 +41,8 @@ def choose_layout(job: SftJob, model: PreTrainedModel) -> Batching:
     if job.data.batching not in (Batching.auto, Batching.packed):
         return job.data.batching
     attention = model.config._attn_implementation
-    if attention in _CAN_PACK and packs_exactly(model, vocab_size=model.config.vocab_size):
+    num_rows = max(args.per_device_train_batch_size, args.per_device_eval_batch_size) if _in_one_line(attention) else 1
+    if attention in _CAN_PACK and packs_exactly(model, longest_row=longest_row, longest_line=num_rows * longest_row):
         return Batching.packed
     if job.data.batching is Batching.packed:
         raise ConfigError(
@@ -52,7 +59,11 @@ def _unpacked(job: SftJob) -> Batching:
 def build_collator(tokenizer: PreTrainedTokenizerBase, layout: Batching, attention: str) -> Collator:
     """Build the collator that lays rows out like this, in one line where flash kernels want them so."""
     pad_id, packed = int(tokenizer.pad_token_id), layout is Batching.packed
-    return Collator(pad_id, packed=packed, one_line=attention.startswith("flash"))
+    return Collator(pad_id, packed=packed, one_line=_in_one_line(attention))
+
+
+def _in_one_line(attention: str) -> bool:
+    return attention.startswith("flash")
 
 
 def padding_of(job: SftJob, rows: SftSet, layout: Batching, *, batch_size: int, rows_a_step: int) -> float:

@@ -34,6 +34,7 @@ class Prepared:
         template: bound to it.
         data: the encoded rows, and what became of the others.
         attention: the implementation the model will use.
+        longest_row: tokens in the longest row, or those it may have where rows are read as training goes.
         stream: the training rows, where they are read as training goes; `data` has the first of them.
     """
 
@@ -41,6 +42,7 @@ class Prepared:
     template: Template
     data: SftData
     attention: str
+    longest_row: int
     stream: Stream | None = None
 
 
@@ -63,7 +65,8 @@ def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
     data = load() if run_dir is None else load_on_main_process(load, run_dir / ".encoded", SftData)
     stream = Stream(job.data, template, tokenizer, max_length=max_length, seed=job.seed) if job.data.streaming else None
     attention = job.model.attn_implementation or bare.config._attn_implementation
-    return Prepared(tokenizer, template, data, attention, stream)
+    longest = max_length if stream else max(length for rows in data.sets.values() for length in rows.lengths)
+    return Prepared(tokenizer, template, data, attention, longest, stream)
 
 
 def view(job: SftJob) -> SftView:
