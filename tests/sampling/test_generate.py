@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
-from alignkit.sampling.generate import Completion, cut_at_stop, generate
+from alignkit.sampling.generate import Completion, _warn_alone, _warn_slow, cut_at_stop, generate
 from alignkit.sampling.settings import generation_config
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -327,9 +327,34 @@ def test_a_model_without_a_cache_answers_slowly(
     assert f"{type(model).__name__} has no key/value cache" in caplog.text
 
 
-def test_a_model_that_hides_its_state_is_refused() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    blocks = {"lru_width": 32, "block_types": ["recurrent", "attention"]}
-    config = AutoConfig.for_model("recurrent_gemma", vocab_size=NUM_TOKENS, **sizes, **blocks)
-    with pytest.raises(ModelError, match="RecurrentGemmaForCausalLM takes a key/value cache and returns none"):
-        run(AutoModelForCausalLM.from_config(config), GREEDY)
+SMALL = {"hidden_size": 32, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32, "initializer_range": 0.2}
+ODD: dict[str, dict[str, Any]] = {  # what they keep between tokens is in no cache of transformers' own
+    "minimax": {
+        **{**HEADS, "num_hidden_layers": 2, "num_local_experts": 2, "num_experts_per_tok": 1},
+        **{"head_dim": 16, "block_size": 8, "layer_types": ["linear_attention", "full_attention"]},
+    },
+    "recurrent_gemma": {**HEADS, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8},
+    "rwkv": {"attention_hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize("model_type", ODD)
+def test_a_model_with_a_memory_of_its_own_answers_row_by_row(model_type: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL, **ODD[model_type])).eval()
+    prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
+    wanted = []
+    with torch.no_grad():
+        for prompt in prompts:
+            ids = list(prompt)
+            for _ in range(6):
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            wanted.append(ids[len(prompt) :])
+    for said in (_warn_alone, _warn_slow):
+        said.cache_clear()
+    sampling = SamplingConfig(do_sample=False, max_new_tokens=6)
+    for _ in range(2):
+        found = generate(model, prompts, sampling, eos_ids=[], pad_id=0, seed=0, batch_size=3)
+        assert [completion.token_ids for completion in found] == wanted
+    assert len([line for line in caplog.messages if "it generates one response at a time" in line]) == 1

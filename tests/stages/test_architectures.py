@@ -71,6 +71,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
         **{"shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]},
     },
+    "minimax": {**EXPERTS, "layer_types": ["linear_attention", "full_attention"], "head_dim": 16, "block_size": 8},
+    "recurrent_gemma": {
+        **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1},
+        **{"lru_width": 32, "intermediate_size": 32, "attention_window_size": 8},
+    },
     # state spaces
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "mamba2": {

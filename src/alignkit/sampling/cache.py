@@ -10,9 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _ROOM = 32  # columns: what is there is copied once in as many steps
+
+
+def is_known(cache: Any) -> bool:
+    """Tell whether all that a cache keeps is in its layers: one of a model's own may keep more beside them."""
+    return type(cache) is DynamicCache
 
 
 class BatchCache:
@@ -30,7 +35,9 @@ class BatchCache:
     def __init__(self, cache: Any) -> None:
         self.cache = cache
         layers = getattr(cache, "layers", [None])
-        self.takes_rows = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        self.takes_rows = is_known(cache) and all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
+        )
         if self.takes_rows:
             cache.layers = [_with_room(layer) if type(layer) is DynamicLayer else layer for layer in layers]
 

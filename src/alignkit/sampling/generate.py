@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
-from alignkit.sampling.cache import BatchCache
+from alignkit.sampling.cache import BatchCache, is_known
 from alignkit.sampling.distribution import filter_logits
 from alignkit.sampling.draw import draw, upload
+from alignkit.sampling.padding import sees_left_padding, takes_positions
 from alignkit.sampling.settings import draws
 
 logger = logging.getLogger(__name__)
@@ -166,11 +167,13 @@ class _Batch:
         self.stop_ids = set(eos_ids)
         self.eos_ids = torch.tensor(list(eos_ids), dtype=torch.long, device=model.device)
         base = getattr(model, "get_base_model", lambda: model)()  # a PEFT model takes any argument and passes it on
-        parameters = inspect.signature(base.forward).parameters
-        self.takes_positions, self.keeps_cache = "position_ids" in parameters, "past_key_values" in parameters
+        self.name = type(base).__name__
+        self.takes_positions = takes_positions(model)
+        self.keeps_cache = "past_key_values" in inspect.signature(base.forward).parameters
+        self.is_settled = not self.keeps_cache
         if not self.keeps_cache:
             self.size = 1  # a state that runs over the tokens may run over padding too
-            _warn_slow(type(base).__name__)
+            _warn_slow(self.name)
         self.rows: list[_Row] = []
 
     def run(self) -> Iterator[_Row]:
@@ -178,6 +181,11 @@ class _Batch:
         while self.waiting:
             self.rows = self._next(self.size)
             self.ids_BS, self.logits_BV, self.cache = self._prefill(self.rows)
+            if not self.is_settled:
+                self._settle()
+                if len(self.rows) > self.size:
+                    self.waiting += reversed(self.rows)
+                    continue
             while True:
                 ids_B = self._draw()
                 yield from self._record(ids_B)
@@ -187,6 +195,19 @@ class _Batch:
                 self._feed(ids_B, ended)
                 if len(ended) >= _REFILL * len(self.rows):
                     self._refill(ended)
+
+    def _settle(self) -> None:
+        """Take one row at a time from now on where the model keeps what no batch can share, or sees padding."""
+        self.is_settled = True
+        if self.keeps_cache and self.cache.cache is None:
+            self.keeps_cache, self.size = False, 1
+            _warn_slow(self.name)
+        elif len(self.rows) > 1 and not self.cache.takes_rows and self._must_go_alone():
+            self.size = 1
+            _warn_alone(self.name)
+
+    def _must_go_alone(self) -> bool:
+        return not is_known(self.cache.cache) or sees_left_padding(self.model)
 
     def _next(self, num_rows: int) -> list[_Row]:
         return [self.waiting.pop() for _ in range(min(num_rows, len(self.waiting)))]
@@ -245,8 +266,6 @@ class _Batch:
             **({"past_key_values": cache} if cache is not None else {}),
         )
         cache = output.get("past_key_values")
-        if self.keeps_cache and cache is None:
-            raise ModelError(f"{type(self.model).__name__} takes a key/value cache and returns none")
         logits_BV: Tensor = output.logits[:, -1].float()
         return logits_BV, cache
 
@@ -305,6 +324,11 @@ def _warn_slow(model: str) -> None:
     logger.warning(
         "%s has no key/value cache: it generates one response at a time, and rereads it for every token", model
     )
+
+
+@cache
+def _warn_alone(model: str) -> None:
+    logger.warning("%s keeps more than keys and values between tokens: it generates one response at a time", model)
 
 
 def _check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
