@@ -4,10 +4,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PhiConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    PhiConfig,
+    RecurrentGemmaConfig,
+    RwkvConfig,
+)
 
 from alignkit.config import SamplingConfig
 from alignkit.ppo.scoring import CompletionScorer, pad_sequences
+from alignkit.ppo.value import OwnValue
 from alignkit.sampling.generate import generate
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
@@ -18,6 +28,11 @@ CONFIGS = {
     # heads that are more than a matrix: a soft cap, and a bias
     "gemma2": Gemma2Config(num_key_value_heads=2, head_dim=16, final_logit_softcapping=2.0, **LLAMA),
     "phi": PhiConfig(initializer_range=0.3, **LLAMA),
+    # states that run over padding in front of a row
+    "rwkv": RwkvConfig(hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, intermediate_size=32, **SIZES),
+    "recurrent_gemma": RecurrentGemmaConfig(
+        **{**LLAMA, "num_hidden_layers": 3}, num_key_value_heads=1, lru_width=32, attention_window_size=8
+    ),
 }
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11]]
 COMPLETIONS = [[12, 13], [14, 15, 16, 17, 1], [18]]
@@ -136,3 +151,15 @@ def test_rows_taken_are_those_padded_alone(indices: list[int]) -> None:
 def test_a_row_without_a_completion_keeps_a_column_for_it() -> None:
     taken = rows(prompts=[[5], [6]], completions=[[], [7, 8]]).take([0])
     assert (taken.input_ids_BL.tolist(), taken.mask_BT.tolist()) == ([[5, 0]], [[False]])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_values_of_a_backbone_of_its_own_are_those_of_each_row_alone(name: str) -> None:
+    torch.manual_seed(0)
+    function = OwnValue(AutoModel.from_config(CONFIGS[name]).eval())
+    torch.nn.init.normal_(function.head.weight_H)
+    with torch.no_grad():
+        together = function(rows(), torch.empty(0))
+        for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+            alone = function(rows(prompts=[prompt], completions=[completion]), torch.empty(0))[0]
+            assert together[row, : len(completion)].tolist() == pytest.approx(alone.tolist(), abs=1e-4)

@@ -6,9 +6,8 @@ float32, neither forward nor backward.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignkit.ppo.loss import token_entropies
+from alignkit.sampling.padding import sees_left_padding, takes_positions
 from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head, rows_at_once
 from alignkit.training.log_probs import Blocked, token_scores
 
@@ -111,6 +111,29 @@ def predicting_positions(rows: Sequences) -> slice:
     return slice(-rows.mask_BT.shape[1] - 1, -1)
 
 
+def at_left(rows: Sequences) -> Sequences:
+    """Return rows that begin in the first column, for models that see padding in front of one."""
+    length = rows.input_ids_BL.shape[1]
+    columns_BL = (torch.arange(length, device=rows.input_ids_BL.device) + _shifts_B1(rows)) % length
+    return replace(
+        rows, input_ids_BL=rows.input_ids_BL.gather(1, columns_BL), attention_BL=rows.attention_BL.gather(1, columns_BL)
+    )
+
+
+def predicting_at_left(rows: Sequences, states_BLH: Tensor) -> Tensor:
+    """Return the states, `[B, T, H]`, that predict the completion's tokens, of what `at_left` laid."""
+    length, num_tokens = rows.input_ids_BL.shape[1], rows.mask_BT.shape[1]
+    first = length - num_tokens - 1
+    places_BT = torch.arange(first, length - 1, device=states_BLH.device) - _shifts_B1(rows)
+    return states_BLH.gather(1, places_BT[..., None].expand(-1, -1, states_BLH.shape[-1]))
+
+
+def _shifts_B1(rows: Sequences) -> Tensor:
+    """How many columns of padding are in front of each row."""
+    width = rows.input_ids_BL.shape[1] - rows.mask_BT.shape[1]
+    return width - torch.tensor(rows.prompt_lengths, device=rows.input_ids_BL.device)[:, None]
+
+
 @dataclass(frozen=True, slots=True)
 class CompletionScores:
     """What a model makes of each completion token; 0 where there is none.
@@ -139,8 +162,7 @@ class CompletionScorer:
         self.head = lm_head(model)
         self.is_plain = is_plain_head(model)  # else the model does something to the logits: it must make them itself
         self.eos_ids, self.entropy_trains = list(eos_ids), entropy_trains
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        self.takes_positions, self.sees_padding = takes_positions(model), sees_left_padding(model)
 
     def __call__(self, model: nn.Module, rows: Sequences, *, temperature: float) -> CompletionScores:
         """Score completions in one forward pass.
@@ -162,6 +184,8 @@ class CompletionScorer:
 
     def _forward(self, model: nn.Module, rows: Sequences) -> tuple[Tensor, Tensor]:
         """The states that predict the completions, and these again or, where the head is not plain, their logits."""
+        if self.sees_padding:
+            return self._forward_at_left(model, rows)
         inputs, before = inputs_of(rows, takes_positions=self.takes_positions), predicting_positions(rows)
         if self.is_plain:
             with hidden_states(self.head) as caught:
@@ -174,6 +198,18 @@ class CompletionScorer:
         finally:
             handle.remove()
         return seen[0][:, before], logits[:, before]
+
+    def _forward_at_left(self, model: nn.Module, rows: Sequences) -> tuple[Tensor, Tensor]:
+        """As `_forward`, of rows that begin in the first column."""
+        inputs = inputs_of(at_left(rows), takes_positions=self.takes_positions)
+        seen: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            logits = model(**inputs, use_cache=False).logits
+        finally:
+            handle.remove()
+        hidden_BTH = predicting_at_left(rows, seen[0])
+        return hidden_BTH, hidden_BTH if self.is_plain else predicting_at_left(rows, logits)
 
     def _score(
         self, scored_N: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float

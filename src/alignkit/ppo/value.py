@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from transformers import PreTrainedModel
 
 from alignkit.models.adapters import Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
-from alignkit.ppo.scoring import Sequences, inputs_of, predicting_positions
+from alignkit.ppo.scoring import Sequences, at_left, inputs_of, predicting_at_left, predicting_positions
+from alignkit.sampling.padding import sees_left_padding, takes_positions
 
 VALUE_HEAD = "value_head.safetensors"
 _WEIGHTS = "model.safetensors"
@@ -94,7 +94,7 @@ class AdapterValue(ValueFunction):
     def __init__(self, hidden_size: int, adapters: Adapters) -> None:
         super().__init__(hidden_size)
         adapters.copy(VALUE_ADAPTER, trains=True)
-        self.adapters = adapters
+        self.adapters, self.sees_padding = adapters, sees_left_padding(backbone_of(adapters.model))
         read = set(map(id, backbone_of(adapters.model).parameters()))
         for weight in adapters.parameters(VALUE_ADAPTER):
             weight.requires_grad_(id(weight) in read)  # the LM head's are not on the way to a value
@@ -102,7 +102,7 @@ class AdapterValue(ValueFunction):
 
     def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
         with self.adapters.computing(VALUE_ADAPTER):
-            return super().forward(rows, _states(backbone_of(self.adapters.model), rows))
+            return super().forward(rows, _states(backbone_of(self.adapters.model), rows, self.sees_padding))
 
     def weights(self) -> list[nn.Parameter]:
         return [*self.head.parameters(), *self._weights]
@@ -130,9 +130,10 @@ class OwnValue(ValueFunction):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__(backbone.config.get_text_config().hidden_size)
         self.backbone = backbone.requires_grad_(True)
+        self.sees_padding = sees_left_padding(backbone)
 
     def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
-        return super().forward(rows, _states(self.backbone, rows))
+        return super().forward(rows, _states(self.backbone, rows, self.sees_padding))
 
     def gradient_checkpointing_enable(self, **how: Any) -> None:
         self.backbone.gradient_checkpointing_enable(**how)
@@ -155,10 +156,12 @@ def backbone_of(model: Any) -> PreTrainedModel:
     return backbone
 
 
-def _states(backbone: PreTrainedModel, rows: Sequences) -> Tensor:
+def _states(backbone: PreTrainedModel, rows: Sequences, sees_padding: bool) -> Tensor:
     """The states before each completion token, `[B, T, H]`."""
-    takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
-    hidden_BLH = backbone(**inputs_of(rows, takes_positions=takes_positions), use_cache=False).last_hidden_state
+    inputs = inputs_of(at_left(rows) if sees_padding else rows, takes_positions=takes_positions(backbone))
+    hidden_BLH: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+    if sees_padding:
+        return predicting_at_left(rows, hidden_BLH)
     hidden_BTH: Tensor = hidden_BLH[:, predicting_positions(rows)]
     return hidden_BTH
 
