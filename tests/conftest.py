@@ -14,6 +14,7 @@ from hypothesis import settings
 ROOT = Path(__file__).parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(ROOT / ".pytest_cache" / "huggingface")  # not what someone once downloaded
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "cache")  # nothing is kept in the user's own
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other on a busy machine cost eightfold

@@ -19,7 +19,7 @@ FLOORS = {
         ppo evaluate
         training rewards
         data models sampling runs
-        yaml_size upstream terminal user_functions jobs
+        yaml_size upstream terminal user_functions jobs json_files digests
         errors config conf
     """,
     "data": """

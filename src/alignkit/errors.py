@@ -54,6 +54,10 @@ class ModelError(AlignkitError, ValueError):
     """A model, adapter or tokenizer cannot be loaded or does not fit what is asked of it."""
 
 
+class DamagedFile(AlignkitError, ValueError):
+    """A file that a run or an earlier command wrote cannot be read any more."""
+
+
 class RewardError(AlignkitError, ValueError):
     """A reward source cannot be loaded, or did not give a number."""
 

@@ -31,6 +31,7 @@ from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, lineage
 from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
+from alignkit.runs.result import seal_result
 from alignkit.training.checkpoints import is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def run(job: MergeJob, *, out: Path) -> None:
                     "raise the bound if that is good enough, or take model.dtype=float32"
                 )
             entry.result = {"largest_difference": difference}
+            seal_result(aside)
             entry.write("finished")
             aside.replace(out)
         finally:

@@ -15,6 +15,8 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.prompts import Prompts
 from alignkit.models.load import load_model, load_tokenizer, num_positions
 from alignkit.models.skeleton import skeleton
+from alignkit.models.source import ModelSource
+from alignkit.runs.result import check_results
 from alignkit.sampling.generate import Completion, cut_at_stop, generate
 from alignkit.sampling.settings import stop_ids
 
@@ -36,8 +38,15 @@ class ServedModel:
     model: PreTrainedModel | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, config: ModelConfig, template: TemplateConfig) -> ServedModel:
-        """Load everything but the weights."""
+    def of(cls, config: ModelConfig, template: TemplateConfig, *, check: bool = True) -> ServedModel:
+        """Load everything but the weights; `check` whether a run is as it was written.
+
+        Raises:
+            RunError: it is a run, and not finished, or not as it was written.
+        """
+        source = ModelSource.of(config)
+        if check:
+            check_results(source.folder, source.base.folder)
         tokenizer = load_tokenizer(config)
         return cls(config, tokenizer, load_template(template, tokenizer))
 

@@ -21,6 +21,7 @@ from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
 from alignkit.rewards.backbone import Backbone, add_reward_adapter
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
+from alignkit.runs.result import check_results
 
 _NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored in its tokenizer
 
@@ -71,8 +72,9 @@ class RewardRun:
 
     def __init__(self, model: ModelConfig, template: TemplateConfig = _NATIVE) -> None:
         """Everything but the weights of the run that `model` names (`check_model` has passed)."""
-        tokenizer = load_tokenizer(model)
         self.source = ModelSource.of(model)
+        check_results(self.source.folder, self.source.base.folder)
+        tokenizer = load_tokenizer(model)
         self.template = load_template(template, tokenizer)
         self.tokenizer = reward_tokenizer(tokenizer, end_id=self.template.end_id)
         self._model: Any = None

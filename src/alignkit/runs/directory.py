@@ -24,6 +24,7 @@ from alignkit.errors import Interrupted, RunError, StopSignal
 from alignkit.jobs import JOBS
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
+from alignkit.runs.result import SEALED_SINCE, seal_result
 
 MANIFEST = "run.json"
 # What a start that was killed before its first record leaves: nobody's work.
@@ -81,6 +82,7 @@ class Run:
         if not is_main_process():
             return
         content = {
+            "format": SEALED_SINCE,
             "stage": self.stage,
             "status": status,
             "job": dict(self.record),
@@ -128,6 +130,8 @@ def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
         run.resuming = resume and not run.finished
     try:
         yield run
+        if run.begun:
+            seal_result(run.folder)
     except BaseException as error:
         stopped = _stopped(run, error)
         if run.begun:

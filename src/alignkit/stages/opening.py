@@ -13,8 +13,11 @@ from typing import Any
 from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
 from alignkit.models.memory import explain_out_of_memory
+from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, guard_run, lineage, read_manifest, recorded_groups
 from alignkit.runs.log import run_log
+from alignkit.runs.result import check_results
+from alignkit.stages.inputs import model_sections
 from alignkit.terminal import Lines, steady_streams
 from alignkit.training.processes import parted_at_exit
 from alignkit.training.session import TO_GO_ON, TO_LOWER
@@ -44,6 +47,9 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
     with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run, explained:
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
+        else:
+            sources = [ModelSource.of(section) for section in model_sections(job).values()]
+            check_results(*(source.folder for source in sources), *(source.base.folder for source in sources))
         run.parents = lineage(job.model.name)
         if job.data.eval_fraction and not run.finished:
             job.data.eval_groups = _eval_groups(job, run)
