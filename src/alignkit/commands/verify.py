@@ -27,6 +27,7 @@ from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.console import SafeConsole
+from alignkit.runs.directory import run_time
 from alignkit.runs.log import run_log
 from alignkit.runs.result import CHECKSUMS, WEIGHTS, result_problems
 
@@ -124,7 +125,7 @@ def _as_trained(
         return tokenizer, served, ""
     model, template = sections
     try:
-        policy = ServedModel.of(model, template, check=False)
+        policy = ServedModel.of(model, template, check=False, now=run_time(folder))
     except AlignkitError as error:
         logger.warning("the template of the training cannot be loaded: %s", error)
         return tokenizer, served, ""

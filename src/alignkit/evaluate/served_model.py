@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from alignkit.evaluate.prompts import Prompts
 from alignkit.models.load import load_model, load_tokenizer, num_positions
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
+from alignkit.runs.directory import run_time
 from alignkit.runs.result import check_results
 from alignkit.sampling.generate import Completion, cut_at_stop, generate
 from alignkit.sampling.settings import stop_ids
@@ -38,8 +40,16 @@ class ServedModel:
     model: PreTrainedModel | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, config: ModelConfig, template: TemplateConfig, *, check: bool = True) -> ServedModel:
-        """Load everything but the weights; `check` whether a run is as it was written.
+    def of(
+        cls, config: ModelConfig, template: TemplateConfig, *, check: bool = True, now: datetime | None = None
+    ) -> ServedModel:
+        """Load everything but the weights.
+
+        Args:
+            config: the section of the model.
+            template: the section; one that asks for the date sees that of the run.
+            check: refuse a run that is not as it was written.
+            now: see this date instead.
 
         Raises:
             RunError: it is a run, and not finished, or not as it was written.
@@ -48,7 +58,7 @@ class ServedModel:
         if check:
             check_results(source.folder, source.base.folder)
         tokenizer = load_tokenizer(config)
-        return cls(config, tokenizer, load_template(template, tokenizer))
+        return cls(config, tokenizer, load_template(template, tokenizer, now=now or run_time(source.folder)))
 
     @property
     def name(self) -> str:

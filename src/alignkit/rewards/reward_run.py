@@ -21,6 +21,7 @@ from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
 from alignkit.rewards.backbone import Backbone, add_reward_adapter
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
+from alignkit.runs.directory import run_time
 from alignkit.runs.result import check_results
 
 _NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored in its tokenizer
@@ -75,7 +76,7 @@ class RewardRun:
         self.source = ModelSource.of(model)
         check_results(self.source.folder, self.source.base.folder)
         tokenizer = load_tokenizer(model)
-        self.template = load_template(template, tokenizer)
+        self.template = load_template(template, tokenizer, now=run_time(self.source.folder))
         self.tokenizer = reward_tokenizer(tokenizer, end_id=self.template.end_id)
         self._model: Any = None
         self._pad_id = int(self.tokenizer.pad_token_id or 0)

@@ -47,6 +47,9 @@ class Run:
         parents: the runs this one starts from.
         eval_groups: how rows are held out of the training data; empty where none are.
         started: when it first began.
+        now: what a template that asks for the date sees: when it first began, by the clock of the main process.
+        inputs: checksums of its data, template, tokenizer, models and functions, by kind and name.
+        earlier: the record as it was, of a run that goes on.
         begun: this process writes to it.
         on_begin: called when the folder may be written to.
     """
@@ -60,6 +63,9 @@ class Run:
     parents: list[dict[str, str]] = field(default_factory=list)
     eval_groups: str = ""
     started: str = ""
+    now: datetime = field(default_factory=lambda: datetime.now().replace(microsecond=0))  # local, as templates have it
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    earlier: dict[str, Any] = field(default_factory=dict)
     begun: bool = False
     on_begin: Callable[[], None] = lambda: None
 
@@ -87,10 +93,12 @@ class Run:
             "status": status,
             "job": dict(self.record),
             "parents": self.parents,
+            "inputs": self.inputs,
             "eval_groups": self.eval_groups,
             "result": self.result,
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "started": self.started,
+            "date": self.now.isoformat(),
             "ended": None if status == "running" else _now(),
         }
         aside = self.folder / f".{MANIFEST}"
@@ -128,6 +136,9 @@ def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     else:  # every process must leave a finished run, or one would wait for the others
         run.finished = resume and (read_manifest(run.folder) or {}).get("status") == "finished"
         run.resuming = resume and not run.finished
+    if run.resuming:
+        run.earlier = read_manifest(run.folder) or {}
+        run.now = run_time(run.folder) or run.now
     try:
         yield run
         if run.begun:
@@ -170,6 +181,17 @@ def recorded_groups(manifest: Mapping[str, Any]) -> EvalGroups | None:
     if not isinstance(data, dict) or not data.get("eval_fraction"):
         return None
     return EvalGroups(manifest.get("eval_groups") or EvalGroups.prompt)  # before it was recorded there was no other way
+
+
+def run_time(folder: Path | None) -> datetime | None:
+    """Return when a run first began, by the clock of its place: the date that its templates see; None of no run."""
+    record = (read_manifest(folder) if folder is not None else None) or {}
+    try:
+        if "date" in record:
+            return datetime.fromisoformat(record["date"])
+        return datetime.fromisoformat(record["started"]).astimezone().replace(tzinfo=None)  # before there was a date
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def lineage(name: str) -> list[dict[str, str]]:

@@ -1,16 +1,38 @@
-"""What a run is made of beside its settings: the models that it starts from or is taught by."""
+"""What a run is made of beside its settings: files of data, templates, functions and models, each with its checksum."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from alignkit.config import ModelConfig
+from huggingface_hub import try_to_load_from_cache
+
+from alignkit.config import Init, ModelConfig
+from alignkit.data.encode.templates import SHIPPED, shipped_template
+from alignkit.data.files.sources import files_of
+from alignkit.data.sets.section import paths_by_set
+from alignkit.digests import digests
+from alignkit.errors import RunError
+from alignkit.models.source import ModelSource
 from alignkit.rewards.source import parse_rewards
+from alignkit.runs.directory import Run
+from alignkit.runs.result import result_files
+from alignkit.user_functions import load_function
+
+logger = logging.getLogger(__name__)
+
+_OF_TOKENIZERS = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "spiece")
+_NOT_OF_MODELS = (".jsonl",)  # samples of a run
+_KINDS = {"data": "data", "template": "template", "tokenizer": "tokenizer", "models": "model", "functions": "function"}
 
 
 def model_sections(job: Any) -> dict[str, ModelConfig]:
     """Return every model that a job takes, by the setting that names it."""
-    sections = {"model.name": job.model}
+    sections = {"model.name": job.model} if job.model.init is Init.pretrained else {}
     named = {
         "reference.name": job.reference.name if hasattr(job, "reference") else None,
         "value.start": job.value.start if hasattr(job, "value") else None,
@@ -18,3 +40,96 @@ def model_sections(job: Any) -> dict[str, ModelConfig]:
     for source in parse_rewards(job.reward) if hasattr(job, "reward") else ():
         named[source.setting_of(source.kind)] = source.model or source.classifier
     return sections | {setting: ModelConfig(name) for setting, name in named.items() if name is not None}
+
+
+def record_inputs(run: Run, job: Any) -> None:
+    """Fingerprint what a run is made of, and compare it with what the run began with if it goes on.
+
+    Raises:
+        RunError: one line for each file that is another one now.
+    """
+    run.inputs = fingerprints(job)
+    if not run.resuming:
+        return
+    before = run.earlier.get("inputs")
+    if not isinstance(before, dict):
+        logger.warning(
+            "%s was begun by an earlier alignkit, which took no fingerprints: whether its data, template, functions "
+            "and models are as they were is not checked",
+            run.folder,
+        )
+        return
+    if problems := list(_differences(before, run.inputs, run.folder)):
+        raise RunError(*problems, "put them back as they were, or start a run of another name")
+
+
+def _differences(before: dict[str, Any], now: dict[str, dict[str, str]], folder: Path) -> Iterator[str]:
+    for kind, word in _KINDS.items():
+        was = before[kind] if isinstance(before.get(kind), dict) else {}
+        for name in sorted(was.keys() | now[kind].keys()):
+            found = f"resume=true: the {word} {name}"
+            if name not in now[kind]:
+                yield f"{found} was there when {folder} began, and is not now"
+            elif name not in was:
+                yield f"{found} was not there when {folder} began"
+            elif was[name] != now[kind][name]:
+                yield f"{found} has changed since {folder} began"
+
+
+def fingerprints(job: Any) -> dict[str, dict[str, str]]:
+    """Compute checksums of all that a job reads beside its settings, by kind and by the name of each file."""
+    found: dict[str, dict[str, str]] = {kind: {} for kind in _KINDS}
+    functions: list[tuple[str, str]] = []
+    for setting, path in paths_by_set(job.data).items():
+        items = [
+            item if isinstance(item, dict) else {"path": item} for item in (path if isinstance(path, list) else [path])
+        ]
+        files = [Path(file) for item in items for file in files_of(item["path"])]
+        found["data"] |= _named(f"{setting} ", files)
+        formats = [item.get("format") or job.data.format for item in items]
+        functions += [("data.format", name) for name in dict.fromkeys(formats) if ":" in name]
+    if job.template.file:
+        found["template"] = _named("", [Path(job.template.file)])
+    elif job.template.name in SHIPPED:
+        text = shipped_template(job.template.name)
+        found["template"] = {job.template.name: hashlib.sha256(text.encode()).hexdigest()}
+    for setting, section in model_sections(job).items():
+        for prefix, source in _with_base(setting, ModelSource.of(section)):
+            if source.folder is None:
+                found["models"] |= _commit(prefix, source)
+                continue
+            files = [file for file in result_files(source.folder) if file.suffix not in _NOT_OF_MODELS]
+            of_tokenizer = [file for file in files if file.name.startswith(_OF_TOKENIZERS)]
+            found["tokenizer"] |= _named(f"{prefix} ", of_tokenizer)
+            found["models"] |= _named(f"{prefix} ", [file for file in files if file not in of_tokenizer])
+    for reward in parse_rewards(job.reward) if hasattr(job, "reward") else ():
+        functions += [(reward.setting, reward.function)] if reward.function else []
+    for setting, spec in dict.fromkeys(functions):
+        place = Path(spec.rpartition(":")[0])  # a file, or else a module
+        file = place if place.is_file() else inspect.getsourcefile(inspect.unwrap(load_function(spec, setting)))
+        found["functions"] |= _named(f"{setting} ", [Path(file)] if file else [])
+    return found
+
+
+def _with_base(setting: str, source: ModelSource) -> Iterator[tuple[str, ModelSource]]:
+    yield setting, source
+    if source.is_adapter and source.base.folder != (source.folder or Path()) / "base":
+        yield f"{setting}, base", source.base
+
+
+def _named(prefix: str, files: Iterable[Path]) -> dict[str, str]:
+    """Checksums by name; of the same names in other folders the later ones get a number, so that a folder may move."""
+    named: dict[str, str] = {}
+    for file, digest in digests(list(files)).items():
+        name, number = f"{prefix}{file.name}", 1
+        while name in named:
+            number += 1
+            name = f"{prefix}{file.name}#{number}"
+        named[name] = digest
+    return named
+
+
+def _commit(setting: str, source: ModelSource) -> dict[str, str]:
+    """The commit of a model of the hub that is in the cache."""
+    cached = try_to_load_from_cache(source.config.name, "config.json", revision=source.config.revision)
+    return {f"{setting} {source.config.name}": Path(cached).parent.name} if isinstance(cached, str) else {}

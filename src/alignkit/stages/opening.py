@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,14 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import Run, guard_run, lineage, read_manifest, recorded_groups
-from alignkit.runs.log import run_log
+from alignkit.runs.log import is_main_process, run_log
 from alignkit.runs.result import check_results
-from alignkit.stages.inputs import model_sections
+from alignkit.stages.inputs import model_sections, record_inputs
 from alignkit.terminal import Lines, steady_streams
 from alignkit.training.processes import parted_at_exit
 from alignkit.training.session import TO_GO_ON, TO_LOWER
@@ -50,12 +55,22 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
         else:
             sources = [ModelSource.of(section) for section in model_sections(job).values()]
             check_results(*(source.folder for source in sources), *(source.base.folder for source in sources))
+            if is_main_process():
+                record_inputs(run, job)
+            _agree_on_time(run)
         run.parents = lineage(job.model.name)
         if job.data.eval_fraction and not run.finished:
             job.data.eval_groups = _eval_groups(job, run)
             run.eval_groups = str(job.data.eval_groups)
         run.on_begin = partial(log.open, run_dir / "log.txt")
         yield run
+
+
+def _agree_on_time(run: Run) -> None:
+    """Templates that ask for the date must see the same in every process."""
+    if not run.resuming and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.accelerator.is_available())  # unasked, it sees no other process on a CPU
+        (run.now,) = broadcast_object_list([run.now])
 
 
 def _eval_groups(job: Any, run: Run) -> EvalGroups:

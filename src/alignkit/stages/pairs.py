@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,13 @@ class PreparedPairs:
 
 
 def prepare_pairs(
-    job: Any, run_dir: Path | None, *, is_reward: bool = False, use_margin: bool = False, num_examples: int = 0
+    job: Any,
+    run_dir: Path | None,
+    *,
+    is_reward: bool = False,
+    use_margin: bool = False,
+    num_examples: int = 0,
+    now: datetime | None = None,
 ) -> PreparedPairs:
     """Read, render and encode the pairs, without loading weights.
 
@@ -62,13 +69,14 @@ def prepare_pairs(
         is_reward: a reward model will train on them: their last token must not be padding.
         use_margin: keep how much better the chosen response is, where the rows say so.
         num_examples: how many rows to keep for samples.
+        now: what a template that asks for the date sees; None leaves it the clock.
 
     Raises:
         ConfigError: settings that do not fit the model.
         DataError: rows that cannot be trained on.
     """
     tokenizer = load_tokenizer(job.model)
-    template = load_template(job.template, tokenizer)
+    template = load_template(job.template, tokenizer, now=now)
     bare = skeleton(job.model)
     if is_reward:
         if problem := reward_problem(bare.config):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from importlib import resources
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -18,6 +19,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import TemplateConfig
+from alignkit.data.encode.dates import with_date
 from alignkit.data.encode.rendering import PLACEHOLDER, RowRefused, Segment, Template, first_difference, join_segments
 from alignkit.data.encode.sandbox import bounded, is_marked
 from alignkit.data.rows.conversation import Message
@@ -46,11 +48,18 @@ PROBES = {
 }
 
 
-def load_template(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+def load_template(
+    config: TemplateConfig, tokenizer: PreTrainedTokenizerBase, *, now: datetime | None = None
+) -> Template:
     """Bind the configured template to a tokenizer and tries it on a conversation of our own.
 
     Checked here: the generation prompt is what training has before the answer, every answer ends in one token, and
     no beginning or end token is doubled.
+
+    Args:
+        config: the section.
+        tokenizer: of the model.
+        now: what the template sees as the time from now on, if it asks for the date; None leaves it the clock.
 
     Raises:
         TemplateError: no such template, broken Jinja, no generation markers, or a check that failed.
@@ -58,6 +67,7 @@ def load_template(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) ->
     where = f"template.file={config.file}" if config.file else f"template.name={config.name}"
     try:
         jinja = _source(config, tokenizer)
+        jinja = jinja if now is None else with_date(jinja, now)
         name = Path(config.file).name if config.file else config.name
         with bounded():
             return _tried(Template(name, jinja, dict(tokenizer.special_tokens_map)), tokenizer)
@@ -69,6 +79,11 @@ def load_template(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) ->
         raise TemplateError(f"{where}: {error}") from error
 
 
+def shipped_template(name: str) -> str:
+    """Read one of `SHIPPED`."""
+    return _FOLDER.joinpath(f"{name}.jinja").read_text("utf-8")
+
+
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the tokenizer begins a text with its bos token by default; then a template does, too."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -78,8 +93,7 @@ def _source(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     if config.file:
         return _with_ends(_marked_file(Path(config.file)), "", tokenizer)
     if config.name in SHIPPED:
-        text = _FOLDER.joinpath(f"{config.name}.jinja").read_text("utf-8")
-        return _with_ends(text, OWN_END.get(config.name, ""), tokenizer)
+        return _with_ends(shipped_template(config.name), OWN_END.get(config.name, ""), tokenizer)
     if config.name != "native":
         suggestion = did_you_mean(config.name, [*SHIPPED, "native"])
         raise TemplateError(f"no such template{suggestion}; there are {', '.join(SHIPPED)} and native")

@@ -167,7 +167,7 @@ def repeat_counts(num_rows: int, *, weight: float, seed: int) -> list[int]:
 
 
 def _rows(source: Source, max_row_bytes: int) -> Iterator[SourceRow]:
-    files = _files(source.path)
+    files = files_of(source.path)
     for file in files:
         for number, row, problem in read_file(file, max_row_bytes=max_row_bytes):
             yield SourceRow(f"{file}:{number}", row, problem)
@@ -176,7 +176,7 @@ def _rows(source: Source, max_row_bytes: int) -> Iterator[SourceRow]:
             yield SourceRow(f"{source.path}:{number}", without_filled(row))
 
 
-def _files(path: str) -> list[str]:
+def files_of(path: str) -> list[str]:
     """Return the local files that a path names, spelled as the path is; none where it is no local path."""
     if Path(path).is_file():
         return [path]
@@ -205,7 +205,7 @@ def _problems(source: Source) -> list[str]:
 
 def _path_problems(source: Source) -> list[str]:
     path = Path(source.path)
-    files = _files(source.path)
+    files = files_of(source.path)
     if files:
         problems = [problem for file in files if (problem := file_problem(file))]
         if source.split not in (None, "train"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from alignkit.data.views.supervised import PairView
@@ -11,9 +12,9 @@ from alignkit.stages.dpo.check import check_job
 from alignkit.stages.pairs import PreparedPairs, prepare_pairs, view_pairs
 
 
-def prepare(job: DpoJob, run_dir: Path | None = None) -> PreparedPairs:
+def prepare(job: DpoJob, run_dir: Path | None = None, *, now: datetime | None = None) -> PreparedPairs:
     """Read, render and encode the pairs, without loading weights (see `prepare_pairs`)."""
-    return prepare_pairs(job, run_dir, num_examples=job.samples)
+    return prepare_pairs(job, run_dir, num_examples=job.samples, now=now)
 
 
 def view(job: DpoJob) -> PairView:

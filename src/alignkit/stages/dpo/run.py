@@ -45,7 +45,7 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
     with open_run(job, "dpo", run_dir, record) as entry:
         if entry.finished:
             return
-        prepared = prepare(job, run_dir)
+        prepared = prepare(job, run_dir, now=entry.now)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         prepare_router_loss(model, job.train)
         layout = choose_layout(

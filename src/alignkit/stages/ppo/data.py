@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,14 +39,14 @@ class Prepared:
     data: PromptData
 
 
-def prepare(job: PpoJob) -> Prepared:
+def prepare(job: PpoJob, *, now: datetime | None = None) -> Prepared:
     """Read, render and encode the prompts, without loading weights.
 
     Raises:
         AlignkitError: settings that do not fit the model or the rows, or rows that cannot be asked.
     """
     tokenizer = load_tokenizer(job.model)
-    template = load_template(job.template, tokenizer)
+    template = load_template(job.template, tokenizer, now=now)
     bare = skeleton(job.model)
     if job.lora:
         build_lora(job.lora, bare)

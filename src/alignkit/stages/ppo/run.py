@@ -41,7 +41,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
     with open_run(job, "ppo", run_dir, record) as entry:
         if entry.finished:
             return
-        prepared = prepare(job)
+        prepared = prepare(job, now=entry.now)
         args = build_ppo_arguments(job, run_dir, record=entry.record, held_out=bool(prepared.data.held_out))
         policy = _policy(job, prepared)
         backbone = backbone_for_rewards(policy, job.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from alignkit.data.views.supervised import PairView
@@ -11,9 +12,9 @@ from alignkit.stages.pairs import PreparedPairs, prepare_pairs, view_pairs
 from alignkit.stages.reward.check import check_job
 
 
-def prepare(job: RewardJob, run_dir: Path | None = None) -> PreparedPairs:
+def prepare(job: RewardJob, run_dir: Path | None = None, *, now: datetime | None = None) -> PreparedPairs:
     """Read, render and encode the pairs, without loading weights (see `prepare_pairs`)."""
-    return prepare_pairs(job, run_dir, is_reward=True, use_margin=job.use_margin)
+    return prepare_pairs(job, run_dir, is_reward=True, use_margin=job.use_margin, now=now)
 
 
 def view(job: RewardJob) -> PairView:

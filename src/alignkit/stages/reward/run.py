@@ -47,7 +47,7 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
     with open_run(job, "reward", run_dir, record) as entry:
         if entry.finished:
             return
-        prepared = prepare(job, run_dir)
+        prepared = prepare(job, run_dir, now=entry.now)
         model = load_merged(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         model = as_reward_model(model, prepared.tokenizer, seed=job.seed)
         layout = choose_layout(

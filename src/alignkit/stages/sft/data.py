@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -46,15 +47,16 @@ class Prepared:
     stream: Stream | None = None
 
 
-def prepare(job: SftJob, run_dir: Path | None = None) -> Prepared:
+def prepare(job: SftJob, run_dir: Path | None = None, *, now: datetime | None = None) -> Prepared:
     """Read, render and encode the rows, without loading weights.
 
     Args:
         job: settings that `check_job` passed.
         run_dir: where several processes exchange the encoded rows; None with one process.
+        now: what a template that asks for the date sees; None leaves it the clock.
     """
     tokenizer = load_tokenizer(job.model)
-    template = load_template(job.template, tokenizer)
+    template = load_template(job.template, tokenizer, now=now)
     bare = skeleton(job.model)
     if job.lora:
         build_lora(job.lora, bare)

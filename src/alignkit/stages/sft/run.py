@@ -46,7 +46,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
     with open_run(job, "sft", run_dir, record) as entry:
         if entry.finished:
             return
-        prepared = prepare(job, run_dir)
+        prepared = prepare(job, run_dir, now=entry.now)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         prepare_router_loss(model, job.train)
         skip = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
