@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from alignkit.config import ModelConfig
+from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError, ModelError
 from alignkit.jobs import RewardJob
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.reward import as_reward_model, load_reward, reward_tokenizer, scores_of
 from alignkit.models.tiny import byte_tokenizer
+from alignkit.rewards.load import load_rewards
+from alignkit.rewards.sample import Sample
+from alignkit.rewards.source import RewardSource
 from alignkit.stages.reward import run as reward
 from alignkit.stages.reward.check import check_job
 from alignkit.stages.sft import run as sft
@@ -108,6 +113,22 @@ def test_a_full_run_scores_in_transformers_as_in_alignkit(job: Job) -> None:
     plain = AutoModelForSequenceClassification.from_pretrained("run")
     padded = AutoTokenizer.from_pretrained("run").pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
     assert torch.allclose(plain(**padded).logits[:, 0], torch.tensor(ours), atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [[], ["lora=default", "train.learning_rate=1e-2"]], ids=["full", "adapter"])
+@pytest.mark.parametrize("template", ["chatml", "instruction"])
+def test_the_readme_of_a_run_scores_as_alignkit_does(job: Job, adapter: list[str], template: str) -> None:
+    reward.run(job(*TINY, *adapter, f"template={template}"), Path("run"))
+    answer = "three, four!"
+    (code,) = re.findall(r"```python\n(.*?)```", Path("run/README.md").read_text(), flags=re.DOTALL)
+    messages = [{"role": "user", "content": "Say three."}, {"role": "assistant", "content": answer}]
+    found: dict[str, Any] = {"folder": "run", "messages": messages}
+    exec(code, found)
+    source = RewardSource("reward[0]", model="run")
+    section = ModelConfig(name="run", dtype="float32")
+    rewards = load_rewards([source], section, device=torch.device("cpu"))
+    sample = Sample("row", Conversation((Message("user", "Say three."),)), answer)
+    assert found["score"] == pytest.approx(rewards.score([sample]).total[0], abs=1e-6)
 
 
 def test_an_adapter_keeps_its_score_head(job: Job) -> None:

@@ -13,6 +13,7 @@ from alignkit.jobs import RewardJob
 from alignkit.models.load import load_merged
 from alignkit.models.lora import build_lora
 from alignkit.models.reward import SCORES, as_reward_model, score_head, scores_of
+from alignkit.models.reward_readme import write_reward_readme
 from alignkit.models.source import ModelSource
 from alignkit.runs.log import is_main_process
 from alignkit.runs.report import conclude
@@ -76,6 +77,8 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
             )
         train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, prepared.template, end_id=None)
+        if is_main_process():
+            write_reward_readme(run_dir, end_token=prepared.template.end_token, is_adapter=bool(job.lora))
         card = _card(trainer, prepared, run_dir)
         entry.result = card | conclude(
             run_dir,
