@@ -188,6 +188,8 @@ def _stop(folder: Path, template: Template) -> Finding:
         known = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:
         known = None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of values that it cannot have
+        return Finding("stop", "FAIL", f"{folder / 'generation_config.json'} is damaged: {error}")
     ids = known if isinstance(known, list) else [] if known is None else [known]
     detail = f"a turn ends in {template.end_token} ({template.end_id}), generation stops at {ids or 'nothing'}"
     return Finding("stop", "ok" if template.end_id in ids else "FAIL", detail)

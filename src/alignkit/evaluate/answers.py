@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ConfigError, OutputError
+from alignkit.json_files import read_object
 from alignkit.models.source import local_folder
 
 
@@ -49,7 +50,7 @@ class AnswerFile:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def _sound_lines(self) -> int:
-        before = json.loads(_beside(self.path).read_text(encoding="utf-8"))
+        before = read_object(_beside(self.path))
         now = json.loads(json.dumps(self.settings))
         changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
         if changed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +14,7 @@ from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError
 from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.served_model import ServedModel
+from alignkit.json_files import get, read_objects
 from alignkit.runs.directory import read_manifest, recorded_groups
 
 Section = TypeVar("Section")
@@ -38,7 +38,10 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
             return earlier
     if not {"model", "template"} <= job.keys():
         return None
-    return _section(ModelConfig, job["model"]), _section(TemplateConfig, job["template"])
+    try:
+        return _section(ModelConfig, job["model"]), _section(TemplateConfig, job["template"])
+    except (TypeError, ValueError):  # a setting of a kind that it never has: the record is damaged
+        return None
 
 
 def held_out_groups(data: DataConfig, names: Iterable[str]) -> EvalGroups | None:
@@ -69,10 +72,11 @@ def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:
     """Yield prompts with answers: the samples of a run, or else rows that ship with alignkit."""
     samples = folder / "samples.jsonl" if folder is not None else None
     if samples is not None and samples.is_file():
-        for row in _lines(samples.read_text(encoding="utf-8")):
-            yield row["prompt"], row["wanted"] if "wanted" in row else row["after"]  # PPO has no answer to copy
+        for row in read_objects(samples):
+            answer = "wanted" if "wanted" in row else "after"  # PPO has no answer to copy
+            yield get(row, "prompt", str, samples), get(row, answer, str, samples)
     else:
-        for row in _lines(shipped_file("heldout.jsonl").read_text(encoding="utf-8")):
+        for row in read_objects(shipped_file("heldout.jsonl")):
             yield "\n\n".join(filter(None, [row["instruction"], row.get("input")])), row["output"]
 
 
@@ -85,10 +89,6 @@ def example_rows(policy: ServedModel) -> list[Row]:
         whole = [*ids, *answer_ids, policy.template.end_id]
         rows.append(Row(whole, whole))
     return rows
-
-
-def _lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _section(section: type[Section], values: dict[str, Any]) -> Section:

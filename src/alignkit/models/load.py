@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from huggingface_hub.errors import StrictDataclassError
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AttentionInterface,
@@ -24,7 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
-from alignkit.errors import ConfigError, ModelError, did_you_mean
+from alignkit.errors import AlignkitError, ConfigError, ModelError, did_you_mean
 from alignkit.models.source import ModelSource, hub_options, local_folder, source_problems
 from alignkit.models.tiny import byte_tokenizer, config_problems, random_model
 
@@ -72,7 +73,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     source = ModelSource.of(model)
     if source.is_adapter and not Path(source.location, "tokenizer_config.json").is_file():
         return load_tokenizer(source.base.config)
-    with _errors_in_one_line(f"the tokenizer of {model.name}"):
+    with _errors_in_one_line(f"the tokenizer of {model.name}", Exception):  # tokenizers raises nothing narrower
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.location, trust_remote_code=model.trust_remote_code, **hub_options(source)
         )
@@ -271,11 +272,28 @@ def _quantization(chosen: Quantization) -> BitsAndBytesConfig | None:
     return None
 
 
+def read_adapter_config(folder: Path) -> PeftConfig:
+    """Read the configuration of an adapter.
+
+    Raises:
+        ModelError: PEFT cannot make anything of it.
+    """
+    with _errors_in_one_line(f"the adapter {folder}"):
+        return PeftConfig.from_pretrained(str(folder))
+
+
+# What transformers, PEFT and safetensors raise over a bad folder, a download, a missing extra, JSON of a wrong shape.
+_OF_BAD_FILES: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
+_OF_BAD_FILES += (TypeError, LookupError, AttributeError, ArithmeticError)
+
+
 @contextmanager
-def _errors_in_one_line(what: str) -> Iterator[None]:
-    """What transformers, PEFT and safetensors raise over a bad folder, a download or a missing extra, as one line."""
+def _errors_in_one_line(what: str, *more: type[Exception]) -> Iterator[None]:
+    """What upstream raises over files that it cannot use, as one line."""
     try:
         yield
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except AlignkitError:
+        raise
+    except (*_OF_BAD_FILES, *more) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"model.name: {what} cannot be loaded: {reason}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from alignkit.config import ModelConfig
 from alignkit.errors import ModelError
+from alignkit.json_files import get, read_object
 from alignkit.models.load import load_weights
 from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource
 
@@ -137,8 +137,8 @@ def adapter_and_head(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
 def score_statistics(folder: Path) -> tuple[float, float]:
     """Read the mean and standard deviation of a reward run's held-out scores; 0 and 1 where it had none."""
     path = folder / SCORES
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"mean": 0.0, "std": 1.0}
-    return float(kept["mean"]), float(kept["std"])
+    kept = read_object(path) if path.is_file() else {"mean": 0.0, "std": 1.0}
+    return float(get(kept, "mean", float, path)), float(get(kept, "std", float, path))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(
             source.location, trust_remote_code=model.trust_remote_code, **hub_options(source)
         )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
         raise ModelError(f"model.name: {model.name}: {' '.join(str(error).split())}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not model.trust_remote_code:
         raise ModelError(f"model.name: {model.name} is a {config.model_type}, no causal language model")
@@ -41,6 +41,6 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
             )
     except ImportError as error:
         raise ModelError(f"model.attn_implementation: {' '.join(str(error).split())}") from error
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ModelError(f"model.name: {model.name} is a {config.model_type}, its sizes do not fit: {error}") from error
     return built

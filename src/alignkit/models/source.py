@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from filecmp import cmp
 from functools import cached_property
@@ -22,10 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Size
 
 from alignkit.config import Init, ModelConfig
-from alignkit.errors import did_you_mean
+from alignkit.errors import DamagedFile, did_you_mean
+from alignkit.json_files import get, read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Files that hold one JSON object each, where they are there.
+_OBJECTS = [ADAPTER_CONFIG, "config.json", "model.safetensors.index.json", "generation_config.json", "tokenizer.json"]
+_OBJECTS += ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "run.json", "score.json"]
 _HUB_TIMEOUT = 10.0  # seconds
 _CONVERT = "convert it at https://huggingface.co/spaces/safetensors/convert, or take a revision that has safetensors"
 
@@ -62,9 +65,9 @@ class ModelSource:
         """Whether a folder holds a reward model, an adapter or full weights, and not a language model."""
         for file, key in ((ADAPTER_CONFIG, "task_type"), ("config.json", "architectures")):
             if self.folder is not None and (self.folder / file).is_file():
-                found = json.loads((self.folder / file).read_text(encoding="utf-8")).get(key) or ()
-                types = [found] if isinstance(found, str) else found
-                return any(name == "SEQ_CLS" or name.endswith("ForSequenceClassification") for name in types)
+                found = read_object(self.folder / file).get(key)
+                types = found if isinstance(found, list) else [found]
+                return any(name == "SEQ_CLS" or name.endswith("ForSequenceClassification") for name in map(str, types))
         return False
 
     @cached_property
@@ -78,8 +81,10 @@ class ModelSource:
         assert self.folder is not None
         if (self.folder / "base" / "config.json").is_file():
             return self._at(str(self.folder / "base"), None)
-        adapter = json.loads((self.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        return self._at(adapter["base_model_name_or_path"], adapter.get("revision"))
+        path = self.folder / ADAPTER_CONFIG
+        adapter = read_object(path)
+        revision = get(adapter, "revision", str, path) if adapter.get("revision") is not None else None
+        return self._at(get(adapter, "base_model_name_or_path", str, path), revision)
 
     def is_same(self, other: ModelSource) -> bool:
         """Whether both are the same full weights: one folder, two with the same bytes, or one hub revision."""
@@ -131,7 +136,10 @@ def source_problems(source: ModelSource, *, wants_reward: bool = False) -> list[
         return _hub_problems(model)
     if problems := _damaged(folder):
         return problems
-    problems = _adapter_problems(folder, source.base) if source.is_adapter else _full_model_problems(folder)
+    try:
+        problems = _adapter_problems(folder, source.base) if source.is_adapter else _full_model_problems(folder)
+    except DamagedFile as error:
+        return [f"model.name: {error}"]
     if not problems and source.is_reward != wants_reward:
         what, wanted = (
             ("a language model", "a reward model") if wants_reward else ("a reward model", "a language model")
@@ -144,13 +152,11 @@ def source_problems(source: ModelSource, *, wants_reward: bool = False) -> list[
 
 def _damaged(folder: Path) -> list[str]:
     problems = []
-    for name in (ADAPTER_CONFIG, "config.json", "model.safetensors.index.json", "run.json"):
-        path = folder / name
+    for path in (folder / name for name in _OBJECTS if (folder / name).is_file()):
         try:
-            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                problems.append(f"model.name: {path} is damaged: it holds no JSON object")
-        except ValueError as error:
-            problems.append(f"model.name: {path} is damaged, it is no JSON: {error}")
+            read_object(path)
+        except DamagedFile as error:
+            problems.append(f"model.name: {error}")
     return problems
 
 
@@ -175,7 +181,7 @@ def _full_model_problems(folder: Path) -> list[str]:
         return [f"model.name: {folder} holds no model, config.json is missing{hint}"]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(map(str, get(read_object(index), "weight_map", dict, index).values()))
         return _weight_problems(folder, [folder / name for name in sorted(shards)])
     return _weight_problems(folder, sorted(folder.glob("model*.safetensors")))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict
 from torch import Size
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import Init, ModelConfig, Quantization, ValueConfig, ValueModel
 from alignkit.models.adapters import Adapters
-from alignkit.models.load import load_merged, load_weights
+from alignkit.models.load import load_merged, load_weights, read_adapter_config
 from alignkit.models.lora import build_lora
 from alignkit.models.reward import HEADS, adapter_and_head, score_head
 from alignkit.models.skeleton import skeleton
@@ -159,7 +159,7 @@ def _adapter_problems(start: ModelSource, model: ModelConfig, lora: Mapping[str,
     bare = skeleton(model)
     if not start.sits_on(base, commit=getattr(bare.config, "_commit_hash", None)):
         return [f"value.start: the adapter {folder} was trained on another base than {base.config.name}"]
-    theirs: Any = PeftConfig.from_pretrained(str(saved))
+    theirs: Any = read_adapter_config(saved)
     problems = [
         f"value.start: {folder} has lora.{key}={getattr(theirs, key)}, and this run {getattr(config, key)}: the value "
         "function's LoRA is the policy's, give both the same"
@@ -177,7 +177,7 @@ def _adapter_of(model: ModelConfig, lora: Mapping[str, Any]) -> tuple[Any, dict[
     if not lora:
         folder = ModelSource.of(model).folder
         assert folder is not None
-        return PeftConfig.from_pretrained(str(folder)), weight_shapes(folder / ADAPTER_WEIGHTS)
+        return read_adapter_config(folder), weight_shapes(folder / ADAPTER_WEIGHTS)
     bare = skeleton(model)
     adapted = get_peft_model(bare, build_lora(dict(lora), bare))
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from alignkit.config import Init, Quantization
 from alignkit.models.adapters import Adapters
+from alignkit.models.load import read_adapter_config
 from alignkit.models.reward import HEADS, adapter_and_head, head_beside
 from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
 
@@ -64,7 +65,7 @@ def add_reward_adapter(backbone: Backbone, run: Path, name: str, *, device: torc
     Returns:
         What computes scores while the adapter is active.
     """
-    config: Any = PeftConfig.from_pretrained(str(run))
+    config: Any = read_adapter_config(run)
     config.task_type, config.modules_to_save = backbone.adapters.model.active_peft_config.task_type, None
     weights, head = adapter_and_head(run)
     scored = head_beside(backbone.adapters.model.get_base_model(), head, device=device)
@@ -74,7 +75,7 @@ def add_reward_adapter(backbone: Backbone, run: Path, name: str, *, device: torc
 
 def _trained_beside(run: Path) -> str:
     """What an adapter trains beside linear layers and its score head, in words; nothing where that is all."""
-    config = PeftConfig.from_pretrained(str(run))
+    config = read_adapter_config(run)
     if not isinstance(config, LoraConfig):
         return f"by {config.peft_type}, not by LoRA,"
     keys = [key for key in weight_shapes(run / ADAPTER_WEIGHTS) if not key.endswith(HEADS)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -15,6 +14,7 @@ from alignkit.data.encode.masking import Encoding, encode_rows
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, RewardError
+from alignkit.json_files import get, read_object
 from alignkit.models.load import check_model, load_tokenizer, num_positions
 from alignkit.models.reward import HEADS, SCORES, load_reward, reward_tokenizer, score_statistics, scores_of
 from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
@@ -56,8 +56,9 @@ def _labels(model: ModelSource) -> list[str]:
     folder = model.folder
     assert folder is not None
     if not model.is_adapter:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return list(config.get("id2label", {0: "LABEL_0"}).values())
+        path = folder / "config.json"
+        config = {"id2label": {0: "LABEL_0"}} | read_object(path)
+        return list(map(str, get(config, "id2label", dict, path).values()))
     heads = [shape for key, shape in weight_shapes(folder / ADAPTER_WEIGHTS).items() if key.endswith(HEADS)]
     return [f"LABEL_{output}" for output in range(heads[0][0] if heads else 1)]
 

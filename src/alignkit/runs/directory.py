@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ from alignkit.jobs import JOBS
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
 from alignkit.runs.result import SEALED_SINCE, seal_result
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "run.json"
 # What a start that was killed before its first record leaves: nobody's work.
@@ -170,9 +173,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read `run.json` in a folder; None where there is none, or none of ours."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and "status" in content else None
+    return content if _is_record(content) else None
+
+
+def _is_record(content: Any) -> bool:
+    """Tell whether this is a record of ours; what is read of it has the shape it was written with."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("status"), str)
+        and isinstance(content.get("job", {}), dict)
+        and isinstance(content.get("parents", []), list)
+        and all(isinstance(content.get("job", {}).get(section, {}), dict) for section in ("model", "template", "data"))
+        and all(
+            isinstance(parent, dict) and isinstance(parent.get("path"), str) for parent in content.get("parents", [])
+        )
+        and content.get("eval_groups", "") in ("", *EvalGroups)
+    )
 
 
 def recorded_groups(manifest: Mapping[str, Any]) -> EvalGroups | None:
@@ -206,9 +224,19 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse what can be refused without a lock: in a folder of other things not even that is written."""
     if resume and overwrite:
         raise RunError("resume=true goes on with a run and overwrite=true deletes it: give one of them")
-    if folder.exists() and (not folder.is_dir() or (read_manifest(folder) is None and _has_other_files(folder))):
+    if folder.is_dir() and read_manifest(folder) is None and (checkpoints := _checkpoints(folder)):
+        if not resume:
+            raise RunError(
+                f"{folder} is a run whose {MANIFEST} is lost or damaged, and {checkpoints[-1].name} is there: "
+                "resume=true goes on from it, with the settings given now; for a new run choose another name"
+            )
+    elif folder.exists() and (not folder.is_dir() or (read_manifest(folder) is None and _has_other_files(folder))):
         raise RunError(f"{folder} exists and is no run of alignkit: choose another name")
     _check_writable(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("checkpoint-*"))
 
 
 def _has_other_files(folder: Path) -> bool:
@@ -219,7 +247,15 @@ def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
     folder = run.folder
     manifest = read_manifest(folder)
     if manifest is None:
-        if resume:
+        if resume and _checkpoints(folder):
+            run.resuming = True
+            logger.warning(
+                "the %s of %s is lost or damaged: it goes on with the settings given now, and whether it began with "
+                "them is not known",
+                MANIFEST,
+                folder,
+            )
+        elif resume:
             raise RunError(f"resume=true: there is no run in {folder}; leave resume out to start one")
         return
     status = manifest["status"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from transformers import GenerationConfig, PreTrainedModel
 
 from alignkit.config import SamplingConfig
+from alignkit.errors import ModelError
 
 DRAW_SETTINGS = ("temperature", "top_k", "top_p", "min_p")
 SCHEDULABLE = (*DRAW_SETTINGS, "repetition_penalty")
@@ -123,6 +124,8 @@ def stop_ids(model: PreTrainedModel, end_id: int) -> list[int]:
     """Return the token that ends a turn of the template, then those at which the model's generation config stops."""
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     others = known if isinstance(known, list) else [] if known is None else [known]
+    if not all(isinstance(token, int) for token in others):
+        raise ModelError(f"the generation_config.json of the model is damaged: its eos_token_id is {known!r:.60}")
     return list(dict.fromkeys([end_id, *others]))
 
 
