@@ -89,7 +89,7 @@ def test_what_changed_between_start_and_resume_is_refused_and_named(
     if content:
         path.write_text(content.replace("Say", "Tell").replace("}}:", "}}; ").replace("len(text)", "-len(text)") + "\n")
     else:
-        changed(path)
+        path.write_text(path.read_text() + "\n") if path.suffix == ".json" else changed(path)
         shutil.rmtree(path.parent / "checkpoints")
         (path.parent / "checksums.json").write_text('{"files": {}}')  # as if it had been trained anew
     with pytest.raises(RunError) as caught:
