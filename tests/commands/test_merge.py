@@ -16,6 +16,7 @@ from alignkit.errors import AlignkitError
 from alignkit.jobs import MergeJob
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.runs.directory import read_manifest
+from alignkit.runs.result import seal_result
 
 
 def job(folder: Path, dtype: Dtype = Dtype.auto, max_difference: float | None = None) -> MergeJob:
@@ -87,6 +88,7 @@ def test_weights_that_are_no_numbers_are_refused(adapter_dir: Path, tmp_path: Pa
     shutil.copytree(adapter_dir, broken)
     weights = load_file(broken / "adapter_model.safetensors")
     save_file({name: weight * torch.nan for name, weight in weights.items()}, broken / "adapter_model.safetensors")
+    seal_result(broken)
     (line,) = refusal(broken, out=tmp_path / "out")
     assert "differs from the adapter by nan nats" in line
     assert not (tmp_path / "out").exists()
