@@ -20,6 +20,7 @@ from alignkit.jobs import CompareJob
 from alignkit.launch import compose_job
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.reward import load_reward, reward_tokenizer, scores_of
+from alignkit.runs.result import seal_result
 from alignkit.stages.reward import run as reward
 
 LENGTHS = "def longer(prompts, completions):\n    return [len(text) for text in completions]\n"
@@ -176,6 +177,7 @@ def test_logprobs_of_other_tokens_or_templates_are_refused(
     content = json.loads((renamed / "tokenizer.json").read_text())
     content["model"]["vocab"]["a"], content["model"]["vocab"]["b"] = 98, 97
     (renamed / "tokenizer.json").write_text(json.dumps(content))
+    seal_result(renamed)
     (line,) = refusal(job("logprobs=true"), [str(run_dir), str(renamed)])
     assert line == (
         f"logprobs: {run_dir} and {renamed} have different tokenizers, so the log-probabilities of their tokens cannot "

@@ -10,7 +10,7 @@ from alignkit.evaluate.report import write_report
 
 
 def test_settings_and_runs_are_written_without_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "new" / "figures.json"
+    out = tmp_path / "figures.json"
     write_report(
         out, settings={"seed": 0}, runs=[{"loss": 1.5, "error": math.nan, "n": (1, math.inf), "distinct": {2: 0.5}}]
     )

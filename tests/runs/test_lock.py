@@ -150,7 +150,7 @@ def test_a_run_that_is_being_written_is_left_to_its_writer(start: Start, how: st
     asked["resume"] |= how == "start"
     with guard_run(Path("x"), stage="sft", record={}, **asked) as run:
         run.begin()
-    assert [path.name for path in Path("x").iterdir()] == ["run.json"]
+    assert {path.name for path in Path("x").iterdir()} == {"run.json", "checksums.json"}
 
 
 def test_two_starts_that_both_saw_no_run(start: Start) -> None:
@@ -185,7 +185,7 @@ def test_what_a_kill_before_the_first_record_left_is_no_run(
         leave()
         with guard_run(Path("x"), stage="sft", record={}, resume=False, overwrite=overwrite) as run:
             run.begin()
-        assert [path.name for path in Path("x").iterdir()] == ["run.json"]
+        assert {path.name for path in Path("x").iterdir()} == {"run.json", "checksums.json"}
         Path("x/run.json").unlink()
 
 

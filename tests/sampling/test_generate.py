@@ -314,6 +314,7 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
 def test_a_model_without_a_cache_answers_slowly(
     kind: str, sizes: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    _warn_slow.cache_clear()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=NUM_TOKENS, **sizes)).eval()
     for parameter in model.parameters():

@@ -88,8 +88,8 @@ def fingerprints(job: Any) -> dict[str, dict[str, str]]:
         found["data"] |= _named(f"{setting} ", files)
         formats = [item.get("format") or job.data.format for item in items]
         functions += [("data.format", name) for name in dict.fromkeys(formats) if ":" in name]
-    if job.template.file:
-        found["template"] = _named("", [Path(job.template.file)])
+    if job.template.file:  # a file that is gone is refused where it is loaded
+        found["template"] = _named("", [file for file in [Path(job.template.file)] if file.is_file()])
     elif job.template.name in SHIPPED:
         text = shipped_template(job.template.name)
         found["template"] = {job.template.name: hashlib.sha256(text.encode()).hexdigest()}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit.data.sets import streaming
-from alignkit.errors import AlignkitError, ConfigError, DataError, TrainingError
+from alignkit.errors import AlignkitError, ConfigError, DataError, Interrupted, TrainingError
 from alignkit.jobs import SftJob
 from alignkit.stages.sft.data import view
 from alignkit.stages.sft.run import run
@@ -66,7 +66,7 @@ def test_stopped_in_the_second_pass_and_resumed_it_ends_in_the_same_bits(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(SftTrainer, "training_step", dies_in_step_8)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="SIGINT"):
         run(job(*words), Path("broken"))
     monkeypatch.setattr(SftTrainer, "training_step", step)
     assert {path.name for path in Path("broken/checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-6"}
