@@ -161,6 +161,9 @@ PPO_OWNED = {
     "torch_compile": "every rollout has other lengths, and each would be compiled again",
     "neftune_noise_alpha": "noise in the embeddings would make rollouts differ from the policy that is trained",
 }
+_FROM_DATA = "it starts an adapter from a pass over data, which alignkit does not make; pissa starts from the weights"
+_MEGATRON = "the models are those of transformers, not of Megatron"
+_PENALTY = "its penalty is no part of the loss here; leave it out"
 LORA_OWNED = {
     "task_type": "the stage sets it",
     "peft_type": "the section is LoRA",
@@ -169,6 +172,20 @@ LORA_OWNED = {
     "revision": "use model.revision",
     "inference_mode": "the stage sets it",
     "peft_version": "PEFT fills it in",
+    "megatron_config": _MEGATRON,
+    "megatron_core": _MEGATRON,
+    "eva_config": _FROM_DATA,
+    "corda_config": _FROM_DATA,
+    "lora_ga_config": _FROM_DATA,
+    "loftq_config": "it quantizes the base in its own way; use model.quantization",
+    "use_qalora": "it is for weights in GPTQ; use model.quantization",
+    "qalora_group_size": "it is for weights in GPTQ; use model.quantization",
+    "kasa_config": _PENALTY,
+    "monteclora_config": _PENALTY,
+    "arrow_config": "it chooses among adapters that are trained already, and trains none",
+    "alora_invocation_tokens": "of several rows in a packed batch it would adapt the last one only; leave it out",
+    "layer_replication": "a model with more layers is another base: build that one first, and name it in model.name",
+    "runtime_config": "it only moves weights around while DoRA starts; leave it out",
 }
 
 OPEN_SECTIONS: dict[str, dict[str, tuple[ArgumentClass, dict[str, str]]]] = {

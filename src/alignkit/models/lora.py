@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +19,9 @@ from alignkit.errors import ModelError, did_you_mean
 ATTENTION = "attention"
 _LINEAR = (nn.Linear, Conv1D)
 _ADAPTABLE = (*_LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+# What needs nothing but the weights; others start from a pass over data, or quantize the base.
+_STARTS = ("gaussian", "olora", "pissa", "orthogonal", "mica")
+_TAKE_FROM_BASE = ("olora", "pissa")
 _ATTENTION_BLOCK = re.compile("attn|attention", re.IGNORECASE)
 _ATTENTION_LAYER = re.compile(r"attn|attention|query|key|value|qkv|^[qkvo](_|$)", re.IGNORECASE)
 
@@ -41,14 +46,41 @@ def build_lora(lora: dict[str, Any], model: PreTrainedModel | PeftModel, *, task
         arguments["target_modules"] = attention_layers(model)
     targets = arguments["target_modules"]
     targeted = _targeted(targets, modules)
-    if problems := _target_problems(targets, targeted, model) + _saved_problems(lora.get("modules_to_save"), modules):
-        raise ModelError(*problems)
     # GPT-2's Conv1D keeps its weight as (inputs, outputs)
-    arguments.setdefault("fan_in_fan_out", any(isinstance(modules[name], Conv1D) for name in targeted))
+    transposed = any(isinstance(modules[name], Conv1D) for name in targeted)
+    problems = _target_problems(targets, targeted, model) + _saved_problems(lora.get("modules_to_save"), modules)
+    problems += _start_problems(lora.get("init_lora_weights", True), model, transposed=transposed)
+    problems += _token_problems(lora.get("trainable_token_indices"), model)
+    problems += _parameter_problems(lora.get("target_parameters"), model)
+    if problems:
+        raise ModelError(*problems)
+    arguments.setdefault("fan_in_fan_out", transposed)
     try:
         return LoraConfig(**arguments)
     except (ValueError, TypeError) as error:
         raise ModelError(f"lora: {error}") from error
+
+
+def check_lora(lora: dict[str, Any], bare: PreTrainedModel) -> None:
+    """Put the adapter on a model without weights, where PEFT says in no time what it would say after a download.
+
+    Args:
+        lora: as for `build_lora`.
+        bare: on the meta device; it has the adapter from now on.
+
+    Raises:
+        ModelError: this model cannot carry it.
+    """
+    config = build_lora(lora, bare)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says it again when it means it
+        try:
+            get_peft_model(bare, config)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+            kind = bare.config.model_type
+            raise ModelError(
+                f"lora: PEFT cannot put it on this {kind} model: {' '.join(str(error).split())}"
+            ) from error
 
 
 def attention_layers(model: PreTrainedModel) -> list[str]:
@@ -105,6 +137,49 @@ def _saved_problems(names: Iterable[str] | None, modules: dict[str, nn.Module]) 
         f"lora.modules_to_save: '{name}' matches no module of this model{did_you_mean(name, known)}"
         for name in names or ()
         if not any(_ends_in(module, name) for module in modules)
+    ]
+
+
+def _start_problems(start: bool | str, model: PreTrainedModel, *, transposed: bool) -> list[str]:
+    setting = f"lora.init_lora_weights={start}"
+    if isinstance(start, bool):
+        return []
+    if start.startswith("pissa_niter_"):
+        return [f"{setting}: each time the run is loaded it takes another part out of the base; use pissa"]
+    if start not in _STARTS:
+        return [f"{setting} is no way to start an adapter here; leave it out, or take one of {', '.join(_STARTS)}"]
+    if start == "olora" and transposed:
+        return [f"{setting} takes the Conv1D layers of this model the wrong way around; use pissa"]
+    if start in _TAKE_FROM_BASE and not model.name_or_path:
+        return [f"{setting} takes a part out of the base, and random weights are saved without it; leave it out"]
+    return []
+
+
+def _token_problems(tokens: Iterable[int] | Mapping[str, Iterable[int]] | None, model: PreTrainedModel) -> list[str]:
+    """Name the tokens that no embedding has, and a head whose bias PEFT would leave out of the logits."""
+    if not tokens:
+        return []
+    embeddings: Any = model.get_input_embeddings()
+    size = embeddings.weight.shape[0]
+    ids = [token for some in tokens.values() for token in some] if isinstance(tokens, Mapping) else list(tokens)
+    problems = [
+        f"lora.trainable_token_indices: {token} is no token of this model, which has 0 to {size - 1}"
+        for token in ids
+        if not 0 <= token < size
+    ]
+    head = model.get_output_embeddings()
+    if model.config.get_text_config().tie_word_embeddings and getattr(head, "bias", None) is not None:
+        problems.append("lora.trainable_token_indices: PEFT would leave out the bias of this model's tied output layer")
+    return problems
+
+
+def _parameter_problems(names: Iterable[str] | None, model: PreTrainedModel) -> list[str]:
+    known = [name for name, _ in model.named_parameters()]
+    return [
+        f"lora.target_parameters: '{name}' matches no parameter of this model"
+        f"{did_you_mean(name, {'.'.join(parameter.split('.')[-2:]) for parameter in known})}"
+        for name in names or ()
+        if not any(_ends_in(parameter, name) for parameter in known)
     ]
 
 

@@ -73,11 +73,16 @@ def _save_full(
 
 def _base_weights(model: PeftModel, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights below the adapter, by the names they have without one."""
-    return {
-        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): weight
-        for name, weight in state_dict.items()
-        if model.base_model.prefix not in name and ".modules_to_save." not in name
-    }
+    kept = (".base_layer.", ".original_module.")
+    added = (model.base_model.prefix, ".modules_to_save.", ".token_adapter.")
+    named: dict[str, torch.Tensor] = {}
+    for name, weight in state_dict.items():
+        bare = name.removeprefix("base_model.model.").replace(".token_adapter.base_layer.", ".")
+        for part in kept:
+            bare = bare.replace(part, ".")
+        if not any(part in bare for part in added):
+            named[bare] = weight
+    return named
 
 
 def _name_base(model: PeftModel, out_dir: Path) -> None:

@@ -17,7 +17,7 @@ from alignkit.data.sets.pairs import PairData, check_pair_data, load_pairs
 from alignkit.data.views.supervised import PairView
 from alignkit.errors import ConfigError
 from alignkit.models.load import load_tokenizer, longest_row
-from alignkit.models.lora import build_lora
+from alignkit.models.lora import check_lora
 from alignkit.models.reward import reward_problem, reward_tokenizer
 from alignkit.models.skeleton import skeleton
 from alignkit.stages.opening import log_plan, warn
@@ -83,7 +83,7 @@ def prepare_pairs(
             raise ConfigError(problem)
         tokenizer = reward_tokenizer(tokenizer, end_id=template.end_id)
     if job.lora:
-        build_lora(job.lora, bare)
+        check_lora(job.lora, bare)
     counts_prompts = not is_reward and adds_router_loss(bare.config, job.train)
     if counts_prompts and job.data.batching is Batching.packed:
         raise ConfigError(

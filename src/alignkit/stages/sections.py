@@ -19,6 +19,8 @@ from alignkit.runs.directory import read_manifest
 from alignkit.training.arguments import check_evaluation, chosen_arguments, write_as_given
 from alignkit.training.sharding import check_sharding
 
+_STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
+
 
 def check_sections(job: Any, stage: str) -> list[str]:
     """List what is wrong with the sections that all stages have, one line each."""
@@ -45,6 +47,21 @@ def check_adapter_stacking(job: Any) -> list[str]:
         f"lora: {source.folder} is an adapter already: lora=none trains it further; for another one merge it into its "
         "base"
     ]
+
+
+def check_base_stays(job: Any) -> list[str]:
+    """List what keeps the base without a fresh adapter from being the reference: it must stay as it is.
+
+    And the adapter must start as nothing.
+    """
+    why = "the base without its adapter is the reference, and must be what the policy started as; leave it out"
+    init, bias = job.lora.get("init_lora_weights", True), job.lora.get("bias", "none")
+    problems = []
+    if init is False or str(init).split("_niter")[0] in _STARTS_ELSEWHERE:
+        problems.append(f"lora.init_lora_weights={init}: {why}")
+    if bias != "none":
+        problems.append(f"lora.bias={bias}: {why}")
+    return problems
 
 
 def template_mismatch(model: ModelConfig, template: Template) -> str | None:

@@ -18,7 +18,8 @@ from trl import DPOTrainer as UpstreamTrainer
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.batches.pair_batching import NOTHING, by_side
 from alignkit.errors import did_you_mean
-from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head
+from alignkit.models.adapters import FIRST
+from alignkit.training.lm_head import complete_head, hidden_states, is_plain_head, lm_head
 from alignkit.training.log_probs import token_scores
 from alignkit.training.pairs import PairTrainer
 from alignkit.training.sharding import is_sharded
@@ -94,6 +95,9 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         self.precompute_ref_logps = True
         args: Any = self.args
         policy = self.accelerator.unwrap_model(self.model)
+        for model in (policy, self.accelerator.unwrap_model(self.ref_model)) if self.ref_model else (policy,):
+            complete_head(model)
+        _copy_what_upstream_left(policy)
         # As in SFT: upstream's head is compact on CUDA only, and sharded or compiled weights cannot be called alone.
         self._own_head = (
             args.device.type != "cuda"
@@ -226,3 +230,16 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         if "is_top1" in laid:
             laid["is_top1"] = laid["is_top1"].bool()
         return SimpleNamespace(mask=by_side((labels_NL != IGNORED).float(), parts_NL, num_pairs).bool(), **laid)
+
+
+def _copy_what_upstream_left(policy: Any) -> None:
+    """Give the frozen copy of an adapter the weights whose names end in the adapter's: embeddings and single tokens.
+
+    Upstream copies those that have it further in front.
+    """
+    if not isinstance(policy, PeftModel) or REFERENCE_ADAPTER not in policy.peft_config:
+        return
+    weights = dict(policy.named_parameters())
+    for name, weight in weights.items():
+        if name.endswith(f".{FIRST}"):
+            weights[name.removesuffix(FIRST) + REFERENCE_ADAPTER].data.copy_(weight.data)

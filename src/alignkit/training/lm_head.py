@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -46,6 +47,16 @@ def lm_head(model: Any) -> Any:
     """Return the output embeddings of a causal model, adapters or not."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_output_embeddings()
+
+
+def complete_head(model: Any) -> None:
+    """Give the head the bias that upstream reads of every head: none, where trained tokens are tied to it.
+
+    PEFT's wrapper of such a head has the trained weight, and no name for the bias that it does not add.
+    """
+    head = lm_head(model)
+    if isinstance(head, TrainableTokensWrapper):
+        head.register_parameter("bias", None)
 
 
 def is_plain_head(model: Any) -> bool:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer as UpstreamTrainer
 
 from alignkit.data.batches.batching import row_tokens
-from alignkit.training.lm_head import cross_entropy, hidden_states, is_plain_head, lm_head
+from alignkit.training.lm_head import complete_head, cross_entropy, hidden_states, is_plain_head, lm_head
 from alignkit.training.ordered import OrderedTrainer
 from alignkit.training.sharding import is_sharded
 
@@ -25,6 +25,7 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
     def __init__(self, **rest: Any) -> None:
         self._eval_loss: Tensor | None = None
         super().__init__(**rest)
+        complete_head(self.model)
         if self.aux_loss_enabled:
             # Upstream asks for them in each of its calls, and here for every other: the loss of a router is made with
             # the mask of its batch, and where a cache holds most of it the two do not fit.

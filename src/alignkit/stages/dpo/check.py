@@ -9,7 +9,7 @@ from alignkit.models.source import ModelSource
 from alignkit.stages.dpo.reference import reference_section
 from alignkit.stages.pairs import check_pairs
 from alignkit.stages.samples import check_samples
-from alignkit.stages.sections import check_adapter_stacking
+from alignkit.stages.sections import check_adapter_stacking, check_base_stays
 from alignkit.training.dpo import check_losses
 
 
@@ -27,7 +27,9 @@ def check_job(job: DpoJob) -> None:
     )
     if "margin" in job.data.columns:
         problems.append("data.columns.margin has no effect: DPO's losses take no margin, alignkit reward does")
-    if job.reference.name is not None:
+    if job.reference.name is None:
+        problems += check_base_stays(job)
+    else:
         reference = reference_section(job)
         try:
             if not ModelSource.of(job.model).is_adapter:

@@ -12,10 +12,9 @@ from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws
 from alignkit.stages.ppo.check_value import check_value
-from alignkit.stages.sections import check_adapter_stacking, check_sections
+from alignkit.stages.sections import check_adapter_stacking, check_base_stays, check_sections
 from alignkit.training.sharding import sharding_launched
 
-_STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -29,7 +28,7 @@ def check_job(job: PpoJob) -> None:
     problems += check_sections(job, "ppo") + check_adapter_stacking(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
-    problems += _lora_problems(job) + _schedule_problems(job) + check_value(job)
+    problems += check_base_stays(job) + _schedule_problems(job) + check_value(job)
     if name := sharding_launched():
         problems.append(
             f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "
@@ -92,18 +91,6 @@ def _dropout_problems(job: PpoJob) -> list[str]:
         for name, value in job.model.config.items()
         if ("dropout" in name or name.endswith("pdrop")) and value
     ]
-    return problems
-
-
-def _lora_problems(job: PpoJob) -> list[str]:
-    """The base without a fresh adapter is the reference: it must stay what it is, and the adapter start as nothing."""
-    why = "the base without its adapter is the reference, and must be what the policy started as; leave it out"
-    init, bias = job.lora.get("init_lora_weights", True), job.lora.get("bias", "none")
-    problems = []
-    if init is False or str(init).split("_niter")[0] in _STARTS_ELSEWHERE:
-        problems.append(f"lora.init_lora_weights={init}: {why}")
-    if bias != "none":
-        problems.append(f"lora.bias={bias}: {why}")
     return problems
 
 

@@ -13,7 +13,7 @@ from alignkit.data.views.prompts import PromptView
 from alignkit.errors import ConfigError
 from alignkit.jobs import PpoJob
 from alignkit.models.load import load_tokenizer, num_positions
-from alignkit.models.lora import build_lora
+from alignkit.models.lora import check_lora
 from alignkit.models.skeleton import skeleton
 from alignkit.ppo.value_init import check_value_start
 from alignkit.rewards.load import check_reward_columns
@@ -49,7 +49,7 @@ def prepare(job: PpoJob, *, now: datetime | None = None) -> Prepared:
     template = load_template(job.template, tokenizer, now=now)
     bare = skeleton(job.model)
     if job.lora:
-        build_lora(job.lora, bare)
+        check_lora(job.lora, bare)
     if job.value.start is not None and (problems := check_value_start(job.value, job.model, job.lora)):
         raise ConfigError(*problems)
     positions = num_positions(bare.config)

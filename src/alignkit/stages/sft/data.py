@@ -17,7 +17,7 @@ from alignkit.data.sets.streaming import Stream
 from alignkit.data.views.supervised import SftView
 from alignkit.jobs import SftJob
 from alignkit.models.load import load_tokenizer, longest_row
-from alignkit.models.lora import build_lora
+from alignkit.models.lora import check_lora
 from alignkit.models.skeleton import skeleton
 from alignkit.runs.log import run_log
 from alignkit.stages.sft.batches import build_collator, expected_layout, padding_of
@@ -59,7 +59,7 @@ def prepare(job: SftJob, run_dir: Path | None = None, *, now: datetime | None = 
     template = load_template(job.template, tokenizer, now=now)
     bare = skeleton(job.model)
     if job.lora:
-        build_lora(job.lora, bare)
+        check_lora(job.lora, bare)
     max_length = longest_row(job.data.max_length, bare.config)
     load = partial(
         load_sft, job.data, template, tokenizer, max_length=max_length, seed=job.seed, num_examples=job.samples
