@@ -22,7 +22,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("begun", "words"),
     [
         ("se", ["seed="]),
-        ("data.max", ["data.max_length=", "data.max_row_bytes=", "data.max_dropped="]),
+        ("data.max", ["data.max_length=", "data.max_dropped=", "data.max_row_bytes="]),
         ("model.r", ["model.revision="]),
         ("lo", ["lora=", *(f"lora.{name}=" for name in argument_types(LORA_CONFIG) if name not in LORA_OWNED)]),
         ("template", ["template=", "template.name=", "template.file="]),

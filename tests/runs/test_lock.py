@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -186,7 +187,7 @@ def test_what_a_kill_before_the_first_record_left_is_no_run(
         with guard_run(Path("x"), stage="sft", record={}, resume=False, overwrite=overwrite) as run:
             run.begin()
         assert {path.name for path in Path("x").iterdir()} == {"run.json", "checksums.json"}
-        Path("x/run.json").unlink()
+        shutil.rmtree("x")
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
