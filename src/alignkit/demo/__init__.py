@@ -100,7 +100,7 @@ def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) ->
     prompts = read_prompts([pair["prompt"] for pair in pairs], None, format="auto", columns={})
     answers = _answers(job, prompts)
     rewards = import_module("alignkit.evaluate.rewards")
-    scores = rewards.score_answers(rewards.load(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
+    scores = rewards.score_answers(rewards.load_reward(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
     preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
     others = read_prompts([], shipped_file("heldout.jsonl"), format="auto", columns={})
     result = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
