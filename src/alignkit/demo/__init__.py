@@ -60,11 +60,14 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Poli
     Returns:
         The reward model's report card, and what each policy says in the end.
     """
+    from alignkit.commands.inspect import run as inspect
+    from alignkit.stages.sft.data import view as view_rows
+
     console = SafeConsole()
     recipe = f"config={_recipe('sft')}"
     _title(console, "1  What the loss sees", f"alignkit inspect sft {recipe}")
-    view = import_module("alignkit.stages.sft.data").view(compose_job("sft", [recipe]))
-    import_module("alignkit.commands.inspect").run(view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None)
+    view = view_rows(compose_job("sft", [recipe]))
+    inspect(view, num_rows=_SHOWN_ROWS, html=None, as_json=False, golden=None)
     reward, start = folder / "reward", [f"model.name={folder / 'sft'}"]
     _train(console, "2  A random model learns small tasks on words", "sft", folder, seed)
     _train(console, "3  A reward model learns which answer is better", "reward", folder, seed, start)
@@ -94,13 +97,14 @@ def _train(console: Console, title: str, stage: str, folder: Path, seed: int, wo
 
 
 def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) -> PolicyResult:
-    read_prompts = import_module("alignkit.evaluate.prompts").read_prompts
+    from alignkit.evaluate.prompts import read_prompts
+    from alignkit.evaluate.rewards import load_reward, score_answers
+
     words = [*words, "sampling.max_new_tokens=32"]
     job = compose_job("generate", [*words, "sampling=nucleus"])
     prompts = read_prompts([pair["prompt"] for pair in pairs], None, format="auto", columns={})
     answers = _answers(job, prompts)
-    rewards = import_module("alignkit.evaluate.rewards")
-    scores = rewards.score_answers(rewards.load_reward(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
+    scores = score_answers(load_reward(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
     preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
     others = read_prompts([], shipped_file("heldout.jsonl"), format="auto", columns={})
     result = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)
@@ -108,8 +112,10 @@ def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) ->
     return PolicyResult(answers, scores, fmean(preferred), fmean(right))
 
 
-def _answers(job: Any, prompts: Sequence[Any]) -> list[str]:
-    policy = import_module("alignkit.evaluate.served_model").ServedModel.of(job.model, job.template).load(seed=job.seed)
+def _answers(job: Any, prompts: list[Any]) -> list[str]:
+    from alignkit.evaluate.served_model import ServedModel
+
+    policy = ServedModel.of(job.model, job.template).load(seed=job.seed)
     done = policy.complete(policy.encode(prompts), job.sampling, seed=job.seed, batch_size=_TOGETHER)
     return [policy.text(completion, job.sampling) for completion in done]
 
