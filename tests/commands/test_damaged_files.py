@@ -25,7 +25,7 @@ COMMANDS: dict[str, list[str]] = {
     "generate --out": ["generate", RUN, "--prompt", "Say one.", "sampling.max_new_tokens=2", "--out", "out.jsonl"],
     "next": ["next", RUN, "--prompt", "Say one."],
     "compare --reward": [
-        *("compare", RUN, "--prompt", "Say one.", "sampling.max_new_tokens=2", "--reward", REWARD),
+        *("compare", RUN, f"{RUN}/base", "--prompt", "Say one.", "sampling.max_new_tokens=2", "--reward", REWARD),
     ],
     "evaluate": ["evaluate", RUN, "sampling.max_new_tokens=2", "num_prompts=1"],
     "merge": ["merge", RUN, "merged"],
