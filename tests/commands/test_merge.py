@@ -25,7 +25,7 @@ def job(folder: Path, dtype: Dtype = Dtype.auto, max_difference: float | None = 
 
 def refusal(*args: object, out: Path) -> list[str]:
     with pytest.raises(AlignkitError) as caught:
-        run(job(*args), out=out)  # type: ignore[arg-type]
+        run(job(*args), out=out)  # type: ignore[arg-type]  # the arguments of `job`, passed on
     assert caught.value.exit_status == 2
     return list(caught.value.problems)
 

@@ -18,8 +18,8 @@ from alignkit.training.reference_cache import _keep
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_what_a_disk_would_not_take(tmp_path: Path, number: int) -> None:
     def write() -> None:
-        with writing(tmp_path / "out"):
-            (tmp_path / "out").write_text("half of i")
+        with writing(tmp_path / "out") as aside:
+            aside.write_text("half of i")
             raise OSError(number, os.strerror(number))
 
     with pytest.raises(OutputError) as caught:
@@ -27,6 +27,25 @@ def test_what_a_disk_would_not_take(tmp_path: Path, number: int) -> None:
     assert str(caught.value) == f"{tmp_path}/out cannot be written: {os.strerror(number)}; nothing is left of it"
     assert caught.value.exit_status == 1
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").write_text("of before")
+    with pytest.raises(OutputError, match=r"out cannot be written: .*; it is as it was$"):
+        write()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of before"]
+
+
+def test_a_file_is_replaced_whole_behind_its_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of before")
+    (tmp_path / "link").symlink_to("file")
+    with writing(tmp_path / "link") as aside:
+        aside.write_text("new")
+        assert (tmp_path / "file").read_text() == "of before"
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "new", "link": "new"}
+
+
+def test_a_device_is_written_as_it_is() -> None:
+    with writing(Path(os.devnull)) as aside:
+        assert aside == Path(os.devnull)
 
 
 def full(*_: object, **__: object) -> None:

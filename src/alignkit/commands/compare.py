@@ -64,12 +64,13 @@ def run(
         _show(comparison)
         console = SafeConsole(stderr=True)
         if html is not None:
-            with writing(html):
-                write_page(html, comparison)
+            with writing(html) as aside:
+                write_page(aside, comparison)
             console.print(f"page: {html}", markup=False, highlight=False)
         if out is not None:
-            with writing(out):
-                out.write_text(json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n"
+            with writing(out) as aside:
+                aside.write_text(text, encoding="utf-8")
             console.print(f"all of it: {out}", markup=False, highlight=False)
 
 

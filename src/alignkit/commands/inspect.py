@@ -35,8 +35,9 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
         DataError: rows differ from the golden ones.
     """
     if html is not None:
-        with outputs(html=html), writing(html):
-            write_page(html, view, list(view.rows(num_rows=num_rows)))
+        rows = list(view.rows(num_rows=num_rows))
+        with outputs(html=html), writing(html) as aside:
+            write_page(aside, view, rows)
     if as_json or golden is not None:
         every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
     if as_json:

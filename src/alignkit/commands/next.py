@@ -48,8 +48,8 @@ def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None,
         shown = [(_next_table if response is None else _walk_table)(view) for view in views]
         console.print(Columns(shown, padding=(1, 4)))  # side by side where the terminal is wide enough
         if png is not None:
-            with writing(png):
-                (plot_next if response is None else plot_walk)(views, png)
+            with writing(png) as aside:
+                (plot_next if response is None else plot_walk)(views, aside)
             console.print(f"picture: {png}", markup=False, highlight=False)
 
 

@@ -52,8 +52,8 @@ def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
             print_json_lines(lines)
         else:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            with writing(out):
-                out.write_text(text, encoding="utf-8")
+            with writing(out) as aside:
+                aside.write_text(text, encoding="utf-8")
         console = SafeConsole(stderr=True)
         where = [f"{len(lines):,} scored rows in {out}"] if out else []
         for line in [*([ledger.table()] if len(ledger.rows) > _num_kept(ledger) else []), *summary, *where]:

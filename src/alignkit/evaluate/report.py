@@ -14,9 +14,9 @@ from alignkit.runs.output import writing
 
 def write_report(out: Path, *, settings: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
     """Write the settings and what was measured of each run as JSON."""
-    content = _without_nan({"settings": settings, "runs": runs})
-    with writing(out):
-        out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(_without_nan({"settings": settings, "runs": runs}), indent=1, ensure_ascii=False) + "\n"
+    with writing(out) as aside:
+        aside.write_text(text, encoding="utf-8")
     SafeConsole(stderr=True).print(f"all of it: {out}", markup=False, highlight=False)
 
 

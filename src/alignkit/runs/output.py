@@ -30,15 +30,27 @@ def outputs(**paths: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Write a file, or leave none where its disk takes no more.
+def writing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: one that was there keeps what it held where the disk takes no more.
+
+    Yields:
+        What the block writes, which then takes the place of the file: a path beside it, or a device itself.
 
     Raises:
-        OutputError: the disk is full, or has become read-only.
+        OutputError: the disk is full or has become read-only, or the file may not be written.
     """
+    whole = path.resolve()  # not the link to it
+    aside = whole if whole.exists() and not whole.is_file() else whole.with_name(f".partial-{whole.name}")
     try:
-        yield
+        if whole.is_file():
+            whole.open("ab").close()  # one that may not be written is not replaced either
+        yield aside
+        if aside != whole:
+            aside.replace(whole)
     except OSError as error:
-        with suppress(OSError):
-            path.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing is left of it") from error
+        left = "it is as it was" if whole.exists() else "nothing is left of it"
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; {left}") from error
+    finally:
+        if aside != whole:
+            with suppress(OSError):
+                aside.unlink()
