@@ -209,12 +209,12 @@ def generate(
 
     alignkit generate runs/sft/tiny --prompt "Repeat the word." sampling.temperature=0.7 sampling.top_k=50
     """
-    from alignkit.launch import compose_job
+    from alignkit.launch import compose_with_record
 
-    job = compose_job("generate", words or [], model={"name": run})
+    job, record = compose_with_record("generate", words or [], model={"name": run})
     from alignkit.commands.generate import run as answer
 
-    answer(job, prompts=prompt or [], prompts_path=prompts, out=out)
+    answer(job, prompts=prompt or [], prompts_path=prompts, out=out, record=record)
 
 
 @app.command()
@@ -324,7 +324,7 @@ def evaluate(
     """
     from alignkit.config import ModelConfig
     from alignkit.errors import ConfigError
-    from alignkit.launch import compose_job
+    from alignkit.launch import compose_with_record
     from alignkit.runs.directory import read_manifest
 
     runs, settings = _runs_and_words(words)
@@ -343,25 +343,25 @@ def evaluate(
             problems = check_models(runs, ModelConfig(first), distinct=True) + check_new_file(out)
             raise ConfigError(*problems, f"{missing}; give it as data.path=…")
         given["data"] = manifest["job"]["data"]
-    job = compose_job("evaluate", settings, **given)
+    job, record = compose_with_record("evaluate", settings, **given)
 
-    measured(job, runs=runs, reward=reward, reference=reference, pairs=pairs, out=out)
+    measured(job, runs=runs, reward=reward, reference=reference, pairs=pairs, out=out, record=record)
 
 
 def _evaluate_tasks(
     runs: list[str], settings: list[str], tasks: str, others: dict[str, str | None], out: Path | None
 ) -> None:
     from alignkit.errors import ConfigError
-    from alignkit.launch import compose_job
+    from alignkit.launch import compose_with_record
 
     if given := [flag for flag, value in others.items() if value is not None]:
         raise ConfigError(
             *(f"{flag} is about held-out rows, and --tasks brings its own: give one of them" for flag in given)
         )
-    job = compose_job("tasks", settings, model={"name": runs[0] if runs else ""})
+    job, record = compose_with_record("tasks", settings, model={"name": runs[0] if runs else ""})
     from alignkit.commands.tasks import run as measured
 
-    measured(job, runs=runs, tasks=[name.strip() for name in tasks.split(",") if name.strip()], out=out)
+    measured(job, runs=runs, tasks=[name.strip() for name in tasks.split(",") if name.strip()], out=out, record=record)
 
 
 @app.command()
@@ -376,12 +376,12 @@ def merge(
 
     alignkit merge runs/sft/lora models/mine model.dtype=bfloat16
     """
-    from alignkit.launch import compose_job
+    from alignkit.launch import compose_with_record
 
-    job = compose_job("merge", words or [], model={"name": run})
+    job, record = compose_with_record("merge", words or [], model={"name": run})
     from alignkit.commands.merge import run as merged
 
-    merged(job, out=out)
+    merged(job, out=out, record=record)
 
 
 @app.command()

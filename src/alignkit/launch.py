@@ -63,9 +63,7 @@ def launch(
             return  # the signal meant the sweep, not one run of it
         run_dir = _short(Path(HydraConfig.get().runtime.output_dir))
         try:
-            job = typed(stage, cfg)
-            record = OmegaConf.to_container(cfg, resolve=False)  # unresolved: ${oc.env:TOKEN} must not be written out
-            import_module(f"alignkit.stages.{stage}.run").run(job, run_dir, record=record)
+            import_module(f"alignkit.stages.{stage}.run").run(typed(stage, cfg), run_dir, record=_as_given(cfg))
         except Exception as error:
             # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.
             if "BasicLauncher" not in str(HydraConfig.get().launcher):
@@ -88,11 +86,23 @@ def compose_job(stage: str, words: list[str], *, config_dir: Path | None = None,
         config_dir: as in `launch`.
         **given: top-level sections laid under the words, such as `model={"name": run}`.
     """
+    return compose_with_record(stage, words, config_dir=config_dir, **given)[0]
+
+
+def compose_with_record(
+    stage: str, words: list[str], *, config_dir: Path | None = None, **given: Any
+) -> tuple[Any, dict[str, Any]]:
+    """`compose_job`, and the settings as they were given, interpolations unresolved: what may be written out."""
     overrides = _prepare(stage, words, config_dir, given=given)
     if config_dir is not None:
         overrides.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
     with _hydra_words(), initialize_config_module("alignkit.conf", version_base="1.3"):
-        return typed(stage, compose(stage, overrides))
+        cfg = compose(stage, overrides)
+    return typed(stage, cfg), _as_given(cfg)
+
+
+def _as_given(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=False)  # ${oc.env:TOKEN} must not be written out
 
 
 def typed(stage: str, cfg: DictConfig) -> Any:

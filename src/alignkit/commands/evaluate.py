@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from alignkit.config import DataConfig, ModelConfig
 from alignkit.data.sets.pairs import check_pair_data
@@ -45,10 +46,12 @@ def run(
     reference: str | None,
     pairs: str | None,
     out: Path | None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Measure every model on the same rows and prompts; print a table, and write JSON to `out`.
 
-    The rows are those that the section `data` holds out; all of `data.path` if it holds none out.
+    The rows are those that the section `data` holds out; all of `data.path` if it holds none out. `out` has the settings as
+    `record` has them, interpolations unresolved, where it is given.
 
     Raises:
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
@@ -70,7 +73,7 @@ def run(
                 _score_responses(job, models, held_out, figures, reward)
         _show(job, held_out[0], figures)
         if out is not None:
-            write_report(out, settings=asdict(job), runs=[one.as_json() for one in figures])
+            write_report(out, settings=record or asdict(job), runs=[one.as_json() for one in figures])
 
 
 def _load_reference(

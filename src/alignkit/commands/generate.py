@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,25 @@ _LOWER = "lower batch_size or sampling.max_new_tokens"
 _BATCHES_AT_ONCE = 16  # sorted by length among themselves, then written in the order of the prompts
 
 
-def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, out: Path | None) -> None:
+def run(
+    job: GenerateJob,
+    *,
+    prompts: Sequence[str],
+    prompts_path: Path | None,
+    out: Path | None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
     """Answer every prompt, to the terminal or to a file of JSON lines, which is continued where it stopped.
 
     Each line has `source`, `sample` (0, 1, … of this prompt), `prompt` (the rendered text), `response`,
     `finish_reason`, `num_prompt_tokens`, `num_tokens` (both without the end token) and `logprob`.
+
+    Args:
+        job: the settings.
+        prompts: texts.
+        prompts_path: a file of further ones.
+        out: the file.
+        record: the settings as they were given, interpolations unresolved: as such they are written beside `out`.
 
     Raises:
         ConfigError, DataError, ModelError: the user's mistake; nothing was written.
@@ -44,7 +58,7 @@ def run(job: GenerateJob, *, prompts: Sequence[str], prompts_path: Path | None, 
         policy = ServedModel.of(job.model, job.template)
         rows = policy.encode(found)
         policy.check_lengths(found, rows, job.sampling)
-        file = None if out is None else AnswerFile(out, _settings(job, rows))
+        file = None if out is None else AnswerFile(out, _settings(record or asdict(job), job, rows))
         if file is not None and file.num_done == len(rows) * job.num_samples:
             _say(f"{file.path} is complete: it has all {file.num_done} responses")
             return
@@ -116,9 +130,9 @@ def _told(on_progress: Callable[[int], None], num_before: int, num_done: int) ->
     on_progress(num_before + num_done)
 
 
-def _settings(job: GenerateJob, rows: list[list[int]]) -> dict[str, Any]:
+def _settings(record: Mapping[str, Any], job: GenerateJob, rows: list[list[int]]) -> dict[str, Any]:
     """List what determines the answers: not the batch size, which only changes rounding, nor the format of prompts."""
-    settings = dict(flat(asdict(job)))
+    settings = dict(flat(record))
     for key in ("batch_size", "format", "columns"):
         settings.pop(key, None)
     return settings | {"prompts": fingerprint(rows), "weights": weights_mark(job.model.name)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,11 +40,16 @@ logger = logging.getLogger(__name__)
 _NEEDS = "the sums are made in float32, which takes four bytes for each weight"
 
 
-def run(job: MergeJob, *, out: Path) -> None:
+def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) -> None:
     """Write a plain model folder that computes what the adapter computes, or nothing.
 
     The sums are made in float32 and rounded once. What was written is loaded again and compared, in an arithmetic finer
     than its weights, on the prompts and answers of the run, or on rows that ship with alignkit where it has none.
+
+    Args:
+        job: the settings.
+        out: the folder.
+        record: the settings as they were given, interpolations unresolved: as such they are written out.
 
     Raises:
         ConfigError, ModelError: the user's mistake, or a difference past the bound; `out` is not there then.
@@ -63,7 +69,7 @@ def run(job: MergeJob, *, out: Path) -> None:
         aside = out.with_name(f".{out.name}.unchecked")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            entry = Run(aside, "merge", asdict(job), parents=lineage(job.model.name))
+            entry = Run(aside, "merge", record or asdict(job), parents=lineage(job.model.name))
             entry.begin()
             save_model(merged, model.tokenizer, aside, jinja=model.template.jinja, end_id=model.template.end_id)
             model.unload()

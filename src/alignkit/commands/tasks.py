@@ -47,7 +47,14 @@ class Metric:
     num_fewshot: int | None
 
 
-def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path | None) -> None:
+def run(
+    job: TasksJob,
+    *,
+    runs: Sequence[str],
+    tasks: Sequence[str],
+    out: Path | None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
     """Measure every model on every task; a table in the terminal, and JSON where asked for.
 
     Args:
@@ -55,6 +62,7 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
         runs: the models.
         tasks: names that the harness has (tasks, groups or tags), or YAML files of tasks.
         out: the JSON file.
+        record: the settings as they were given, interpolations unresolved: as such they are written out.
 
     Raises:
         ConfigError, ModelError: the user's mistake, before a model is loaded.
@@ -72,7 +80,7 @@ def run(job: TasksJob, *, runs: Sequence[str], tasks: Sequence[str], out: Path |
             measured = [
                 {"name": name, "tasks": [asdict(metric) for metric in metrics]} for name, metrics in found.items()
             ]
-            write_report(out, settings=asdict(job), runs=measured)
+            write_report(out, settings=record or asdict(job), runs=measured)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from alignkit.runs.console import SafeConsole
 from alignkit.runs.output import writing
 
 
-def write_report(out: Path, *, settings: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
+def write_report(out: Path, *, settings: Mapping[str, Any], runs: Sequence[dict[str, Any]]) -> None:
     """Write the settings and what was measured of each run as JSON."""
-    text = json.dumps(_without_nan({"settings": settings, "runs": runs}), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(_without_nan({"settings": dict(settings), "runs": runs}), indent=1, ensure_ascii=False) + "\n"
     with writing(out) as aside:
         aside.write_text(text, encoding="utf-8")
     SafeConsole(stderr=True).print(f"all of it: {out}", markup=False, highlight=False)
