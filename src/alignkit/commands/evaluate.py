@@ -50,8 +50,8 @@ def run(
 ) -> None:
     """Measure every model on the same rows and prompts; print a table, and write JSON to `out`.
 
-    The rows are those that the section `data` holds out; all of `data.path` if it holds none out. `out` has the settings as
-    `record` has them, interpolations unresolved, where it is given.
+    The rows are those that the section `data` holds out; all of `data.path` if it holds none out. `record` has the
+    settings as they were given, interpolations unresolved: as such they are written to `out`.
 
     Raises:
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
