@@ -66,6 +66,21 @@ class PairTrainer(OrderedTrainer):
         num_lines = len(batch["input_ids"])
         return num_lines if self.data_collator.shared_prompt else num_lines // 2
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Count the pairs of a step, of all processes."""
+        num_pairs = torch.tensor([sum(self.num_pairs(batch) for batch in batch_samples)], device=device)
+        return self.accelerator.gather(num_pairs).sum()  # type: ignore[no-any-return]
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        assert isinstance(num_items_in_batch, Tensor)
+        # Upstream divides a batch's mean by it. Each pair of a step is to count the same, also where its last batch is
+        # smaller; and DDP averages the gradients of its processes.
+        num_pairs = self.num_pairs(inputs) * self.accelerator.num_processes
+        self.current_gradient_accumulation_steps = num_items_in_batch / num_pairs
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def record_accuracy(self, name: str, margins_B: Tensor) -> None:
         """Put our accuracy in place of upstream's, for which a tie is wrong: before the first step all pairs are."""
         model: Any = self.model
