@@ -59,10 +59,10 @@ def launch(
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
-        if failures and isinstance(failures[-1], Interrupted):
-            return  # the signal meant the sweep, not one run of it
         run_dir = _short(Path(HydraConfig.get().runtime.output_dir))
         try:
+            if failures and isinstance(failures[-1], Interrupted):
+                return  # the signal meant the sweep, not one run of it
             import_module(f"alignkit.stages.{stage}.run").run(typed(stage, cfg), run_dir, record=_as_given(cfg))
         except Exception as error:
             # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.

@@ -196,6 +196,31 @@ def test_a_signal_before_the_first_step_or_in_the_final_save_is_told_and_recorde
     assert losses(run_dir) == losses(unbroken("full"))
 
 
+@pytest.mark.parametrize(("at", "number"), [("run.json", signal.SIGTERM), ("checkpoints/checkpoint-20", signal.SIGINT)])
+def test_a_signal_ends_a_sweep_after_the_run_it_met_and_resume_goes_on_with_those_that_began(
+    alignkit: Start, folder: Path, at: str, number: signal.Signals
+) -> None:
+    sweep = folder / "runs/sft" / f"sweep-{number}"
+    words = ["--multirun", "seed=1,2,3", "train.max_steps=40"]
+    stopped = alignkit(sweep.name, *words, at=f"1/{at}", number=number)
+    assert stopped.status == 128 + number, stopped.said
+    assert "go on with resume=true" in stopped.said.splitlines()[-1]
+    assert {path.name: status(path) for path in sweep.iterdir() if path.is_dir()} == {
+        "0": "finished",
+        "1": "interrupted",
+    }
+    resumed = alignkit(sweep.name, *words, "resume=true")
+    assert resumed.status == 2
+    assert f"runs/sft/{sweep.name}/0 is finished: there is nothing to resume" in resumed.said
+    assert resumed.said.splitlines()[-1] == (
+        f"alignkit: resume=true: there is no run in runs/sft/{sweep.name}/2; leave resume out to start one"
+    )
+    assert {path.name: status(path) for path in sweep.iterdir() if path.is_dir()} == {"0": "finished", "1": "finished"}
+    alone = alignkit(f"{sweep.name}-alone", *words[2:], "seed=2")
+    assert alone.status == 0
+    assert bits(sweep / "1") == bits(folder / f"runs/sft/{sweep.name}-alone")
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
 def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_serves(
     alignkit: Start, unbroken: Any, folder: Path, file: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from alignkit.launch import launch
@@ -49,6 +50,21 @@ def words(name: str, *, num_processes: int) -> list[str]:
     return [f"name={name}", *WORDS, f"train.per_device_train_batch_size={GLOBAL_BATCH // num_processes}"]
 
 
+def in_two_processes(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "alignkit", "sft", *words(name, num_processes=2)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout
+    return done
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder with the runs `one` and `two`, of as many processes, and what the two said."""
@@ -57,17 +73,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
     (folder / "mine.py").write_text(FORMAT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = subprocess.run(
-        [*torchrun, "-m", "alignkit", "sft", *words("two", num_processes=2)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert two.returncode == 0, two.stdout
+    two = in_two_processes(folder, "two")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch("sft", words("one", num_processes=1))
@@ -120,6 +126,17 @@ def test_every_file_of_the_run_is_written_once(runs: dict[str, Path]) -> None:
 def test_rows_are_read_and_encoded_by_one_process(said: tuple[Path, str]) -> None:
     assert (said[0] / "read-by-2.txt").read_text() == "0" * 43
     assert not list(said[0].rglob(".encoded"))
+
+
+def test_rows_that_a_killed_run_left_half_exchanged_are_not_read(said: tuple[Path, str], runs: dict[str, Path]) -> None:
+    run_dir = said[0] / "runs/sft/after-a-kill"
+    for name in ("000000 train", "000001 gone"):
+        rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]], "row_index": [0], "source": ["other:1"]})
+        rows.save_to_disk(str(run_dir / ".encoded" / name))
+    (run_dir / ".encoded/000001 gone/state.json").unlink()  # the kill came before it was written
+    in_two_processes(said[0], run_dir.name)
+    assert (run_dir / "model.safetensors").read_bytes() == (runs["two"] / "model.safetensors").read_bytes()
+    assert not (run_dir / ".encoded").exists()
 
 
 def test_processes_part_before_they_end(said: tuple[Path, str]) -> None:
