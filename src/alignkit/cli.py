@@ -333,7 +333,7 @@ def evaluate(
         _evaluate_tasks(runs, settings, tasks, {"--reward": reward, "--reference": reference, "--pairs": pairs}, out)
         return
     given: dict[str, Any] = {"model": {"name": first}}
-    manifest = read_manifest(Path(first)) or {}
+    manifest = read_manifest(Path(first).expanduser()) or {}
     from alignkit.commands.evaluate import run as measured
     from alignkit.evaluate.arguments import check_models, check_new_file
 

@@ -67,6 +67,12 @@ def test_the_loss_is_the_one_that_training_logged(measure: Measure, train: Calla
     assert found["loss"]["value"] == pytest.approx(total / sum(counts))
 
 
+def test_all_rows_are_measured_where_training_streams_them(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.data.sets.items.NUM_FIRST", 2)
+    (found,) = measure("data.streaming=true", "num_prompts=0")
+    assert len(found["losses"]) == 6
+
+
 def test_a_reward_is_estimated_over_prompts_and_samples(
     measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

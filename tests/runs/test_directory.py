@@ -199,12 +199,14 @@ def test_a_folder_that_is_read_only_for_everybody(tmp_path: Path) -> None:
     assert "is read-only for you" in refused(Path("/proc/self/x"))
 
 
-def test_lineage_names_the_run_that_a_model_came_from(tmp_path: Path) -> None:
+def test_lineage_names_the_run_that_a_model_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(tmp_path / "x")
     (parent,) = lineage(str(tmp_path / "x"))
     assert parent["path"] == str(tmp_path / "x")
     assert len(parent["sha256"]) == 64
     assert lineage("org/model") == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert lineage("~/x") == [parent]
 
 
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from alignkit.config import DataConfig
 from alignkit.data.rows.conversation import Conversation
@@ -48,6 +48,8 @@ def load_held_out(data: DataConfig, model: ServedModel, *, num_prompts: int, see
     Raises:
         DataError: rows cannot be read, or none is left.
     """
+    if data.eval_path is None:
+        data = replace(data, streaming=False)  # which reads the first rows alone
     longest = longest_row(data.max_length, skeleton(model.config).config)
     every = _EVERY if num_prompts else 0
     loaded = load_sft(data, model.template, model.tokenizer, max_length=longest, seed=seed, num_examples=every)

@@ -58,7 +58,7 @@ def held_out_groups(data: DataConfig, names: Iterable[str]) -> EvalGroups | None
         return data.eval_groups
     found: dict[EvalGroups, str] = {}
     for name in names:
-        manifest = read_manifest(Path(name)) or {}
+        manifest = read_manifest(Path(name).expanduser()) or {}
         groups = recorded_groups(manifest)
         if groups is not None and manifest["job"]["data"].get("path") == data.path:
             found.setdefault(groups, name)
@@ -83,7 +83,7 @@ def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:
 def example_rows(policy: ServedModel) -> list[Row]:
     """Encode the first examples for a model; every token is scored."""
     rows = []
-    for prompt, answer in list(example_answers(Path(policy.name)))[:_NUM_ROWS]:
+    for prompt, answer in list(example_answers(Path(policy.name).expanduser()))[:_NUM_ROWS]:
         (ids,) = policy.encode([("row", Conversation((Message("user", prompt),)))])
         answer_ids: list[int] = policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
         whole = [*ids, *answer_ids, policy.template.end_id]

@@ -214,10 +214,11 @@ def run_time(folder: Path | None) -> datetime | None:
 
 def lineage(name: str) -> list[dict[str, str]]:
     """Return the run a model name refers to, as an entry of `Run.parents`; empty where it is not one of ours."""
-    path = Path(name) / MANIFEST
-    if read_manifest(Path(name)) is None:
+    folder = Path(name).expanduser()
+    if read_manifest(folder) is None:
         return []
-    return [{"path": str(Path(name).resolve()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}]
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    return [{"path": str(folder.resolve()), "sha256": digest}]
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

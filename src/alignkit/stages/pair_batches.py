@@ -73,7 +73,7 @@ def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:
     def eval_order(dataset: Dataset) -> EpochOrder:
         # Held-out pairs are only scored: sorted by length they cost the least padding.
         lengths = _line_lengths(PairSet(dataset), layout)
-        return EpochOrder(lengths, seed=job.seed, shuffle=False, group=args.per_device_eval_batch_size)
+        return EpochOrder(lengths, seed=job.seed, shuffle=False, group=len(dataset))
 
     return {"train_order": train_order, "eval_order": eval_order}
 

@@ -35,9 +35,10 @@ class OrderedTrainer(DurableTrainer):
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         order = self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
         if isinstance(order, EpochOrder):
-            if self._resumed_from is not None:  # version 0.1 grouped by a device's batch, and did not note it
-                noted = self.resumed_window().get("group", self.args.per_device_train_batch_size)
-                order.group = order.group and noted
+            if self._resumed_from is not None:
+                # Version 0.1 did not note it: a device's batch, and all rows where they were not shuffled.
+                before = self.args.per_device_train_batch_size if order.shuffle else len(order)
+                order.group = order.group and self.resumed_window().get("group", before)
             self._group = order.group
         return order
 

@@ -99,9 +99,13 @@ def test_grouping_brings_rows_of_like_length_together() -> None:
     assert all(len({lengths[i] for i in order[at : at + 8]}) == 1 for at in range(0, 80, 8))
 
 
+def test_rows_that_are_not_shuffled_keep_their_order_step_by_step() -> None:
+    assert list(EpochOrder([3, 9, 1, 5, 7, 2, 8], seed=0, shuffle=False, group=3)) == [1, 0, 2, 4, 3, 5, 6]
+
+
 def test_padding_share_by_value() -> None:
     shares = {
-        layout: padding_share([4, 2, 2, 4], batch_size=2, rows_a_step=2, layout=layout, seed=0, shuffle=False)
+        layout: padding_share([4, 2, 2, 4], batch_size=2, rows_a_step=4, layout=layout, seed=0, shuffle=False)
         for layout in (Batching.padded, Batching.grouped, Batching.packed)
     }
     assert shares == {Batching.padded: 0.25, Batching.grouped: 0.0, Batching.packed: 0.25}

@@ -115,7 +115,7 @@ class EpochOrder(Sampler[int]):
     Args:
         lengths: tokens in each row; the last `num_fillers` are fillers and always come last.
         seed: of the shuffle.
-        shuffle: reshuffle each epoch; otherwise the rows' own order.
+        shuffle: reshuffle each epoch; otherwise the rows' own order, by length within each group.
         group: rows that share a step of the optimizer; 0 leaves lengths out of it, otherwise rows of similar length
             meet. All of a step's, so that it makes no difference over how many batches and processes they are spread.
         num_fillers: see `FILLER`.
@@ -137,11 +137,10 @@ class EpochOrder(Sampler[int]):
         num_rows = len(self.lengths) - self.num_fillers
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(num_rows, generator=generator).tolist() if self.shuffle else list(range(num_rows))
-        if self.group and not self.shuffle:
-            order = self._alike(order)
-        elif self.group:
-            window = self.group * _WINDOW_GROUPS
+        if self.group:
+            window = self.group * (_WINDOW_GROUPS if self.shuffle else 1)
             order = [i for at in range(0, num_rows, window) for i in self._alike(order[at : at + window])]
+        if self.group and self.shuffle:
             whole = num_rows - num_rows % self.group
             steps = [order[at : at + self.group] for at in range(0, whole, self.group)]
             mixed = torch.randperm(len(steps), generator=generator).tolist()

@@ -79,7 +79,7 @@ def epoch_orders(job: SftJob, layout: Batching, args: Any) -> dict[str, Any]:
     return {
         "train_order": partial(order, shuffle=job.data.shuffle, group=group),
         # Held-out rows are only scored: sorted by length they cost the least padding.
-        "eval_order": partial(order, shuffle=False, group=args.per_device_eval_batch_size),
+        "eval_order": lambda dataset: order(dataset, shuffle=False, group=len(dataset)),
     }
 
 
