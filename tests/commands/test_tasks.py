@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, RwkvConfig
 
 from alignkit.commands.tasks import check_tasks, run
 from alignkit.data.rows.conversation import Conversation, Message
@@ -16,6 +17,7 @@ from alignkit.errors import ConfigError
 from alignkit.evaluate.likelihood import Row, token_logprobs
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.launch import compose_job
+from alignkit.models.tiny import byte_tokenizer
 
 KNOWN = {"Say hello.": "hello there", "Up?": "down", "A Greek word": "λόγος"}
 
@@ -115,6 +117,32 @@ def test_prompts_that_are_too_long_are_counted(
     task = write_task(tmp_path, "long", **{**said, "generation_kwargs": {"max_gen_toks": 10**6}})
     with pytest.raises(ConfigError, match=f"--tasks: lm-eval cannot run on {run_dir}: .*1000000"):
         measure([task], run_dir)
+
+
+@needs_harness
+def test_an_answer_is_the_same_whatever_shares_its_batch(tmp_path: Path) -> None:
+    """RWKV sees what stands in front of a prompt, masked or not."""
+    from lm_eval.api.instance import Instance
+
+    from alignkit.evaluate.harness import TrainedModel
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    sizes = {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
+    config = RwkvConfig(vocab_size=len(tokenizer), context_length=64, **sizes)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)  # else it repeats a single token
+    model.save_pretrained(tmp_path / "rwkv")
+    tokenizer.save_pretrained(tmp_path / "rwkv")
+    job = compose_job("tasks", ["model.dtype=float32", "template=instruction"], model={"name": str(tmp_path / "rwkv")})
+    policy = ServedModel.of(job.model, job.template).load(seed=0)
+    settings = {"until": [], "max_gen_toks": 6, "do_sample": False}
+    asked = [
+        Instance("generate_until", {}, (text, dict(settings)), at) for at, text in enumerate(["a", "a longer one"])
+    ]
+    alone, together = (TrainedModel(policy, batch_size=size).generate_until(asked, True) for size in (1, 2))
+    assert together == alone
 
 
 @needs_harness

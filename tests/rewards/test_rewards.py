@@ -147,6 +147,15 @@ def test_a_classifier_that_cannot_pad_reads_one_text_at_a_time(classifier: Path)
     assert load(source).score(samples).total == pytest.approx(padded, abs=1e-6)
 
 
+@pytest.mark.parametrize("changed", [{"padding_side": "left"}, {"pad_token": "<|bos|>"}])
+def test_a_text_scores_as_it_does_alone_however_its_tokenizer_pads(classifier: Path, changed: dict[str, str]) -> None:
+    path = classifier / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    rewards, samples = load({"classifier": "classifier", "label": "POSITIVE"}), [sample("a"), sample("a longer text")]
+    alone = [rewards.score([one]).total[0] for one in samples]
+    assert rewards.score(samples).total == pytest.approx(alone, abs=1e-6)
+
+
 def test_a_text_is_cut_to_the_positions_that_there_are(folder: Path) -> None:
     config = RobertaConfig(
         num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=300,

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import num_positions
+from alignkit.sampling.padding import sees_left_padding
 from alignkit.sampling.settings import stop_ids
 
 
@@ -33,7 +34,8 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
         super().__init__(
             policy.weights,
             tokenizer=policy.tokenizer,
-            batch_size=batch_size,
+            # the harness pads in front of prompts that it generates from
+            batch_size=1 if sees_left_padding(policy.weights) else batch_size,
             max_length=num_positions(policy.weights.config),
             add_bos_token=False,  # the template writes it where training had one
         )

@@ -52,7 +52,10 @@ class ClassifierScorer:
         self.is_exclusive = config.num_labels > 1 and config.problem_type != "multi_label_classification"
         positions = getattr(config, "max_position_embeddings", _LONGEST) - self._first_position()
         self.max_length, self.num_cut = min(self.tokenizer.model_max_length, positions), 0
-        self.can_pad = self.tokenizer.pad_token is not None and config.pad_token_id is not None
+        # Behind a text it changes nothing, whatever the tokenizer says: in front of one it would move its positions.
+        self.tokenizer.padding_side = "right"
+        # A model that reads a text off its last token looks for the token of its own configuration.
+        self.can_pad = self.tokenizer.pad_token_id is not None and self.tokenizer.pad_token_id == config.pad_token_id
         if not self.can_pad:
             self.batch_size = 1
 
