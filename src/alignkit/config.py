@@ -52,6 +52,17 @@ class ControlTokens(StrEnum):
     neutralise = "neutralise"
 
 
+class ToolsForm(StrEnum):
+    native = "native"
+    system = "system"
+
+
+class ReasoningForm(StrEnum):
+    native = "native"
+    inline = "inline"
+    drop = "drop"
+
+
 class EvalGroups(StrEnum):
     conversation = "conversation"
     prompt = "prompt"
@@ -169,6 +180,19 @@ class DataConfig:
         "tokens that carry loss: every response (assistant), the last response (last_turn), or everything",
         TrainOn.assistant,
     )
+    tools: ToolsForm = setting(
+        "form of tools, calls and results: the template's own (native), or written out as system, assistant and user "
+        "text (system)",
+        ToolsForm.native,
+    )
+    reasoning: ReasoningForm = setting(
+        "form of an assistant's reasoning: the template's own (native), <think>…</think> before the answer (inline), "
+        "or left out and counted (drop)",
+        ReasoningForm.native,
+    )
+    train_reasoning: bool = setting(
+        "the loss sees the reasoning of trained responses; false masks it, tags included", True
+    )
     control_tokens: ControlTokens = setting(
         "special tokens typed in the text of a row: drop the row (refuse), or encode them as plain characters "
         "(neutralise)",
@@ -191,6 +215,9 @@ class TemplateConfig:
     name: str = setting("chat template: a shipped one, or native for the one in the model's tokenizer", "native")
     file: str | None = setting(
         "Jinja chat template of your own, with {% generation %} markers around what the assistant says", None
+    )
+    kwargs: dict[str, Any] = setting(
+        "arguments of the template, such as {enable_thinking: false}; a row's own chat_template_kwargs come on top", {}
     )
 
 

@@ -172,4 +172,4 @@ class RewardRunScorer:
 def _with_answer(prompt: Conversation, completion: str) -> Conversation:
     if prompt.plain:
         return Conversation((Message("assistant", prompt.messages[0].content + completion),), plain=True)
-    return Conversation((*prompt.messages, Message("assistant", completion)))
+    return prompt.with_answer(Message("assistant", completion))

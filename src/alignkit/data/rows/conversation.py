@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,11 @@ class Message:
         content: the text, exactly as in the data (never stripped).
         input: the context of an instruction (Alpaca's `input` column); only user turns have one.
         train: whether the loss sees this turn; None leaves it to `data.train_on`.
-        tool_calls: structured calls of an assistant turn in OpenAI's shape, passed to the template as they are.
+        tool_calls: calls of an assistant turn in OpenAI's shape, `{type, id?, function: {name, arguments}}`; the
+            arguments are an object, or the JSON text that the data holds.
+        reasoning: what the assistant thought before its words and calls.
+        name: of the tool that answers, or of who speaks.
+        tool_call_id: the call that a tool's result answers.
     """
 
     role: str
@@ -25,6 +31,9 @@ class Message:
     input: str = ""
     train: bool | None = None
     tool_calls: tuple[dict[str, Any], ...] = ()
+    reasoning: str = ""
+    name: str = ""
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +43,25 @@ class Conversation:
     Attributes:
         messages: at least one.
         plain: the row is plain text: no template is applied, every token is trained.
+        tools: the functions that the assistant may call, in OpenAI's shape `{type, function: {name, …}}`.
+        template_kwargs: the row's own arguments of the template, over `template.kwargs`; `documents` is one.
+        notes: what the reading of the row counted that changes no fate.
     """
 
     messages: tuple[Message, ...]
     plain: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def with_answer(self, answer: Message) -> Conversation:
+        """Return the conversation with one more message."""
+        return replace(self, messages=(*self.messages, answer))
 
     def prompt(self) -> Conversation:
         """Return what a model is asked: everything before the last assistant turn."""
         last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
-        return Conversation(self.messages[:last])
+        return replace(self, messages=self.messages[:last])
 
     def question(self) -> str:
         """Return the content of the last message, with its input below; of plain text, the text."""
@@ -62,4 +81,5 @@ class Conversation:
 
 
 def _key(messages: tuple[Message, ...]) -> str:
-    return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}" for m in messages)
+    calls = [json.dumps(m.tool_calls, sort_keys=True) if m.tool_calls else "" for m in messages]
+    return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.input}{call}" for m, call in zip(messages, calls, strict=True))

@@ -54,8 +54,7 @@ class Preference:
 
     def sides(self) -> tuple[Conversation, Conversation]:
         """Return the prompt with the chosen response, and with the rejected one."""
-        messages = self.prompt.messages
-        return Conversation((*messages, self.chosen)), Conversation((*messages, self.rejected))
+        return self.prompt.with_answer(self.chosen), self.prompt.with_answer(self.rejected)
 
     def prompt_key(self) -> str:
         """Return what two rows must share to count as the same prompt."""
