@@ -112,7 +112,8 @@ def test_a_mapping_to_a_column_that_is_not_there_is_refused() -> None:
             {"outptu": "response", "text": "x", "input": 3},
             [
                 "data.columns: no format has a field 'outptu'; did you mean 'output'?",
-                "data.columns: no format has a field 'text'; one of input, instruction, output",
+                "data.columns: no format has a field 'text'; one of chat_template_kwargs, documents, history, input, "
+                "instruction, label, output, parallel_tool_calls, reasoning_effort, system, tool_choice, tools",
                 "data.columns.input is a number: it must be the name of a column",
             ],
         ),
@@ -163,11 +164,12 @@ def test_sharegpt_with_system_and_tool_turns() -> None:
             {"from": "gpt", "value": "Sunny."},
         ],
     }
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
     assert to_conversation(row, "sharegpt", {}).messages == (
         Message("system", "Be brief."),
         Message("user", "Weather?"),
-        Message("assistant", '{"name": "weather"}'),
-        Message("tool", "sunny"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "sunny", name="weather"),
         Message("assistant", "Sunny."),
     )
     for system in ({"system": ""}, {"system": None}, {}):
@@ -248,7 +250,8 @@ def test_a_prompt_of_messages_ends_with_the_user_or_a_tool() -> None:
     answered = [*turns, {"role": "assistant", "content": None}]
     assert to_prompt({"messages": answered}, "messages", {}).messages == asked
     assert to_prompt({"prompt": answered}, "prompt", {}).messages == asked
-    called = [*turns, {"role": "assistant", "content": "f()"}, {"role": "tool", "content": ""}]
+    call = {"name": "f", "arguments": {}}
+    called = [*turns, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": ""}]
     assert to_prompt({"messages": called}, "messages", {}).messages[-1] == Message("tool", "")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.formats import check_format, detect_format
 from alignkit.data.rows.preferences import PAIR_FIELDS, Preference, detect_pairs, to_preference
-from alignkit.data.rows.turns import RowError, RowUnusable
+from alignkit.data.rows.values import RowError, RowUnusable
 from alignkit.errors import DataError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"  # about twenty rows each, in the shapes of well-known data sets
@@ -285,8 +285,11 @@ def test_pairs_are_refused_where_single_responses_belong() -> None:
         ("auto", {"chose": "a"}, ["data.columns: no format has a field 'chose'; did you mean 'chosen'?"]),
         (
             "hh",
-            {"system": "a"},
-            ["data.columns: no format has a field 'system'; one of chosen, margin, prompt, rejected"],
+            {"label": "a"},
+            [
+                "data.columns: no format has a field 'label'; one of chat_template_kwargs, chosen, documents, history, "
+                "margin, parallel_tool_calls, prompt, reasoning_effort, rejected, system, tool_choice, tools"
+            ],
         ),
     ],
 )

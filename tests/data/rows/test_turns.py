@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from alignkit.data.rows.conversation import ROLES, Message
 from alignkit.data.rows.formats import to_conversation
-from alignkit.data.rows.turns import FOLLOWERS, RowError, check_order, read_turns
+from alignkit.data.rows.turns import FOLLOWERS, check_order, read_turns
+from alignkit.data.rows.values import RowError
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}
@@ -87,7 +88,8 @@ def test_an_empty_system_message_is_none() -> None:
         ([{"role": "user", "content": ""}, ASSISTANT], "a user message is empty"),
         ([USER, {"role": "assistant", "content": "\ud83d"}], "'content' holds half a character (a lone surrogate)"),
         ([{**USER, "tool_calls": [CALL]}, ASSISTANT], "a user message has tool_calls"),
-        ([USER, {**ASSISTANT, "tool_calls": "f()"}], "'tool_calls' is text where a list of objects belongs"),
+        ([USER, {**ASSISTANT, "tool_calls": "f()"}], "'tool_calls' is no JSON"),
+        ([USER, {**ASSISTANT, "tool_calls": '"f()"'}], "'tool_calls' is text where a list of objects belongs"),
         ([USER, {**ASSISTANT, "tool_calls": ["f()"]}], "'tool_calls' is a list where a list of objects belongs"),
         (
             [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "\ud83d"}}]}],

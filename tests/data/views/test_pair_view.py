@@ -116,10 +116,11 @@ def test_the_terminal_ends_with_ledger_facts_lint_and_lengths(make: Make, capsys
     run(make(), num_rows=0, html=None, as_json=False, golden=None)
     lines = capsys.readouterr().out.splitlines()
     start = lines.index(next(line for line in lines if line.split() == ["train", "eval"]))
-    assert [" ".join(line.split()) for line in lines[start + 1 : start + 15]] == [
+    assert [" ".join(line.split()) for line in lines[start + 1 : start + 16]] == [
         "kept 2 1",
         "truncated: cut_start 1 0 rows.jsonl:2",
         "all rows 3 1",
+        "columns used: prompt, chosen, rejected",
         "template user_bot & co",
         # of 23 + 49 + 23 + 25 tokens of prompt and 13 + 15 + 13 + 7 of responses
         "28.6% of the tokens supervised, 25.0% of the kept rows truncated",

@@ -94,6 +94,7 @@ def test_the_terminal_ends_with_what_became_of_every_row(texts: PromptView, caps
         ["kept", "2", "1"],
         ["dropped:", "too_short", "1", "0", "rows.jsonl:3"],
         ["all", "rows", "3", "1"],
+        ["columns", "used:", "text"],
         ["template", "user_bot", "&", "co"],
         ["0.0%", "of", "the", "kept", "rows", "truncated"],
         ["0-0", "tokens", "0"],

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeAlias
 from alignkit.config import MAX_ROW_BYTES
 from alignkit.data.files.array_elements import ArrayElements
 from alignkit.data.files.compressed import COMPRESSIONS, READ_ERRORS, open_file
-from alignkit.data.rows.turns import LONE_SURROGATE, RowError, describe_type
+from alignkit.data.rows.values import LONE_SURROGATE, RowError, describe_type
 from alignkit.errors import DataError
 
 EXTENSIONS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from alignkit.data.rows.turns import RowError, checked_text, describe_type
+from alignkit.data.rows.values import RowError, checked_text, describe_type
 from alignkit.errors import DataError, did_you_mean
 
 _MISSING = object()
@@ -39,8 +39,12 @@ def fields_of(found: Collection[str], columns: Mapping[str, str]) -> set[str]:
         DataError: a mapping points at a column that is not there.
     """
     check_columns(found, columns)
-    used = {name for column in columns.values() for name in (column, column.partition(".")[0])}
-    return (set(found) - used) | set(columns)
+    return (set(found) - used_up(columns)) | set(columns)
+
+
+def used_up(columns: Mapping[str, str]) -> set[str]:
+    """Return the columns that a mapping takes: they mean nothing more under their own names."""
+    return {name for column in columns.values() for name in (column, column.partition(".")[0])}
 
 
 def describe_columns(found: Collection[str], first_row: Any) -> str:
@@ -58,6 +62,8 @@ def field_value(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> 
         RowError: the row has no such field.
     """
     column = columns.get(field, field)
+    if column in row:
+        return row[column], column
     value = _look_up(row, column)
     if value is _MISSING:
         top = column.partition(".")[0]
@@ -73,8 +79,14 @@ def has_field(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> bo
 def optional_text(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> str:
     """Return a field's text, empty where it is absent or null: columnar files fill gaps with null."""
     column = columns.get(field, field)
+    value = row[column] if column in row else look_up(row, column)
+    return "" if value is None else checked_text(value, column)
+
+
+def look_up(row: dict[str, Any], column: str) -> Any:
+    """Return what a column or a path holds; None where it is absent or null."""
     value = _look_up(row, column)
-    return "" if value is None or value is _MISSING else checked_text(value, column)
+    return None if value is _MISSING else value
 
 
 def _look_up(row: dict[str, Any], column: str) -> Any:

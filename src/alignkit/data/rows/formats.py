@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from alignkit.data.rows.columns import check_columns, describe_columns, field_value, fields_of, has_field, optional_text
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.turns import RowError, check_order, describe_type, full_text, messages_from, read_turns
+from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields
+from alignkit.data.rows.keys_seen import KeysSeen
+from alignkit.data.rows.surroundings import check_label, read_surroundings
+from alignkit.data.rows.turns import messages_from, read_turns
+from alignkit.data.rows.values import RowError, RowUnusable, describe_type, full_text
 from alignkit.errors import DataError, did_you_mean
 from alignkit.user_functions import load_function
 
@@ -22,24 +26,6 @@ __all__ = [
     "to_conversation",
     "to_prompt",
 ]
-
-# Per format, the fields a row must have and those it may have. `prompt` takes either of its two shapes.
-Fields: TypeAlias = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
-FIELDS: Fields = {
-    "instruction": (("instruction", "output"), ("input",)),
-    "prompt_completion": (("prompt", "completion"), ()),
-    "messages": (("messages",), ()),
-    "sharegpt": (("conversations",), ("system",)),
-    "text": (("text",), ()),
-    "prompt": (("prompt",), ("instruction", "input")),
-}
-
-# The same for pairs, which `preferences` reads.
-PAIR_FIELDS: Fields = {
-    "pairs": (("chosen", "rejected"), ("prompt", "system", "margin")),
-    "sharegpt_pairs": (("conversations", "chosen", "rejected"), ("system", "margin")),
-    "hh": (("chosen", "rejected"), ("prompt", "margin")),
-}
 
 
 def check_format(format: str, columns: Mapping[str, Any], *, setting: str, fields: Fields | None = None) -> list[str]:
@@ -106,28 +92,30 @@ def detect_format(
     raise DataError(f"data.format: {verdict} the columns {seen}; {needs}; {way_out}")
 
 
-def to_conversation(row: Any, format: str, columns: Mapping[str, str]) -> Conversation:
+def to_conversation(row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None = None) -> Conversation:
     """Turn a row into a conversation to train on.
 
     Args:
         row: as it was read.
         format: a name from `FIELDS`, or `module:function`; not `auto`.
         columns: field to column, or to a path such as `instances.0.input`.
+        seen: is told the row's keys.
 
     Returns:
         A conversation with at least one assistant message (for `text`: the text, marked plain).
 
     Raises:
+        RowUnusable: the row's label calls its response bad.
         RowError: the reason, without the row's place.
         ConfigError: a function of the user's that cannot be loaded.
     """
-    messages = _messages(row, format, columns, response=True)
-    if not any(message.role == "assistant" for message in messages):
+    conversation = _conversation(row, format, columns, seen, response=True)
+    if "assistant" not in [message.role for message in conversation.messages]:
         raise RowError("no assistant message")
-    return Conversation(tuple(messages), plain=format == "text")
+    return conversation
 
 
-def to_prompt(row: Any, format: str, columns: Mapping[str, str]) -> Conversation:
+def to_prompt(row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None = None) -> Conversation:
     """Turn a row into a prompt: as `to_conversation`, but it needs no response, and a last one is left off unread.
 
     Returns:
@@ -139,48 +127,59 @@ def to_prompt(row: Any, format: str, columns: Mapping[str, str]) -> Conversation
     """
     if format == "text":
         raise RowError("plain text holds no prompt")
-    return Conversation(tuple(_messages(row, format, columns, response=False)))
+    return _conversation(row, format, columns, seen, response=False)
 
 
-def _messages(row: Any, format: str, columns: Mapping[str, str], *, response: bool) -> list[Message]:
-    """Read the messages of a row, in an order that a template can render; without `response`, less the last answer."""
+def _conversation(
+    row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None, *, response: bool
+) -> Conversation:
+    """Read a row; without `response`, less the last answer."""
     if not isinstance(row, dict):
         raise RowError("not an object")
     if ":" in format:
-        return _from_function(row, format, response=response)
+        return _from_function(row, format, seen, response=response)
+    if seen is not None:
+        seen.add(row, format, columns, response=response)
     if format == "text":
-        return [Message("assistant", full_text(*field_value(row, "text", columns)))]
-    if format == "sharegpt":
-        messages = read_turns(*field_value(row, "conversations", columns), response=response)
-        messages.insert(0, Message("system", optional_text(row, "system", columns)))
-    elif format == "messages":
-        messages = read_turns(*field_value(row, "messages", columns), response=response)
-    elif format == "prompt_completion":
+        return Conversation((Message("assistant", full_text(*field_value(row, "text", columns))),), plain=True)
+    messages = _messages(row, format, columns, response=response)
+    conversation = read_surroundings(row, columns).around(messages)
+    if response:
+        check_label(row, columns)
+    return conversation
+
+
+def _messages(row: dict[str, Any], format: str, columns: Mapping[str, str], *, response: bool) -> list[Message]:
+    """Read the turns of a row in its format's own columns."""
+    if format in ("sharegpt", "messages"):
+        column = "conversations" if format == "sharegpt" else "messages"
+        return read_turns(*field_value(row, column, columns), response=response)
+    if format == "prompt_completion":
         messages = messages_from("user", *field_value(row, "prompt", columns), response=response)
-        messages += messages_from("assistant", *field_value(row, "completion", columns)) if response else []
-    elif format == "prompt" and (has_field(row, "prompt", columns) or not has_field(row, "instruction", columns)):
-        messages = messages_from("user", *field_value(row, "prompt", columns), response=response)
-    else:
-        instruction = full_text(*field_value(row, "instruction", columns))
-        messages = [Message("user", instruction, input=optional_text(row, "input", columns))]
-        if response and format == "instruction":
-            messages.append(Message("assistant", full_text(*field_value(row, "output", columns))))
-    messages = [m for m in messages if m.role != "system" or m.content.strip()]
-    check_order(messages)
+        return messages + (messages_from("assistant", *field_value(row, "completion", columns)) if response else [])
+    if format == "prompt" and (has_field(row, "prompt", columns) or not has_field(row, "instruction", columns)):
+        return messages_from("user", *field_value(row, "prompt", columns), response=response)
+    instruction = full_text(*field_value(row, "instruction", columns))
+    messages = [Message("user", instruction, input=optional_text(row, "input", columns))]
+    if response and format == "instruction":
+        messages.append(Message("assistant", full_text(*field_value(row, "output", columns))))
     return messages
 
 
-def _from_function(row: dict[str, Any], spec: str, *, response: bool) -> list[Message]:
+def _from_function(row: dict[str, Any], spec: str, seen: KeysSeen | None, *, response: bool) -> Conversation:
     function = load_function(spec)
     try:
         result = function(row)
-    except Exception as error:  # as above: any failure of the user's function is a mistake in their row or code
+    except Exception as error:  # any failure of the user's function is a mistake in their row or code
         raise RowError(f"{spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(result, dict) or not {"messages", "prompt"} & result.keys():
         raise RowError(
             f"{spec} returned {describe_type(result)}: it must return {{'messages'}} or {{'prompt', 'completion'}}"
         )
+    format = "messages" if "messages" in result else "prompt_completion"
     try:
-        return _messages(result, "messages" if "messages" in result else "prompt_completion", {}, response=response)
+        return _conversation(result, format, {}, seen, response=response)
+    except RowUnusable:
+        raise
     except RowError as error:
         raise RowError(f"{spec} returned a row that is wrong: {error}") from error

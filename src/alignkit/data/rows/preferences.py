@@ -8,19 +8,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.data.rows.columns import describe_columns, field_value, fields_of, has_field, optional_text
+from alignkit.data.rows.columns import describe_columns, field_value, fields_of, has_field
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.formats import FIELDS, PAIR_FIELDS
+from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS
+from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.row_kind import RowKind
-from alignkit.data.rows.turns import (
-    RowError,
-    RowUnusable,
-    check_order,
-    describe_type,
-    full_text,
-    messages_from,
-    read_turns,
-)
+from alignkit.data.rows.surroundings import read_surroundings
+from alignkit.data.rows.turns import messages_from, read_turns
+from alignkit.data.rows.values import RowError, RowUnusable, describe_type, full_text
 from alignkit.errors import DataError
 from alignkit.user_functions import load_function
 
@@ -124,13 +119,14 @@ def _no_pairs(present: set[str], found: Collection[str], row: Mapping[str, Any])
     )
 
 
-def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preference:
+def to_preference(row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None = None) -> Preference:
     """Turn a row into a preference pair.
 
     Args:
         row: as it was read.
         format: a name from `PAIR_FIELDS`, or `module:function`; not `auto`.
         columns: field to column, or to a path such as `answers.0.text`.
+        seen: is told the row's keys.
 
     Raises:
         RowUnusable: the prompt differs between the sides, or the sides do not.
@@ -140,7 +136,9 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preferen
     if not isinstance(row, dict):
         raise RowError("not an object")
     if ":" in format:
-        return _from_function(row, format)
+        return _from_function(row, format, seen)
+    if seen is not None:
+        seen.add(row, format, columns)
     chosen, rejected = (_Side.read(row, side, columns) for side in _SIDES)
     if chosen.type != rejected.type:
         raise RowError(
@@ -152,23 +150,21 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str]) -> Preferen
     else:
         prompt = _prompt_messages(row, "conversations" if format == "sharegpt_pairs" else "prompt", columns)
         prompts = [_split_side(side, prompt) for side in (chosen, rejected)]
-        system = optional_text(row, "system", columns)
-        if system.strip():
-            prompts = [([Message("system", system), *messages], response) for messages, response in prompts]
-    (prompt, better), (other_prompt, worse) = prompts
-    for messages, response in prompts:
-        check_order([*messages, response])
-    if prompt != other_prompt:
+    (_, better), (_, worse) = prompts
+    around = read_surroundings(row, columns).around
+    first, second = (around(messages, response=[response]) for messages, response in prompts)
+    if first.messages != second.messages:
         raise RowUnusable(PROMPTS_DIFFER)
     if better == worse:
         raise RowUnusable(IDENTICAL)
-    return Preference(Conversation(tuple(prompt)), better, worse, _margin(row, columns))
+    notes = tuple(dict.fromkeys(first.notes + second.notes))
+    return Preference(replace(first, notes=notes), better, worse, _margin(row, columns))
 
 
 PAIRS = RowKind(PAIR_FIELDS, detect_pairs, to_preference, fallback="pairs")
 
 
-def _from_function(row: dict[str, Any], spec: str) -> Preference:
+def _from_function(row: dict[str, Any], spec: str, seen: KeysSeen | None) -> Preference:
     function = load_function(spec)
     try:
         result = function(row)
@@ -178,7 +174,7 @@ def _from_function(row: dict[str, Any], spec: str) -> Preference:
         raise RowError(f"{spec} returned {describe_type(result)}: it must return {{'prompt', 'chosen', 'rejected'}}")
     try:
         is_hh = "prompt" not in result and all(_is_transcript(result[side]) for side in _SIDES)
-        return to_preference(result, "hh" if is_hh else "pairs", {})
+        return to_preference(result, "hh" if is_hh else "pairs", {}, seen)
     except RowUnusable:
         raise
     except RowError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from alignkit.data.rows.formats import FIELDS, Fields, detect_format, to_conversation
+from alignkit.data.rows.keys_seen import KeysSeen
 
 Item = TypeVar("Item")
 
@@ -18,13 +19,13 @@ class RowKind(Generic[Item]):
     Attributes:
         fields: of its formats.
         detect: the one format that fits (columns of the first rows, the first row, `columns`), as `detect_format`.
-        convert: (row, format, columns) to an item, as `to_conversation`.
+        convert: (row, format, columns, keys seen) to an item, as `to_conversation`.
         fallback: the format where no row shows one.
     """
 
     fields: Fields
     detect: Callable[..., str]
-    convert: Callable[[Any, str, Mapping[str, str]], Item]
+    convert: Callable[[Any, str, Mapping[str, str], KeysSeen], Item]
     fallback: str
 
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
+from alignkit.data.rows.content_parts import Content, read_parts
 from alignkit.data.rows.conversation import Message
-from alignkit.errors import DataError, did_you_mean
-
-LONE_SURROGATE = "half a character (a lone surrogate)"
+from alignkit.data.rows.keys import MESSAGE_KEYS, Use, refusal, spellings
+from alignkit.data.rows.tool_calls import Call, name_of, read_calls
+from alignkit.data.rows.values import RowError, checked_text, describe_type, full_text, given, is_nothing, misfit
+from alignkit.errors import did_you_mean
 
 OPENAI_ROLES = {
     "system": "system",
-    "developer": "system",
+    "developer": "developer",
     "user": "user",
     "assistant": "assistant",
     "tool": "tool",
     "function": "tool",
 }
-# A function call is the assistant's own words, so it keeps its text as it is and every template can show it.
 SHAREGPT_ROLES = {
     "system": "system",
+    "developer": "developer",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -31,22 +34,20 @@ SHAREGPT_ROLES = {
     "tool": "tool",
 }
 FOLLOWERS = {
-    "": ("system", "user"),
+    "": ("system", "developer", "user"),
     "system": ("user",),
+    "developer": ("user",),
     "user": ("assistant",),
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
 
+_REASONING = spellings(Use.reasoning, MESSAGE_KEYS)
+_CALLS = spellings(Use.calls, MESSAGE_KEYS)
+_FLAGS = spellings(Use.flag, MESSAGE_KEYS)
+_REFUSED = frozenset(spellings(Use.refused, MESSAGE_KEYS))
+_PLAIN = frozenset({"role", "content", "from", "value"})  # what most messages have, and nothing else
 _MISSING = object()
-
-
-class RowError(DataError):
-    """One row is wrong. The text is a short reason, the same for the same mistake so that they can be counted."""
-
-
-class RowUnusable(RowError):
-    """One row can be read but not used: it is dropped with this reason and counted, never malformed."""
 
 
 def messages_from(role: str, value: Any, name: str, *, response: bool = True) -> list[Message]:
@@ -68,19 +69,20 @@ def read_turns(value: Any, name: str, *, response: bool = True) -> list[Message]
         RowError: the reason; the order of the roles is not looked at here.
     """
     if not isinstance(value, list):
-        raise RowError(_misfit(value, name, "a list of messages"))
+        raise RowError(misfit(value, name, "a list of messages"))
     if not value:
         raise RowError(f"'{name}' is empty")
     if not response and _role(value[-1]) == "assistant":
         value = value[:-1]
-    return [_message(turn) for turn in value]
+    messages = [_message(turn) for turn in value]
+    return _named_results(messages) if any("role" not in turn for turn in value) else messages
 
 
 def _role(turn: Any) -> str:
     """One of `conversation.ROLES`. OpenAI's spelling and ShareGPT's are told apart by their keys, in either format."""
     if not isinstance(turn, dict):
         raise RowError(f"a message is {describe_type(turn)} where an object belongs")
-    key, roles = ("from", SHAREGPT_ROLES) if "from" in turn and "role" not in turn else ("role", OPENAI_ROLES)
+    key, roles = ("role", OPENAI_ROLES) if _is_openai(turn) else ("from", SHAREGPT_ROLES)
     if key not in turn:
         raise RowError(f"a message has no '{key}'{did_you_mean(key, map(str, turn))}")
     name = checked_text(turn[key], key)
@@ -89,40 +91,97 @@ def _role(turn: Any) -> str:
     return roles[name]
 
 
+def _is_openai(turn: dict[str, Any]) -> bool:
+    return turn.get("role") is not None or turn.get("from") is None
+
+
 def _message(turn: Any) -> Message:
     role = _role(turn)
-    key = "content" if "role" in turn else "value"
-    calls = _tool_calls(turn, role)
+    key = "content" if _is_openai(turn) else "value"
     content = turn.get(key, _MISSING)
-    if content is _MISSING and not calls:
-        raise RowError(f"a message has no '{key}'{did_you_mean(key, map(str, turn))}")
-    text = "" if calls and content in (None, _MISSING) else checked_text(content, key)
-    if not text.strip() and not calls and role in ("user", "assistant"):
+    if turn.keys() <= _PLAIN and isinstance(content, str) and turn.get("from") != "function_call":
+        message = Message(role, checked_text(content, key))
+    else:
+        message = _full_message(turn, role, key, content)
+    if role in ("user", "assistant") and not message.content.strip() and not message.tool_calls:
         raise RowError(f"{_a(role)} message is empty")
-    return Message(role, text, train=_train(turn), tool_calls=calls)
+    return message
 
 
-def _tool_calls(turn: dict[str, Any], role: str) -> tuple[dict[str, Any], ...]:
-    calls = turn.get("tool_calls")
-    if not calls:
-        return ()
-    if role != "assistant":
-        raise RowError(f"{_a(role)} message has tool_calls")
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise RowError(_misfit(calls, "tool_calls", "a list of objects"))
-    checked_text(json.dumps(calls, ensure_ascii=False, default=str), "tool_calls")
-    return tuple(calls)
+def _full_message(turn: dict[str, Any], role: str, key: str, value: Any) -> Message:
+    for name in turn.keys() & _REFUSED:
+        if not is_nothing(turn[name]):
+            raise RowError(f"{_a(role)} message: {refusal(name)}")
+    parts = _content(turn, key, value)
+    reasoning, calls = _reasoning(turn, parts), _calls(turn, parts)
+    if role != "assistant" and (reasoning or calls):
+        raise RowError(f"{_a(role)} message has {'reasoning' if reasoning else 'tool_calls'}")
+    if value is _MISSING and not calls:
+        raise RowError(f"a message has no '{key}'{did_you_mean(key, map(str, turn))}")
+    if value is None and not calls:
+        raise RowError(f"'{key}' is null")
+    return Message(
+        role,
+        parts.text,
+        train=_train(turn),
+        tool_calls=calls,
+        reasoning=reasoning,
+        name=_text(turn, "name"),
+        tool_call_id=_text(turn, "tool_call_id"),
+    )
+
+
+def _content(turn: dict[str, Any], key: str, value: Any) -> Content:
+    """Read the content: words, a list of parts, or, in ShareGPT's turn of that name, a function call."""
+    if value is None or value is _MISSING:
+        return Content()
+    if turn.get("from") == "function_call" and key == "value":
+        return Content(calls=read_calls(value, "function_call"))
+    return read_parts(value) if isinstance(value, list) else Content(checked_text(value, key))
+
+
+def _reasoning(turn: dict[str, Any], parts: Content) -> str:
+    spelled = {name: turn.get(name) for name in _REASONING} | {"content": parts.reasoning}
+    texts = {name: checked_text(value, name) for name, value in spelled.items() if not is_nothing(value)}
+    return given({name: text for name, text in texts.items() if text.strip()}, texts) or ""
+
+
+def _calls(turn: dict[str, Any], parts: Content) -> tuple[Call, ...]:
+    spelled = {name: read_calls(turn[name], name) for name in _CALLS if not is_nothing(turn.get(name))}
+    if parts.calls:
+        spelled["content"] = parts.calls
+    return given(spelled, spelled) or ()
+
+
+def _text(turn: dict[str, Any], key: str) -> str:
+    return "" if turn.get(key) is None else checked_text(turn[key], key)
 
 
 def _train(turn: dict[str, Any]) -> bool | None:
-    """Read the turn's own flag: `train`, or `weight` as OpenAI spells it; columnar files fill gaps with null."""
-    for key, values in (("train", "true nor false"), ("weight", "0 nor 1")):
-        flag = turn.get(key)
-        if flag is not None:
-            if flag not in (0, 1):
-                raise RowError(f"'{key}' is neither {values}")
-            return bool(flag)
-    return None
+    """Read the turn's own flag: `train`, or a weight of 0 or 1; columnar files fill gaps with null."""
+    for name in _FLAGS:
+        flag = turn.get(name)
+        if flag is not None and flag not in (0, 1):
+            raise RowError(f"'{name}' is neither {'true nor false' if name == 'train' else '0 nor 1'}")
+    flag = given(turn, _FLAGS)
+    return None if flag is None else bool(flag)
+
+
+def _named_results(messages: list[Message]) -> list[Message]:
+    """Give a result the name and id of its call, where there is one result for each call: ShareGPT's have neither."""
+    messages = list(messages)
+    for index, message in enumerate(messages):
+        results = (
+            list(takewhile(lambda other: other.role == "tool", messages[index + 1 :])) if message.tool_calls else []
+        )
+        if len(results) == len(message.tool_calls):
+            for place, (result, call) in enumerate(zip(results, message.tool_calls, strict=True), start=index + 1):
+                messages[place] = replace(
+                    result,
+                    name=result.name or name_of(call),
+                    tool_call_id=result.tool_call_id or str(call.get("id", "")),
+                )
+    return messages
 
 
 def check_order(messages: list[Message]) -> None:
@@ -140,39 +199,8 @@ def check_order(messages: list[Message]) -> None:
                 raise RowError(f"two {previous} messages in a row")
             raise RowError(f"{_a(message.role)} message follows {_a(previous)} message")
         previous = message.role
-    if previous in ("", "system"):
-        raise RowError("only a system message" if previous else "no user message")
-
-
-def checked_text(value: Any, name: str) -> str:
-    """Return the value, or raise a `RowError` unless it is text that has a UTF-8 form."""
-    if not isinstance(value, str):
-        raise RowError(_misfit(value, name, "text"))
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError(f"'{name}' holds {LONE_SURROGATE}") from None
-    return value
-
-
-def full_text(value: Any, name: str) -> str:
-    """Return the value as `checked_text` does; white space alone is refused, too."""
-    text = checked_text(value, name)
-    if not text.strip():
-        raise RowError(f"'{name}' is empty")
-    return text
-
-
-def _misfit(value: Any, name: str, wanted: str) -> str:
-    return f"'{name}' is null" if value is None else f"'{name}' is {describe_type(value)} where {wanted} belongs"
-
-
-def describe_type(value: Any) -> str:
-    """Describe what a value is, in words that fit after "is"."""
-    if value is None:
-        return "null"
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return kinds.get(type(value), f"a {type(value).__name__}")
+    if previous in ("", "system", "developer"):
+        raise RowError(f"only a {previous} message" if previous else "no user message")
 
 
 def _a(role: str) -> str:

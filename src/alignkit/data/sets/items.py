@@ -10,7 +10,7 @@ from alignkit.config import DataConfig, Malformed
 from alignkit.data.files.sources import Source, SourceRow, read_rows, repeat_counts
 from alignkit.data.rows.columns import check_columns
 from alignkit.data.rows.row_kind import RowKind
-from alignkit.data.rows.turns import RowError, RowUnusable
+from alignkit.data.rows.values import RowError, RowUnusable
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.section import paths_by_set, sources_of
 from alignkit.errors import DataError
@@ -150,7 +150,7 @@ def parse_block(
         try:
             if row.problem:
                 raise RowError(row.problem)
-            item = kind.convert(row.row, block.format, block.source.columns)
+            item = kind.convert(row.row, block.format, block.source.columns, ledger.keys)
         except RowUnusable as error:
             ledger.drop(row.source, str(error), name)
             continue

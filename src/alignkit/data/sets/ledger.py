@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from alignkit.data.rows.keys_seen import KeysSeen
+from alignkit.data.rows.surroundings import LABELLED_BAD
 from alignkit.errors import DataError
 from alignkit.terminal import in_a_line
 
 # Left out because the user asked for fewer rows, not because the rows did not fit: no part of the drop budget.
-UNBUDGETED = frozenset({"weight"})
+UNBUDGETED = frozenset({"weight", LABELLED_BAD})
 NUM_EXAMPLES = 2
 NUM_REASONS = 5
 
@@ -56,11 +58,13 @@ class Ledger:
     Attributes:
         rows: in the order they were entered.
         notes: things counted that change no fate, such as neutralized control tokens.
+        keys: of the rows and their messages: those that are read, and those that are not.
     """
 
     def __init__(self) -> None:
         self.rows: list[LedgerRow] = []
         self.notes: Counter[str] = Counter()
+        self.keys = KeysSeen()
         self._files: dict[str, int] = {}
 
     def expect(self, sources: Iterable[str]) -> None:
@@ -91,7 +95,7 @@ class Ledger:
         """Refuse to go on with too little of a set.
 
         Args:
-            max_dropped: share of a set's rows that may be dropped, 0 to 1; rows left out by weight do not count.
+            max_dropped: share of a set's rows that may be dropped, 0 to 1; `UNBUDGETED` ones do not count.
 
         Raises:
             DataError: one line for each set that is over the budget or has no row left, with reasons and places.
@@ -123,7 +127,7 @@ class Ledger:
             for label, *numbers, places in lines
         ]
         notes = [f"{note}: {count:,}" for note, count in self.notes.items()]
-        return "\n".join(map(in_a_line, ["  ".join(line).rstrip() for line in aligned] + notes))
+        return "\n".join(map(in_a_line, ["  ".join(line).rstrip() for line in aligned] + notes + self.keys.lines()))
 
     def _in_source_order(self) -> list[LedgerRow]:
         """Rows are entered when work on them ends, so malformed ones come early; a reader looks for file and number."""

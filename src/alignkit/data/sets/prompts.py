@@ -16,8 +16,9 @@ from alignkit.data.encode.masking import encode_prompts
 from alignkit.data.encode.templates import Template, adds_bos
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation, to_prompt
+from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.row_kind import RowKind
-from alignkit.data.rows.turns import RowError
+from alignkit.data.rows.values import RowError
 from alignkit.data.sets.encode_sets import EncodeOutcome, record_sets
 from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets
 from alignkit.data.sets.ledger import Ledger
@@ -123,6 +124,7 @@ def load_prompts(
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to ask.
     """
     ledger = Ledger()
+    ledger.keys = KeysSeen("columns that no prompt uses, which a reward may read")
     kind = _row_kind(data.prompt_length)
     encode = partial(_encode, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
     rows = read_sets(data, kind, seed=seed)
@@ -140,14 +142,16 @@ def _row_kind(length: PromptLength) -> RowKind[_PromptRow]:
     return RowKind(FIELDS, detect, partial(_to_prompt_row, length=length), fallback="prompt")
 
 
-def _to_prompt_row(row: Any, format_: str, columns: Mapping[str, str], *, length: PromptLength) -> _PromptRow:
+def _to_prompt_row(
+    row: Any, format_: str, columns: Mapping[str, str], seen: KeysSeen, *, length: PromptLength
+) -> _PromptRow:
     if format_ != "text":
         if length.max is not None:
             raise RowError("data.prompt_length cuts plain text (a column 'text'), and this row is a conversation")
-        return _PromptRow(to_prompt(row, format_, columns), row)
+        return _PromptRow(to_prompt(row, format_, columns, seen), row)
     if length.max is None:
         raise RowError("plain text holds no prompt: data.prompt_length={min: 2, max: 8} asks for its first tokens")
-    return _PromptRow(to_conversation(row, format_, columns), row)
+    return _PromptRow(to_conversation(row, format_, columns, seen), row)
 
 
 def _encode(

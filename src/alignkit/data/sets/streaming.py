@@ -223,6 +223,7 @@ class Stream:
                 by_source = {row.source: row for row in entries.rows}
                 ledger.enter(by_source[row.source] for row in block.rows)
                 ledger.notes.update(entries.notes)
+                ledger.keys.update(entries.keys)
                 ledger.check_budget(self._data.max_dropped)
             for source, encoding in kept:
                 yield _Row(source, array("i", encoding.input_ids), array("i", labels_of(encoding)))
