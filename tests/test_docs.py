@@ -20,6 +20,7 @@ import typer
 
 from alignkit import cli
 from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation
+from alignkit.data.rows.keys import COLUMNS, MESSAGE_KEYS
 from alignkit.data.rows.preferences import PAIR_FIELDS, detect_pairs, to_preference
 from alignkit.jobs import JOBS
 from alignkit.launch import compose_job
@@ -345,6 +346,16 @@ def test_rows_of_the_tables_of_formats_are_read_as_those_formats() -> None:
         detect, convert = (detect_pairs, to_preference) if name in PAIR_FIELDS else (detect_format, to_conversation)
         assert detect(row.keys(), row) == name
         assert convert(row, name, {})
+
+
+def test_the_tables_of_keys_say_what_the_code_makes_of_each() -> None:
+    section = TEXTS["docs/data.md"].partition("## Every key of a row")[2].partition("\n## ")[0]
+    found = [
+        (name, becomes)
+        for names, becomes in re.findall(r"^\| (`.+?`) \| (.+) \|$", section, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    assert sorted(found) == sorted((name, str(use)) for keys in (COLUMNS, MESSAGE_KEYS) for name, use in keys.items())
 
 
 def test_settings_named_in_the_text_exist() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from alignkit.data.files.sources import check_sources, parse_sources, read_rows
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.formats import RowError, detect_format, to_prompt
+from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.errors import AlignkitError, DataError
+
+logger = logging.getLogger(__name__)
 
 Prompts = list[tuple[str, Conversation]]  # each with its source: file:row, or the number of its --prompt
 
@@ -62,16 +66,18 @@ def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Prompts:
     if format == "auto":
         first = next((row.row for row in rows if isinstance(row.row, dict)), {})
         format = detect_format(first.keys(), first, columns=columns, responses=False)
-    prompts, problems = [], []
+    prompts, problems, seen = [], [], KeysSeen()
     for row in rows:
         try:
             if row.problem:
                 raise RowError(row.problem)
-            prompts.append((row.source, to_prompt(row.row, format, columns)))
+            prompts.append((row.source, to_prompt(row.row, format, columns, seen)))
         except RowError as error:
             problems.append(f"{row.source}: {error}")
     if problems:
         raise DataError(*problems)
+    for line in seen.lines():
+        logger.info("%s: %s", path, line)
     return prompts
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.rows.keys import MEDIA, refusal
+from alignkit.data.rows.keys import is_media, refusal
 from alignkit.data.rows.tool_calls import Call, read_calls
-from alignkit.data.rows.values import RowError, checked_text, describe_type, given
+from alignkit.data.rows.values import RowError, checked_text, describe_type, given, is_nothing
 from alignkit.errors import did_you_mean
 
 # In the order in which a template renders them; another order would be lost.
@@ -57,14 +57,11 @@ def _part(part: Any) -> tuple[str, Any]:
     if not isinstance(part, dict):
         raise RowError(f"a part of a message is {describe_type(part)} where an object belongs")
     kind = checked_text(part.get("type"), "type")
-    loaded = [key for key, value in part.items() if value and key.startswith(tuple(MEDIA))]
+    for name in [kind, *(key for key, value in part.items() if not is_nothing(value))]:
+        if is_media(name):
+            raise RowError(refusal(name))
     if kind not in _ORDER:
-        known = any(kind.startswith(start) for start in MEDIA)
-        raise RowError(
-            refusal(kind) if known else f"a part of a message is of type '{kind}'; one of {', '.join(_ORDER)}"
-        )
-    if loaded:
-        raise RowError(refusal(loaded[0]))
+        raise RowError(f"a part of a message is of type '{kind}'; one of {', '.join(_ORDER)}")
     if kind == "tool_call" and "name" in part:
         return kind, {key: value for key, value in part.items() if key != "type"}
     names = (kind, "value", "text")

@@ -127,7 +127,7 @@ PAIR_FIELDS: Fields = {
     "hh": (("chosen", "rejected"), ("prompt", "margin", *_BESIDE)),
 }
 
-MEDIA = {"image": "images", "audio": "audio", "video": "videos"}  # how a key or a type begins, and what it holds
+_MEDIA = {"image": "images are", "audio": "audio is", "video": "videos are"}
 
 
 def spellings(use: Use, keys: Mapping[str, Use] = COLUMNS) -> tuple[str, ...]:
@@ -135,7 +135,12 @@ def spellings(use: Use, keys: Mapping[str, Use] = COLUMNS) -> tuple[str, ...]:
     return tuple(name for name, of in keys.items() if of is use)
 
 
+def is_media(name: str) -> bool:
+    """Tell whether a key, or the type of a part, holds an image, audio or video, by its name."""
+    return any(kind in name for kind in _MEDIA)
+
+
 def refusal(name: str) -> str:
     """Say that what a key, or a part of a message, holds is refused."""
-    media = next((plural for start, plural in MEDIA.items() if name.startswith(start)), "")
-    return f"{media} are not supported: '{name}'" if media else f"'{name}' is not supported"
+    media = next((are for kind, are in _MEDIA.items() if kind in name), "")
+    return f"{media} not supported: '{name}'" if media else f"'{name}' is not supported"
