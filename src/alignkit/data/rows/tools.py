@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit.data.rows.values import RowError, checked_json, misfit
+from alignkit.data.rows.values import RowError, checked_json, is_nothing, misfit
 
 Tool = dict[str, Any]
 
@@ -15,9 +15,7 @@ def read_tools(value: Any, name: str = "tools") -> tuple[Tool, ...]:
     Raises:
         RowError: no list of objects, or a tool without a name.
     """
-    tools = checked_json(value, name) if value != "" else None
-    if tools is None:
-        return ()
+    tools = [] if is_nothing(value) else checked_json(value, name)
     if not isinstance(tools, list):
         raise RowError(misfit(tools, name, "a list"))
     return tuple(_tool(tool, name) for tool in tools)
