@@ -91,6 +91,16 @@ def test_a_reason_without_a_way_out_and_many_reasons() -> None:
     )
 
 
+def test_rows_labelled_bad_are_no_part_of_the_budget_but_one_must_be_left() -> None:
+    ledger = Ledger()
+    for number in range(1, 4):
+        ledger.drop(f"a.json:{number}", "labelled_bad")
+    with pytest.raises(DataError, match=r"^data: no row is left of 3: 3 labelled_bad \(a.json:1, a.json:2, …\)$"):
+        ledger.check_budget(0)
+    ledger.keep("a.json:4")
+    ledger.check_budget(0)
+
+
 def test_rows_left_out_by_weight_are_no_part_of_the_budget() -> None:
     ledger = Ledger()
     for number in range(1, 10):

@@ -1,7 +1,7 @@
 """What is odd about pairs is found, counted and placed."""
 
 from collections.abc import Callable
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from alignkit.config import DataConfig, Malformed, Overlength, TemplateConfig
 from alignkit.data.encode.templates import load_template
+from alignkit.data.rows.conversation import Conversation, Message
+from alignkit.data.rows.preferences import Preference
+from alignkit.data.sets.items import SourcedItem
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.lint import Lint, lint
 from alignkit.data.sets.pairs import load_pairs
@@ -83,6 +86,18 @@ def test_repeated_and_contradicting_pairs_name_the_one_before(found: Callable[..
         "pairs: 2 contradict an earlier pair (rows.jsonl:3 against rows.jsonl:1, rows.jsonl:4 against "
         "rows.jsonl:3); 1 repeat an earlier pair (rows.jsonl:4 as rows.jsonl:1)"
     )
+
+
+def test_pairs_that_differ_in_their_reasoning_alone_repeat_nothing() -> None:
+    def pair(reasoning: str, tools: tuple[Any, ...] = ()) -> SourcedItem[Preference]:
+        prompt = Conversation((Message("user", "Hi"),), tools=tools)
+        chosen = Message("assistant", "yes", reasoning=reasoning)
+        return SourcedItem(f"a.json:{next(number)}", Preference(prompt, chosen, Message("assistant", "no")))
+
+    number = count(1)
+    add = ({"type": "function", "function": {"name": "add"}},)
+    pairs = [pair("Hm."), pair("Oh."), pair("Hm.", add), pair("Oh.")]
+    assert lint({"train": pairs}, Ledger(), []).duplicates == [("a.json:4", "a.json:2")]
 
 
 def test_a_pair_that_is_trained_on_and_held_out_is_found(

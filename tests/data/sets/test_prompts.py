@@ -121,3 +121,10 @@ def test_a_setting_without_effect_is_refused(
     Path("rows.jsonl").write_text('{"prompt": "a"}\n')
     (found,) = check_prompts(PromptDataConfig(path="rows.jsonl", **settings))
     assert found.startswith(line)
+
+
+def test_columns_that_are_no_part_of_a_prompt_are_listed_for_rewards(load: Load) -> None:
+    assert load([{"prompt": "Why?", "answer": 3}]).ledger.table().splitlines()[-2:] == [
+        "columns used: prompt",
+        "columns that no prompt uses, which a reward may read: answer",
+    ]

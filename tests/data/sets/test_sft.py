@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from alignkit.config import DataConfig, EvalGroups, Malformed, Overlength, TemplateConfig
@@ -332,3 +334,28 @@ def test_one_process_shares_nothing_on_disk(load: Callable[..., SftData], write_
     write_rows([task("a", "b")])
     assert answers(load_on_main_process(load, Path("folder"), SftData).train) == ["b"]
     assert not Path("folder").exists()
+
+
+def test_rows_labelled_bad_are_left_out_and_every_column_is_told(
+    load: Callable[..., SftData], write_rows: Callable[..., Path]
+) -> None:
+    write_rows([{**task("a", "good"), "id": 1, "label": True}, *({**task("b", "bad"), "label": 0} for _ in range(3))])
+    data = load(max_dropped=0)
+    assert answers(data.train) == ["good"]
+    assert data.ledger.counts() == {"train": {"kept": 1, "dropped: labelled_bad": 3}}
+    assert data.ledger.table().splitlines()[-2:] == [
+        "columns used: instruction (prompt), output (response), label (rows to keep)",
+        "columns not used: id",
+    ]
+
+
+def test_keys_that_a_columnar_file_fills_with_null_are_absent(load: Callable[..., SftData], tmp_path: Path) -> None:
+    thought = {"role": "assistant", "content": "one", "train": True, "images": ["cat.png"]}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "two"}]
+    whole = {"messages": [turns[0], thought], "tools": "[]", "label": True}
+    rows = [{"messages": turns, "tools": None, "label": None}, whole]
+    pq.write_table(pa.Table.from_pylist(rows), "rows.parquet")
+    data = load("rows.parquet", malformed=Malformed.drop, max_dropped=1)
+    assert answers(data.train) == ["two"]
+    refused = "malformed: an assistant message: images are not supported: 'images'"
+    assert written(data) == [("rows.parquet:1", "kept", "", "train"), ("rows.parquet:2", "dropped", refused, "train")]

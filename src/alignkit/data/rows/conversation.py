@@ -69,7 +69,10 @@ class Conversation:
         return f"{last.content}\n{last.input}" if last.input else last.content
 
     def prompt_key(self) -> str:
-        """Return what two rows must share to count as the same prompt."""
+        """Return what two rows must share to count as the same prompt.
+
+        Tools are no part of it: one question under other tools shares its answers, so it stays on one side of a split.
+        """
         return self.messages[0].content if self.plain else _key(self.prompt().messages)
 
     def beginning_key(self) -> str:

@@ -102,8 +102,7 @@ class Ledger:
         """
         by_set: dict[str, list[LedgerRow]] = {"train": []}
         for row in self.rows:
-            if row.reason not in UNBUDGETED:
-                by_set.setdefault(row.set, []).append(row)
+            by_set.setdefault(row.set, []).append(row)
         problems = [problem for name, rows in by_set.items() if (problem := _over_budget(name, rows, max_dropped))]
         if problems:
             raise DataError(*problems)
@@ -154,8 +153,10 @@ def _over_budget(name: str, rows: list[LedgerRow], max_dropped: float) -> str:
     where = "data" if name == "train" else f"data (set {name})"
     if not rows:
         return f"{where}: there are no rows"
+    is_empty = all(row.fate == "dropped" for row in rows)
+    if not is_empty:
+        rows = [row for row in rows if row.reason not in UNBUDGETED]
     dropped = [row for row in rows if row.fate == "dropped"]
-    is_empty = len(dropped) == len(rows)
     share = len(dropped) / len(rows)
     if share <= max_dropped and not is_empty:
         return ""

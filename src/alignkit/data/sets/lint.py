@@ -116,7 +116,8 @@ def _repeated(rows: Sequence[SourcedItem[Preference]]) -> tuple[list[tuple[str, 
     first: dict[tuple[str, ...], str] = {}
     for row in rows:
         pair = row.item
-        prompt, chosen, rejected = pair.prompt_key(), _key(pair.chosen), _key(pair.rejected)
+        prompt = f"{pair.prompt_key()}\x1f{pair.prompt.tools}"
+        chosen, rejected = _key(pair.chosen), _key(pair.rejected)
         if (contrary := first.get((prompt, rejected, chosen))) is not None:
             contradictions.append((row.source, contrary))
         source = first.setdefault((prompt, chosen, rejected), row.source)
@@ -126,7 +127,7 @@ def _repeated(rows: Sequence[SourcedItem[Preference]]) -> tuple[list[tuple[str, 
 
 
 def _key(message: Message) -> str:
-    return f"{message.content}\x1f{message.tool_calls}" if message.tool_calls else message.content
+    return f"{message.reasoning}\x1f{message.content}\x1f{message.tool_calls}"
 
 
 def _share_above_zero(values: Sequence[int]) -> float:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -52,7 +52,10 @@ class Prompt:
     conversation: Conversation
     columns: Mapping[str, Any]
 
-    notes: ClassVar[tuple[str, ...]] = ()  # nothing happens to a prompt that does not change its fate
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reading of the row counted that changes no fate."""
+        return self.conversation.notes
 
 
 @dataclass

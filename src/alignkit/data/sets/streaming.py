@@ -27,7 +27,7 @@ from alignkit.data.files.sources import read_rows
 from alignkit.data.rows.row_kind import CONVERSATIONS
 from alignkit.data.sets.encode_sets import CHUNK, record_outcomes
 from alignkit.data.sets.items import NUM_FIRST, RowBlock, find_format, parse_block, stop_if_malformed
-from alignkit.data.sets.ledger import NUM_EXAMPLES, NUM_REASONS, Ledger, LedgerRow
+from alignkit.data.sets.ledger import NUM_EXAMPLES, NUM_REASONS, UNBUDGETED, Ledger, LedgerRow
 from alignkit.data.sets.section import sources_of
 from alignkit.data.sets.sft import encode_chunk, labels_of
 from alignkit.errors import AlignkitError, DataError
@@ -131,7 +131,8 @@ class RunningLedger(Ledger):
         Raises:
             DataError: the budget is broken; with reasons and first places.
         """
-        labels = self._counts["train"]
+        unbudgeted = {f"dropped: {reason}" for reason in UNBUDGETED}
+        labels = Counter({label: n for label, n in self._counts["train"].items() if label not in unbudgeted})
         dropped = Counter({label: number for label, number in labels.items() if label.startswith("dropped")})
         share = dropped.total() / max(labels.total(), 1)
         if labels.total() < NUM_FIRST or share <= max_dropped:
