@@ -71,7 +71,7 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
         try:
             entry = Run(aside, "merge", record or asdict(job), parents=lineage(job.model.name))
             entry.begin()
-            save_model(merged, model.tokenizer, aside, jinja=model.template.jinja, end_id=model.template.end_id)
+            save_model(merged, model.tokenizer, aside, jinja=model.template.jinja, stop_ids=model.template.stop_ids)
             model.unload()
             written = load_model(replace(exact, name=str(aside)), tokenizer=model.tokenizer, seed=0, trainable=False)
             difference = largest_difference(before, logprobs_in(arithmetic, written, rows, pad_id=model.pad_id))

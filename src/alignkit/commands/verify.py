@@ -13,8 +13,8 @@ from rich.text import Text
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from alignkit.config import ControlTokens, Dtype, ModelConfig, TemplateConfig
-from alignkit.data.encode.masking import encode_prompt
-from alignkit.data.encode.rendering import RowRefused, first_difference, join_segments
+from alignkit.data.encode.masking import EncodeRules, encode_prompt
+from alignkit.data.encode.rendering import RowRefused, first_difference
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
@@ -34,6 +34,7 @@ from alignkit.runs.result import CHECKSUMS, WEIGHTS, result_problems
 logger = logging.getLogger(__name__)
 
 _NUM_PROMPTS = 16  # of the run's own, beside those below
+_RULES = EncodeRules(control_tokens=ControlTokens.neutralise)
 _SERVED = TemplateConfig(name="native")  # what a server reads: the template in the folder
 
 
@@ -139,10 +140,10 @@ def _prompts(
     num_same, histories, problem = 0, 0, ""
     for messages in _conversations(folder):
         try:
-            ids = encode_prompt(Conversation(messages), template, trained, ControlTokens.neutralise)
+            ids = encode_prompt(Conversation(messages), template, trained, _RULES)
         except RowRefused:
             continue  # the template has no place for it: nobody was trained on such a thing
-        text = join_segments(template.render(messages, add_generation_prompt=True))
+        text = template.text(Conversation(messages), add_generation_prompt=True)
         dicts = [template.as_dict(message) for message in messages]
         try:
             rendered = str(tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=True))
@@ -191,8 +192,9 @@ def _stop(folder: Path, template: Template) -> Finding:
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # of values that it cannot have
         return Finding("stop", "FAIL", f"{folder / 'generation_config.json'} is damaged: {error}")
     ids = known if isinstance(known, list) else [] if known is None else [known]
-    detail = f"a turn ends in {template.end_token} ({template.end_id}), generation stops at {ids or 'nothing'}"
-    return Finding("stop", "ok" if template.end_id in ids else "FAIL", detail)
+    ends = ", ".join(f"{text} ({i})" for text, i in zip(template.stops, template.stop_ids, strict=True))
+    detail = f"a turn ends in {ends}, generation stops at {ids or 'nothing'}"
+    return Finding("stop", "ok" if set(template.stop_ids) <= set(ids) else "FAIL", detail)
 
 
 def _adapter(model: ModelConfig) -> Finding:

@@ -29,7 +29,7 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
         policy.tokenizer.chat_template = policy.template.jinja
         # What a folder ships has lengths and temperatures of its own, which would win over those of the task.
         policy.weights.generation_config = GenerationConfig(
-            eos_token_id=stop_ids(policy.weights, policy.template.end_id), pad_token_id=policy.pad_id
+            eos_token_id=stop_ids(policy.weights, policy.template.stop_ids), pad_token_id=policy.pad_id
         )
         super().__init__(
             policy.weights,

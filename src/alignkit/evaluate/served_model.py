@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import ControlTokens, ModelConfig, Quantization, SamplingConfig, TemplateConfig
-from alignkit.data.encode.masking import encode_prompts
+from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.prompts import Prompts
@@ -91,11 +91,16 @@ class ServedModel:
             DataError: one line for each prompt that the template refuses.
         """
         conversations = [prompt for _, prompt in prompts]
-        rows = encode_prompts(conversations, self.template, self.tokenizer, control_tokens=ControlTokens.neutralise)
-        refused = [f"{source}: {ids}" for (source, _), ids in zip(prompts, rows, strict=True) if isinstance(ids, str)]
+        rules = EncodeRules(control_tokens=ControlTokens.neutralise)
+        rows = encode_prompts(conversations, self.template, self.tokenizer, rules)
+        refused = [
+            f"{source}: {ids.reason}"
+            for (source, _), ids in zip(prompts, rows, strict=True)
+            if isinstance(ids, RowRefused)
+        ]
         if refused:
             raise DataError(*refused)
-        return [ids for ids in rows if not isinstance(ids, str)]
+        return [ids for ids in rows if not isinstance(ids, RowRefused)]
 
     def check_lengths(self, prompts: Prompts, rows: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
         """Check that the model has positions for every prompt and its longest answer, without loading weights.
@@ -129,7 +134,7 @@ class ServedModel:
             self.weights,
             rows,
             sampling,
-            eos_ids=stop_ids(self.weights, self.template.end_id),
+            eos_ids=stop_ids(self.weights, self.template.stop_ids),
             pad_id=self.pad_id,
             seed=seed,
             batch_size=batch_size,
@@ -173,7 +178,7 @@ def check_same_tokens(models: Sequence[ServedModel], encoded: Sequence[list[list
                 f"{setting}: {first.name} and {model.name} have different tokenizers, so the log-probabilities of "
                 "their tokens cannot be compared: leave it out"
             )
-        elif rows != encoded[0] or model.template.end_id != first.template.end_id:
+        elif rows != encoded[0] or model.template.stop_ids != first.template.stop_ids:
             problems.append(
                 f"{setting}: {first.name} and {model.name} were trained with different templates, so the same "
                 "response follows other tokens: leave it out, or choose one template"

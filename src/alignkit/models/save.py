@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def save_model(
     out_dir: Path,
     *,
     jinja: str,
-    end_id: int | None,
+    stop_ids: Sequence[int] | None,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights (an adapter alone where there is one), tokenizer, chat template and generation config.
@@ -33,11 +33,11 @@ def save_model(
         tokenizer: its chat template becomes `jinja`.
         out_dir: made if it is not there.
         jinja: the chat template that was trained with.
-        end_id: the token that ended every trained turn; it joins the model's own stop ids. None for a reward model,
+        stop_ids: the tokens that ended trained turns; they join the model's own. None for a reward model,
             which generates nothing.
         state_dict: the gathered weights where `model` holds only a shard.
     """
-    generation = None if end_id is None else _generation_config(model, tokenizer, end_id)
+    generation = None if stop_ids is None else _generation_config(model, tokenizer, stop_ids)
     if isinstance(model, PeftModel):
         if not model.get_base_model().name_or_path:
             below = _base_weights(model, model.state_dict() if state_dict is None else state_dict)
@@ -96,7 +96,7 @@ def _name_base(model: PeftModel, out_dir: Path) -> None:
 
 
 def _generation_config(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, end_id: int
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
 ) -> GenerationConfig:
     own: dict[str, Any] = model.generation_config.to_diff_dict()
     # marked as derived, older transformers derive it from config.json again at load and lose the stop ids set here
@@ -104,8 +104,8 @@ def _generation_config(
     if not own.get("do_sample"):
         own = {name: value for name, value in own.items() if name not in _SAMPLING_ONLY}
     stop = own.get("eos_token_id")
-    stop_ids = [] if stop is None else [stop] if isinstance(stop, int) else stop
-    own |= {"eos_token_id": list(dict.fromkeys([*stop_ids, end_id])), "pad_token_id": tokenizer.pad_token_id}
+    known = [] if stop is None else [stop] if isinstance(stop, int) else stop
+    own |= {"eos_token_id": list(dict.fromkeys([*known, *stop_ids])), "pad_token_id": tokenizer.pad_token_id}
     return GenerationConfig(**own)
 
 

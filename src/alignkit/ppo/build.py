@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def build_policy(
     value: ValueConfig,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    end_id: int,
+    end_ids: Sequence[int],
     entropy_trains: bool,
     seed: int,
 ) -> Policy:
@@ -37,7 +37,7 @@ def build_policy(
         lora: the section; where it is empty, the adapter that the model has is trained further, or every weight is.
         value: the section, which `check_value_start` has passed.
         tokenizer: of the policy.
-        end_id: the token that ends a turn of the template.
+        end_ids: the tokens that end a turn of the template.
         entropy_trains: the loss has an entropy bonus.
         seed: of weights that are drawn at random.
 
@@ -58,7 +58,7 @@ def build_policy(
             seed=seed,
         ),
         is_continued=adapters is not None and not lora,
-        eos_ids=stop_ids(loaded, end_id),
+        eos_ids=stop_ids(loaded, end_ids),
         entropy_trains=entropy_trains,
         detach_values=value.detach,
     )

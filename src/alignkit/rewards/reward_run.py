@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from alignkit.config import ControlTokens, ModelConfig, OnError, TemplateConfig, TrainOn
-from alignkit.data.encode.masking import Encoding, encode_rows
-from alignkit.data.encode.templates import load_template
+from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
+from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, RewardError
 from alignkit.json_files import get, read_object
@@ -25,6 +25,9 @@ from alignkit.runs.directory import run_time
 from alignkit.runs.result import check_results
 
 _NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored in its tokenizer
+
+# what a policy says is never a turn of its own making
+_RULES = EncodeRules(TrainOn.last_turn, ControlTokens.neutralise)
 
 
 def check_reward_run(source: RewardSource) -> list[str]:
@@ -139,27 +142,26 @@ class RewardRunScorer:
             RewardError: its template refuses samples, one line each, and `on_error` is stop.
         """
         encodings = encode_rows(
-            [_with_answer(sample.conversation, sample.completion) for sample in samples],
+            [_with_answer(sample.conversation, sample.completion, self.run.template) for sample in samples],
             self.run.template,
             self.run.tokenizer,
-            train_on=TrainOn.last_turn,
-            control_tokens=ControlTokens.neutralise,  # what a policy says is never a turn of its own making
+            _RULES,
         )
         refused = [
-            f"{self.source.setting}: {self.source.name} cannot read {sample}: its template refuses it: {row}"
+            f"{self.source.setting}: {self.source.name} cannot read {sample}: its template refuses it: {row.reason}"
             for sample, row in zip(samples, encodings, strict=True)
-            if isinstance(row, str)
+            if isinstance(row, RowRefused)
         ]
         if refused and self.source.on_error is OnError.stop:
             raise RewardError(*refused)
-        indices = [index for index, row in enumerate(encodings) if isinstance(row, Encoding)]
-        rows = [self._until_end(encodings[index]) for index in indices]
+        indices = [index for index, row in enumerate(encodings) if isinstance(row, list)]
+        rows = [self._until_end(row[-1]) for row in encodings if isinstance(row, list)]
         scores: list[float | None] = [None] * len(samples)
         for index, score in zip(indices, self.run.scores(rows, batch_size=self.source.batch_size), strict=True):
             scores[index] = (score - self.mean) / self.std
         return scores
 
-    def _until_end(self, encoding: Any) -> list[int]:
+    def _until_end(self, encoding: Encoding) -> list[int]:
         end = encoding.responses[-1][1] if encoding.responses else len(encoding.input_ids)
         ids: list[int] = encoding.input_ids[:end]
         longest = self.run.num_positions
@@ -169,7 +171,10 @@ class RewardRunScorer:
         return ids
 
 
-def _with_answer(prompt: Conversation, completion: str) -> Conversation:
+def _with_answer(prompt: Conversation, completion: str, template: Template) -> Conversation:
     if prompt.plain:
         return Conversation((Message("assistant", prompt.messages[0].content + completion),), plain=True)
+    thought = template.thought
+    if thought.key and thought.closing.strip() in completion and thought.opening.strip() not in completion:
+        completion = thought.opening + completion  # the prompt had opened the thought
     return prompt.with_answer(Message("assistant", completion))

@@ -120,13 +120,13 @@ def generation_config(sampling: SamplingConfig, *, eos_ids: Sequence[int], pad_i
     return GenerationConfig.from_dict(settings)
 
 
-def stop_ids(model: PreTrainedModel, end_id: int) -> list[int]:
-    """Return the token that ends a turn of the template, then those at which the model's generation config stops."""
+def stop_ids(model: PreTrainedModel, of_template: Sequence[int]) -> list[int]:
+    """Return the tokens that end a turn of the template, then those at which the model's generation config stops."""
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     others = known if isinstance(known, list) else [] if known is None else [known]
     if not all(isinstance(token, int) for token in others):
         raise ModelError(f"the generation_config.json of the model is damaged: its eos_token_id is {known!r:.60}")
-    return list(dict.fromkeys([end_id, *others]))
+    return list(dict.fromkeys([*of_template, *others]))
 
 
 def _or(value: float | None, neutral: float) -> float:

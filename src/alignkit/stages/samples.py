@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import ControlTokens, SamplingConfig
-from alignkit.data.encode.masking import encode_prompt
+from alignkit.data.encode.masking import EncodeRules, encode_prompt
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
 from alignkit.sampling.generate import cut_at_stop, generate
@@ -56,11 +56,12 @@ def answer_samples(
     if is_sharded(trainer) or not trainer.is_world_process_zero() or not examples:
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
+    rules = EncodeRules(control_tokens=ControlTokens.neutralise)
     completions = generate(
         model,
-        [encode_prompt(row.prompt(), template, tokenizer, ControlTokens.neutralise) for row in examples],
+        [encode_prompt(row.prompt(), template, tokenizer, rules) for row in examples],
         sampling,
-        eos_ids=stop_ids(model, template.end_id),
+        eos_ids=stop_ids(model, template.stop_ids),
         pad_id=int(tokenizer.pad_token_id),
         seed=seed,
         batch_size=_TOGETHER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,19 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
 
 
 def save(
-    trainer: Any, run_dir: Path, tokenizer: PreTrainedTokenizerBase, template: Template, *, end_id: int | None
+    trainer: Any,
+    run_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    stop_ids: Sequence[int] | None,
 ) -> None:
     """Write the trained model into the run directory; every process must call this."""
     weights = gathered(trainer)
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         with explain_full_disk(run_dir):
-            save_model(model, tokenizer, run_dir, jinja=template.jinja, end_id=end_id, state_dict=weights)
+            save_model(model, tokenizer, run_dir, jinja=template.jinja, stop_ids=stop_ids, state_dict=weights)
 
 
 @contextmanager

@@ -1,14 +1,16 @@
-"""A conversation becomes text, cut where the assistant starts and stops speaking."""
+"""A conversation becomes text, as a server renders it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from alignkit.data.encode.sandbox import RENDER_ERRORS, Span, is_marked, render_chat
-from alignkit.data.rows.conversation import Message
+from alignkit.data.encode.sandbox import RENDER_ERRORS, Span, render_chat
+from alignkit.data.rows.conversation import ROLES, Conversation, Message
 from alignkit.errors import DataError, TemplateError
 
 PLACEHOLDER = "question-4711"  # a user's words that no template has of its own
@@ -20,25 +22,39 @@ class RowRefused(DataError):
     Args:
         reason: short and the same for every row refused for it: what the ledger counts.
         detail: what a person wants to see of this one row.
+        malformed: the row itself is wrong, so `data.malformed` decides.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", malformed: bool = False) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.args = (reason, detail)  # so that pickling rebuilds it
+        self.args = (reason, detail, malformed)  # so that pickling rebuilds it
         self.reason = reason
+        self.malformed = malformed
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of rendered text that is tokenized on its own.
+@dataclass(frozen=True)
+class Thought:
+    """How a template writes an assistant's reasoning.
 
     Attributes:
-        text: never empty.
-        message: index of the assistant message that says it, end token included; None for everything else.
+        key: of the message, under which the template reads it; empty where it has no place for it.
+        opening: what stands before it, such as `<think>` and a line break.
+        closing: what stands between it and the words.
+        is_own: the closing is what the template writes; else `CLOSING`.
     """
 
-    text: str
-    message: int | None = None
+    key: str = ""
+    opening: str = "<think>\n"
+    closing: str = "\n</think>\n\n"
+    is_own: bool = False
+
+    def is_opened_by(self, prompt: str) -> bool:
+        """Tell whether a prompt ends in an opening, so that the model goes on with its reasoning."""
+        return prompt.rstrip().endswith(self.opening.strip())
+
+    def start_in(self, prompt: str) -> int:
+        """Return where the opening that a prompt ends in begins."""
+        return prompt.rindex(self.opening.strip())
 
 
 @dataclass(frozen=True)
@@ -48,103 +64,151 @@ class Template:
     Attributes:
         name: as configured, or the file's name.
         jinja: what is stored in the tokenizer.
-        variables: what the template sees beside the messages.
-        end_token: what every assistant turn ends in; one token.
-        end_id: its id; belongs into the stop ids of the generation config.
-        response_lead: what the assistant's turn begins with before the content.
-        cue: what the generation prompt ends with after the last user's content.
+        is_shipped: it came with alignkit; a row keeps the layout behind its last response, as it always had.
+        variables: what the template sees beside the conversation: special tokens and `template.kwargs`.
+        reads: names that the template asks for beside the messages.
+        end_token: what an answer ends in; one token.
+        end_id: its id.
+        ends: what a trained turn can end in: of an answer, of a call.
+        stops: tokens at which generation stops, as text; the first is `end_token`.
+        stop_ids: their ids; they belong into the generation config.
+        next_tokens: where turns have no end of their own, the token that comes next: after an `answer`, after a `call`.
+        response_lead: what the assistant says before the content, such as an empty thought.
+        prompt_suffix: what the generation prompt ends with after the last user's content.
         uses_input: the template places `Message.input` itself; else it follows the content after an empty line.
-        refused: what the template cannot render (`system`, `tool`, `tool_calls`) and why.
+        calls_as_text: the template wants a call's arguments as JSON text; else as an object.
+        thought: how it writes reasoning.
+        is_inline: reasoning is written into the content, `<think>…</think>` before the words.
+        refused: what it cannot render (`system`, `tool`, `tools`, `tool_calls`, `reasoning`) and why.
     """
 
     name: str
     jinja: str
-    variables: dict[str, Any]
+    variables: Mapping[str, Any]
+    reads: frozenset[str] = frozenset()
+    is_shipped: bool = False
     end_token: str = ""
     end_id: int = -1
+    ends: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    next_tokens: Mapping[str, str] = field(default_factory=dict)
     response_lead: str = ""
     prompt_suffix: str = ""
     uses_input: bool = False
-    refused: dict[str, str] = field(default_factory=dict)
+    calls_as_text: bool = False
+    thought: Thought = field(default_factory=Thought)
+    is_inline: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Segment]:
-        """Cut the rendered conversation before and after everything the assistant says.
-
-        An assistant turn that the template renders differently once the conversation goes on (reasoning stripped from
-        the history) has no segment of its own when the template has no generation markers.
+    def text(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
+        """Render what `tokenizer.apply_chat_template(tokenize=False)` gives.
 
         Raises:
-            RowRefused: the template has no place for a role, or raises an error of its own.
+            RowRefused: the template raises an error of its own.
         """
-        roles = [m.role for m in messages] + ["tool_calls" for m in messages if m.tool_calls]
-        for role in [role for role in self.refused if role in roles]:
-            what = "tool calls" if role == "tool_calls" else f"{role} messages"
-            raise RowRefused(f"template {self.name} refuses {what}: {self.refused[role]}")
-        text, marks = self._text(messages, add_generation_prompt)
-        turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        if not is_marked(self.jinja):
-            spans = self._spans_by_difference(messages, turns, text)
-        elif len(marks) == len(turns):
-            spans = dict(zip(turns, marks, strict=True))
-        else:
-            raise RowRefused(f"template {self.name} marks {len(marks)} stretches for {len(turns)} assistant turns")
-        return self._cut(text, spans)
+        return self.marked_text(conversation, add_generation_prompt=add_generation_prompt, find_marks=False)[0]
 
-    def prompt_prefix(self, messages: Sequence[Message]) -> str:
-        """Return what the text begins with, system message included, before the first user's content."""
-        opening = [*takewhile(lambda m: m.role == "system", messages), Message("user", PLACEHOLDER)]
-        text, _ = self._text(opening, add_generation_prompt=False)
-        return text.rpartition(PLACEHOLDER)[0]
+    def marked_text(
+        self, conversation: Conversation, *, add_generation_prompt: bool = False, find_marks: bool = True
+    ) -> tuple[str, list[Span]]:
+        """Render as `text` does, and find the template's generation blocks.
 
-    def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, list[Span]]:
-        dicts = [self.as_dict(message) for message in messages]
+        Raises:
+            RowRefused: the template raises an error of its own.
+        """
         try:
-            return render_chat(self.jinja, dicts, variables=self.variables, add_generation_prompt=add_generation_prompt)
+            return render_chat(
+                self.jinja,
+                [self.as_dict(message) for message in conversation.messages],
+                variables={**self.variables, **conversation.template_kwargs},
+                tools=list(conversation.tools),
+                add_generation_prompt=add_generation_prompt,
+                find_marks=find_marks,
+            )
         except TemplateError:
             raise
         except RENDER_ERRORS as error:
             raise RowRefused(f"template {self.name} refuses this conversation: {error}") from error
 
+    def check(self, conversation: Conversation) -> None:
+        """Refuse what the template is known to have no place for.
+
+        Raises:
+            RowRefused: a role, tools, calls, or an argument that the template never reads.
+        """
+        has = {message.role for message in conversation.messages}
+        has |= {"tool_calls"} if any(message.tool_calls for message in conversation.messages) else set()
+        has |= {"tools"} if conversation.tools else set()
+        for what in [what for what in self.refused if what in has]:
+            name = f"{what} messages" if what in ROLES else what.replace("_", " ")
+            raise RowRefused(f"template {self.name} refuses {name}: {self.refused[what]}")
+        if unread := sorted(set(conversation.template_kwargs) - self.reads):
+            raise RowRefused(f"template {self.name} never reads {', '.join(unread)}", malformed=True)
+
+    def prompt_prefix(self, conversation: Conversation) -> str:
+        """Return what the text begins with, tools and system message included, before the first user's content."""
+        opening = [*takewhile(lambda m: m.role in ("system", "developer"), conversation.messages)]
+        asked = Conversation(
+            (*opening, Message("user", PLACEHOLDER)),
+            tools=conversation.tools,
+            template_kwargs=conversation.template_kwargs,
+        )
+        return self.text(asked).rpartition(PLACEHOLDER)[0]
+
     def as_dict(self, message: Message) -> dict[str, Any]:
         """Return a message as the template sees it."""
-        fields: dict[str, Any] = {"role": message.role, "content": message.content}
+        role = "system" if message.role == "developer" and "developer" not in self.jinja else message.role
+        fields: dict[str, Any] = {"role": role, "content": message.content}
         if message.input and self.uses_input:
             fields["input"] = message.input
         elif message.input:
             fields["content"] = f"{message.content}\n\n{message.input}"
         if message.tool_calls:
-            fields["tool_calls"] = list(message.tool_calls)
+            fields["tool_calls"] = [self._call(call) for call in message.tool_calls]
+        if message.reasoning and self.is_inline:
+            fields["content"] = f"<think>\n{message.reasoning}\n</think>\n\n{message.content}"
+        elif message.reasoning and self.thought.key:
+            fields[self.thought.key] = message.reasoning
+        if message.name:
+            fields["name"] = message.name
+        if message.tool_call_id:
+            fields["tool_call_id"] = message.tool_call_id
         return fields
 
-    def _spans_by_difference(self, messages: Sequence[Message], turns: list[int], text: str) -> dict[int, Span]:
-        """What each turn adds to the prompt that asks for it; turns later rewritten are left out."""
-        spans = {}
-        for i in turns:
-            prompt, _ = self._text(messages[:i], add_generation_prompt=True)
-            turn, _ = self._text(messages[: i + 1], add_generation_prompt=False)
-            stop = turn.rfind(self.end_token) + len(self.end_token)
-            if stop > len(prompt) and turn.startswith(prompt) and text.startswith(turn[:stop]):
-                spans[i] = (len(prompt), stop)
-        return spans
-
-    def _cut(self, text: str, spans: dict[int, Span]) -> list[Segment]:
-        segments, done = [], 0
-        for message, (start, stop) in spans.items():
-            end = text.rfind(self.end_token, start, stop)  # a line break after it is not the assistant's
-            stop = end + len(self.end_token) if end >= 0 else stop
-            segments += [Segment(text[done:start]), Segment(text[start:stop], message)]
-            done = stop
-        segments.append(Segment(text[done:]))
-        return [segment for segment in segments if segment.text]
-
-
-def join_segments(segments: Iterable[Segment]) -> str:
-    """Return the text that the segments were cut from."""
-    return "".join(segment.text for segment in segments)
+    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        function = dict(call["function"])
+        arguments = function.get("arguments")
+        if self.calls_as_text and not isinstance(arguments, str):
+            function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        elif not self.calls_as_text and isinstance(arguments, str):
+            function["arguments"] = json.loads(arguments)
+        return {**call, "function": function}
 
 
 def first_difference(fed: str, trained: str) -> str:
     """Describe where the prompt of inference and the one of training first differ, with the text around it."""
-    at = next((i for i, (a, b) in enumerate(zip(fed, trained, strict=False)) if a != b), min(len(fed), len(trained)))
+    at = num_shared(fed, trained)
     around = slice(max(0, at - 40), at + 40)
     return f"from character {at} on inference feeds {fed[around]!r} where training has {trained[around]!r}"
+
+
+def num_shared(one: str, other: str) -> int:
+    """Count the characters that both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+_TAG = re.compile(r"\s*(<[^<>]*>|\[[^\[\]]*\])\s*")
+_OPENING = re.compile(r"[<\[][^<>\[\]\n]*[>\]][^<>\[\]]*$")
+
+
+def opening_before(text: str) -> str:
+    """Return the tag that a text ends in, with what follows it."""
+    found = _OPENING.search(text)
+    return found[0] if found else ""
+
+
+def end_of_tag(text: str, start: int) -> int:
+    """Return where the tag that begins at `start` ends, the white space around it included; `start` without one."""
+    found = _TAG.match(text, start)
+    return found.end() if found else start

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
+import jinja2.meta
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from alignkit.errors import TemplateError
 
@@ -34,8 +34,25 @@ def is_marked(jinja: str) -> bool:
     return re.search(r"{%-?\s*generation\s*-?%}", jinja) is not None
 
 
+@lru_cache
+def variables_of(jinja: str) -> frozenset[str]:
+    """Return the names that a template asks for.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is no template.
+    """
+    environment = _compile_jinja_template(jinja).environment
+    return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(jinja)))
+
+
 def render_chat(
-    jinja: str, messages: Sequence[dict[str, Any]], *, variables: Mapping[str, Any], add_generation_prompt: bool
+    jinja: str,
+    messages: Sequence[dict[str, Any]],
+    *,
+    variables: Mapping[str, Any],
+    tools: Sequence[dict[str, Any]] = (),
+    add_generation_prompt: bool,
+    find_marks: bool = True,
 ) -> tuple[str, list[Span]]:
     """Render what `tokenizer.apply_chat_template(tokenize=False)` gives, and find the generation blocks in it.
 
@@ -43,7 +60,9 @@ def render_chat(
         jinja: the chat template.
         messages: dicts with `role`, `content` and what else the template reads.
         variables: what the template sees beside the messages (`bos_token`, `eos_token`, …).
+        tools: functions that may be called, each as a JSON schema.
         add_generation_prompt: end with the beginning of an assistant turn.
+        find_marks: look for the blocks at all, which takes time.
 
     Returns:
         The text, and `(start, stop)` in characters for every generation block, in order; blocks that touch are one.
@@ -54,13 +73,14 @@ def render_chat(
     """
     rendered: Any = render_jinja_template(
         conversations=[list(messages)],
+        tools=list(tools) or None,
         chat_template=jinja,
         add_generation_prompt=add_generation_prompt,
-        return_assistant_tokens_mask=is_marked(jinja),
+        return_assistant_tokens_mask=find_marks and is_marked(jinja),
         **variables,
     )
     text: str = rendered[0][0]
-    if len(text) > MAX_CHARS and len(text) > MAX_CHARS + 10 * sum(len(str(m)) for m in messages):
+    if len(text) > MAX_CHARS and len(text) > MAX_CHARS + 10 * sum(len(str(m)) for m in [*messages, *tools]):
         raise TemplateError(f"the chat template writes {len(text):,} characters: do you trust its source?")
     blocks: list[Span] = rendered[1][0] if rendered[1] else []
     spans: list[Span] = []

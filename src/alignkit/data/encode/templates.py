@@ -8,44 +8,33 @@ of ours afterwards: stored in the tokenizer it renders the same text wherever th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from importlib import resources
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import TemplateConfig
 from alignkit.data.encode.dates import with_date
-from alignkit.data.encode.rendering import PLACEHOLDER, RowRefused, Segment, Template, first_difference, join_segments
-from alignkit.data.encode.sandbox import bounded, is_marked
-from alignkit.data.rows.conversation import Message
+from alignkit.data.encode.probes import ANSWER, QUESTION, is_token, probed, token_ids
+from alignkit.data.encode.rendering import RowRefused, Template
+from alignkit.data.encode.sandbox import bounded, is_marked, variables_of
+from alignkit.data.encode.trained_turns import trained_turn
+from alignkit.data.rows.conversation import Conversation
 from alignkit.errors import TemplateError, did_you_mean
 
-__all__ = ["SHIPPED", "RowRefused", "Segment", "Template", "adds_bos", "load_template"]
+__all__ = ["SHIPPED", "RowRefused", "Template", "adds_bos", "load_template"]
 
 _FOLDER = resources.files("alignkit.conf.template")
 SHIPPED = sorted(Path(entry.name).stem for entry in _FOLDER.iterdir() if entry.name.endswith(".jinja"))
+OURS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"}  # no template.kwargs
+
 OWN_END = {"chatml": "<|im_end|>"}  # the other shipped templates end in the tokenizer's eos
-
-# a conversation of our own, in words no template has; each of PROBES shows EXTRA once one of its forms renders
-ANSWER, EXTRA = "answer-4711", "extra-4711"
-QUESTION, RESPONSE, OBSERVATION = Message("user", PLACEHOLDER), Message("assistant", ANSWER), Message("tool", EXTRA)
-
-
-def _calling(name: str) -> Message:
-    call = {"type": "function", "id": "call04711", "function": {"name": name, "arguments": {}}}
-    return Message("assistant", "", tool_calls=(call,))
-
-
-PROBES = {
-    "system": [[Message("system", EXTRA), QUESTION, RESPONSE]],
-    "tool": [[QUESTION, RESPONSE, OBSERVATION, RESPONSE], [QUESTION, _calling("other"), OBSERVATION, RESPONSE]],
-    "tool_calls": [[QUESTION, _calling(EXTRA)]],
-}
 
 
 def load_template(
@@ -70,13 +59,27 @@ def load_template(
         jinja = jinja if now is None else with_date(jinja, now)
         name = Path(config.file).name if config.file else config.name
         with bounded():
-            return _tried(Template(name, jinja, dict(tokenizer.special_tokens_map)), tokenizer)
+            return _bound(_draft(name, jinja, config.kwargs, tokenizer), tokenizer)
     except RowRefused as error:
         broken = error.__cause__
         line = f":{broken.lineno}" if isinstance(broken, jinja2.TemplateSyntaxError) else ""
         raise TemplateError(f"{where}{line}: {broken or error}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"{where}:{error.lineno}: {error}") from error
     except TemplateError as error:
-        raise TemplateError(f"{where}: {error}") from error
+        raise TemplateError(*(f"{where}: {problem}" for problem in error.problems)) from error
+
+
+def _draft(name: str, jinja: str, kwargs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Template:
+    reads = variables_of(jinja) - OURS
+    problems = [
+        f"it never reads template.kwargs.{key}{did_you_mean(key, reads) or '; leave it out'}"
+        for key in kwargs
+        if key not in reads
+    ]
+    if problems:
+        raise TemplateError(*problems)
+    return Template(name, jinja, {**tokenizer.special_tokens_map, **kwargs}, reads, is_shipped=name in SHIPPED)
 
 
 def shipped_template(name: str) -> str:
@@ -120,77 +123,23 @@ def _marked_file(path: Path) -> str:
 def _with_ends(source: str, own_end: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Set `bos` and `end`, which shipped templates leave open, for this tokenizer; on line one, lines keep numbers."""
     bos = "bos_token" if adds_bos(tokenizer) else '""'
-    end = json.dumps(own_end, ensure_ascii=False) if _is_token(own_end, tokenizer) else "eos_token"
+    end = json.dumps(own_end, ensure_ascii=False) if is_token(own_end, tokenizer) else "eos_token"
     return f"{{%- set bos = {bos} -%}}{{%- set end = {end} -%}}{source}"
 
 
-def _tried(draft: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
-    segments = draft.render([QUESTION, RESPONSE])
-    prompt = join_segments(draft.render([QUESTION], add_generation_prompt=True))
-    before = join_segments(takewhile(lambda segment: segment.message is None, segments))
-    if before != prompt:
-        raise TemplateError(
-            f"the generation prompt is not the beginning of the trained text: {first_difference(prompt, before)}"
-        )
-    response = next((segment.text for segment in segments if segment.message == 1), "")
-    if PLACEHOLDER not in prompt or ANSWER not in response:
-        raise TemplateError("it leaves out what the user or the assistant says")
-    lead, _, tail = response.partition(ANSWER)
-    end = _end_token(tail, tokenizer)
-    (end_id,) = _ids(end, tokenizer)
-    template = replace(
-        draft, end_token=end, end_id=end_id, response_lead=lead, prompt_suffix=prompt.rpartition(PLACEHOLDER)[2]
-    )
+def _bound(draft: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Try a template on conversations of our own, and write down what it does."""
+    template = probed(draft, tokenizer)
     _check_boundaries(template, tokenizer)
-    placed = replace(template, uses_input=True)
-    with_input = join_segments(placed.render([Message("user", PLACEHOLDER, input=EXTRA)], add_generation_prompt=True))
-    template = placed if EXTRA in with_input else template
-    return replace(template, refused=_refusals(template))
-
-
-def _end_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    if _is_token(tail, tokenizer):
-        return tail
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()]
-    ends = [(tail.find(token), -len(token), token) for token in added if token in tail]
-    if not ends:
-        missing = " (the tokenizer has no eos token)" if tokenizer.eos_token is None else ""
-        raise TemplateError(
-            f"after the content the assistant's turn goes on with {tail!r}, which holds no token that could end it"
-            f"{missing}; in a template of yours write {{{{ end }}}} there, or choose one of {', '.join(SHIPPED)}"
-        )
-    return min(ends)[2]
+    return template
 
 
 def _check_boundaries(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, template.end_id}
-    for messages in ([QUESTION, RESPONSE], [QUESTION, RESPONSE, QUESTION, RESPONSE]):
+    for messages in ((QUESTION, ANSWER), (QUESTION, ANSWER, QUESTION, ANSWER)):
         with suppress(RowRefused):  # a template may be for single turns
-            ids = [i for segment in template.render(messages) for i in _ids(segment.text, tokenizer)]
+            turn = trained_turn(template, Conversation(messages), len(messages) - 1)
+            ids = [*token_ids(turn.prompt, tokenizer), *token_ids(turn.response, tokenizer)]
             doubled = [a for a, b in pairwise(ids) if a == b and a in ends]
             if doubled:
                 raise TemplateError(f"it writes {tokenizer.decode(doubled[:1])} twice in a row")
-
-
-def _refusals(template: Template) -> dict[str, str]:
-    refused = {}
-    for role, conversations in PROBES.items():
-        words = []
-        for messages in conversations:
-            try:
-                words.append("" if EXTRA in join_segments(template.render(messages)) else "it leaves them out")
-            except RowRefused as error:
-                words.append(str(error.__cause__ or error))
-        if all(words):
-            refused[role] = words[-1]
-    return refused
-
-
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _is_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = _ids(text, tokenizer)
-    return len(ids) == 1 and tokenizer.decode(ids) == text

@@ -43,6 +43,24 @@ def ids_of_pieces(rows: Sequence[list[Pieces]], tokenizer: PreTrainedTokenizerBa
     return [[flat(next(spelled if at % 2 else ids) for at in range(len(pieces))) for pieces in row] for row in rows]
 
 
+def num_tokens_before(pieces: Pieces, end: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Count the tokens of a stretch that begin before the character `end`; each piece boundary is one character.
+
+    Raises:
+        ValueError: the tokenizer is a slow one, which does not tell where its tokens lie.
+    """
+    count = 0
+    for at, piece in enumerate(pieces):
+        if end <= 0:
+            break
+        offsets = tokenizer(
+            piece, add_special_tokens=False, split_special_tokens=bool(at % 2), return_offsets_mapping=True
+        )["offset_mapping"]
+        count += sum(1 for start, _ in offsets if start < end)
+        end -= len(piece) + 1
+    return count
+
+
 def flat(lists: Iterable[list[T]]) -> list[T]:
     """Join lists into one."""
     return [item for some in lists for item in some]

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import pyarrow as pa
 from datasets import Dataset
 
+from alignkit.data.encode.rendering import RowRefused
 from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.data.sets.ledger import Ledger
 
@@ -34,12 +35,19 @@ class EncodeOutcome(Generic[Encoded]):
     """What became of an item.
 
     Attributes:
-        encoding: the row as it will be trained on; None where it is left out.
+        parts: the row as it will be trained on, most often as one; none where it is left out.
         reason: why it was cut or left out; empty where it is whole.
+        malformed: the row itself is wrong, which only its template could tell.
     """
 
-    encoding: Encoded | None
+    parts: list[Encoded] = field(default_factory=list)
     reason: str = ""
+    malformed: bool = False
+
+    @classmethod
+    def left_out(cls, refusal: RowRefused) -> Self:
+        """Say why a row is left out."""
+        return cls([], refusal.reason, refusal.malformed)
 
 
 def encode_sets(
@@ -91,23 +99,23 @@ def record_outcomes(
     """Record in the ledger what became of the items of set `name`.
 
     Yields:
-        `file:N` and encoding of each item that is trained on.
+        `file:N` and encoding of each part of each item that is trained on.
     """
     for item, outcome in zip(items, outcomes, strict=True):
         if not item.is_copy:
             _record(item.source, outcome, name, ledger)
-        if outcome.encoding is not None:
-            ledger.notes.update(outcome.encoding.notes)
-            yield item.source, outcome.encoding
+        for part in outcome.parts:
+            ledger.notes.update(part.notes)
+            yield item.source, part
 
 
 def _record(source: str, outcome: EncodeOutcome[Encoded], name: str, ledger: Ledger) -> None:
-    if outcome.encoding is None:
-        ledger.drop(source, outcome.reason, name)
+    if not outcome.parts:
+        ledger.drop(source, outcome.reason, name, malformed=outcome.malformed)
     elif outcome.reason:
         ledger.truncate(source, outcome.reason, name)
     else:
-        ledger.keep(source, name)
+        ledger.keep(source, name, num_parts=len(outcome.parts))
 
 
 def to_datasets(

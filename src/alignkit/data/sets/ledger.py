@@ -72,9 +72,9 @@ class Ledger:
         for source in sources:
             self._files.setdefault(source.rpartition(":")[0], len(self._files))
 
-    def keep(self, source: str, set: str = "train") -> None:
-        """Enter a row that is used as it is."""
-        self.rows.append(LedgerRow(source, "kept", set=set))
+    def keep(self, source: str, set: str = "train", *, num_parts: int = 1) -> None:
+        """Enter a row that is used as it is, in several parts where its template rewrites earlier turns."""
+        self.rows.append(LedgerRow(source, "kept", f"in {num_parts} parts" if num_parts > 1 else "", set))
 
     def truncate(self, source: str, reason: str, set: str = "train") -> None:
         """Enter a row that is used in part."""
@@ -90,6 +90,11 @@ class Ledger:
         for row in self.rows:
             counts[row.set][row.label] += 1
         return {name: dict(labels) for name, labels in counts.items()}
+
+    def malformed(self) -> list[str]:
+        """Return one line for each row that is wrong in itself: where it stands, and what of it."""
+        prefix = "malformed: "
+        return [f"{r.source}: {r.reason.removeprefix(prefix)}" for r in self.rows if r.reason.startswith(prefix)]
 
     def check_budget(self, max_dropped: float) -> None:
         """Refuse to go on with too little of a set.

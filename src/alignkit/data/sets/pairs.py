@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,12 @@ import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, TrainOn
-from alignkit.data.encode.masking import Encoding, encode_rows
+from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.pair_lengths import EncodedPair, apply_pair_length
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.preferences import PAIRS, Preference
 from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
-from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets
+from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets, stop_if_malformed
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.lint import Lint, lint
 from alignkit.data.sets.loaded import EncodedData, EncodedSet, example_items
@@ -93,6 +93,7 @@ def load_pairs(
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)
     sets = {name: PairSet(dataset) for name, dataset in to_datasets(kept, columns).items()}
+    stop_if_malformed(ledger.malformed(), data.malformed)
     ledger.check_budget(data.max_dropped)
     found = lint(items, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
     by_prompt: dict[str, Preference] = {}
@@ -139,7 +140,7 @@ def encode_pairs(
 ) -> list[EncodeOutcome[EncodedPair]]:
     """Encode pairs with one call of the tokenizer, each side as SFT would, and fit each to `max_length`."""
     sides = [side for preference in preferences for side in preference.sides()]
-    rows = encode_rows(sides, template, tokenizer, train_on=TrainOn.last_turn, control_tokens=data.control_tokens)
+    rows = encode_rows(sides, template, tokenizer, replace(EncodeRules.of(data), train_on=TrainOn.last_turn))
     return [
         _outcome(preference, chosen, rejected, data, max_length)
         for preference, chosen, rejected in zip(preferences, rows[::2], rows[1::2], strict=True)
@@ -147,14 +148,21 @@ def encode_pairs(
 
 
 def _outcome(
-    preference: Preference, chosen: Encoding | str, rejected: Encoding | str, data: DataConfig, max_length: int
+    preference: Preference,
+    chosen_side: list[Encoding] | RowRefused,
+    rejected_side: list[Encoding] | RowRefused,
+    data: DataConfig,
+    max_length: int,
 ) -> EncodeOutcome[EncodedPair]:
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        return EncodeOutcome(None, chosen if isinstance(chosen, str) else str(rejected))
+    if isinstance(chosen_side, RowRefused):
+        return EncodeOutcome.left_out(chosen_side)
+    if isinstance(rejected_side, RowRefused):
+        return EncodeOutcome.left_out(rejected_side)
+    (chosen,), (rejected,) = chosen_side, rejected_side
     (start, end), (other_start, other_end) = chosen.responses[-1], rejected.responses[-1]
     prompt_ids = chosen.input_ids[:start]
     if prompt_ids != rejected.input_ids[:other_start]:
-        return EncodeOutcome(None, "the template renders the prompt otherwise for each side")
+        return EncodeOutcome([], "the template renders the prompt otherwise for each side")
     pair = EncodedPair(
         prompt_ids,
         chosen.input_ids[start:end],
@@ -163,7 +171,8 @@ def _outcome(
         tuple(dict.fromkeys(chosen.notes + rejected.notes)),
     )
     lengths = {"prefix_length": chosen.prefix_length, "suffix_length": chosen.suffix_length, "max_length": max_length}
-    return EncodeOutcome(*apply_pair_length(pair, **lengths, policy=data.overlength))
+    kept, reason = apply_pair_length(pair, **lengths, policy=data.overlength)
+    return EncodeOutcome([] if kept is None else [kept], reason)
 
 
 def _columns(pairs: list[EncodedPair], *, has_margin: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, Overlength, PromptDataConfig, PromptLength
-from alignkit.data.encode.masking import encode_prompts
+from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
 from alignkit.data.encode.templates import Template, adds_bos
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation, to_prompt
@@ -20,7 +20,7 @@ from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.row_kind import RowKind
 from alignkit.data.rows.values import RowError
 from alignkit.data.sets.encode_sets import EncodeOutcome, record_sets
-from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets
+from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets, stop_if_malformed
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.section import check_data
 from alignkit.data.sets.split import hold_out
@@ -136,6 +136,7 @@ def load_prompts(
     outcomes = {name: encode(of_set) for name, of_set in items.items()}
     kept = record_sets(items, outcomes, ledger)
     prompts = {name: [prompt for _, prompt in of_set] for name, of_set in kept.items()}
+    stop_if_malformed(ledger.malformed(), data.malformed)
     ledger.check_budget(data.max_dropped)
     return PromptData(prompts["train"], prompts.get("eval", []), ledger, formats)
 
@@ -168,14 +169,15 @@ def _encode(
 ) -> list[EncodeOutcome[Prompt]]:
     """Encode the prompts of a set with one call of the tokenizer, and cut each."""
     conversations = [item.item.conversation for item in items]
-    encoded = encode_prompts(conversations, template, tokenizer, control_tokens=data.control_tokens)
+    encoded = encode_prompts(conversations, template, tokenizer, EncodeRules.of(data))
     num_bos = int(adds_bos(tokenizer))
-    outcomes = []
+    outcomes: list[EncodeOutcome[Prompt]] = []
     for item, ids in zip(items, encoded, strict=True):
-        kept, reason = (
-            ([], ids) if isinstance(ids, str) else _cut(ids, item, data, num_bos, max_length=max_length, seed=seed)
-        )
-        outcomes.append(EncodeOutcome(_prompt(item, kept, num_bos, tokenizer) if kept else None, reason))
+        if isinstance(ids, RowRefused):
+            outcomes.append(EncodeOutcome.left_out(ids))
+            continue
+        kept, reason = _cut(ids, item, data, num_bos, max_length=max_length, seed=seed)
+        outcomes.append(EncodeOutcome([_prompt(item, kept, num_bos, tokenizer)] if kept else [], reason))
     return outcomes
 
 

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.config import DataConfig
 from alignkit.data.batches.batching import FILLER, IGNORED
 from alignkit.data.encode.lengths import apply_length
-from alignkit.data.encode.masking import Encoding, encode_rows
+from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.row_kind import CONVERSATIONS
 from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
-from alignkit.data.sets.items import parse_sets, read_sets
+from alignkit.data.sets.items import parse_sets, read_sets, stop_if_malformed
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.loaded import EncodedData, EncodedSet, example_items
 from alignkit.data.sets.split import hold_out
@@ -87,6 +87,7 @@ def load_sft(
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)
     sets = {name: SftSet(dataset) for name, dataset in to_datasets(kept, _columns).items()}
+    stop_if_malformed(ledger.malformed(), data.malformed)
     ledger.check_budget(data.max_dropped)
     examples = [conversation for conversation in example_items(items) if not conversation.plain]
     return SftData(sets, ledger, formats, examples[:num_examples])
@@ -101,14 +102,21 @@ def encode_chunk(
     max_length: int,
 ) -> list[EncodeOutcome[Encoding]]:
     """Encode conversations with one call of the tokenizer, and fit each to `max_length`."""
-    encodings = encode_rows(
-        conversations, template, tokenizer, train_on=data.train_on, control_tokens=data.control_tokens
-    )
+    rows = encode_rows(conversations, template, tokenizer, EncodeRules.of(data))
     fit = partial(apply_length, max_length=max_length, policy=data.overlength)
     return [
-        EncodeOutcome(None, encoding) if isinstance(encoding, str) else EncodeOutcome(*fit(encoding))
-        for encoding in encodings
+        EncodeOutcome.left_out(row) if isinstance(row, RowRefused) else _fitted([fit(part) for part in row])
+        for row in rows
     ]
+
+
+def _fitted(parts: list[tuple[Encoding | None, str]]) -> EncodeOutcome[Encoding]:
+    """Give the parts of a row one fate: it is left out if one of them is."""
+    reasons = {reason: kept is None for kept, reason in reversed(parts) if reason}
+    dropped = next((reason for reason, is_dropped in reasons.items() if is_dropped), "")
+    if dropped:
+        return EncodeOutcome([], dropped)
+    return EncodeOutcome([kept for kept, _ in parts if kept is not None], next(iter(reasons), ""))
 
 
 def labels_of(encoding: Encoding) -> list[int]:

@@ -220,6 +220,7 @@ class Stream:
             stop_if_malformed(malformed, self._data.malformed)
             outcomes = self._encode([item.item for item in items])
             kept = list(record_outcomes(items, outcomes, "train", entries))
+            stop_if_malformed(entries.malformed(), self._data.malformed)
             if ledger is not None:
                 by_source = {row.source: row for row in entries.rows}
                 ledger.enter(by_source[row.source] for row in block.rows)

@@ -75,7 +75,7 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job.sampling, seed=job.seed)
         before = answer()
         train(trainer, resume=entry.resuming)
-        save(trainer, run_dir, prepared.tokenizer, template, end_id=template.end_id)
+        save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)
         samples = before_and_after(examples, before, answer())
         entry.result = conclude(
             run_dir, trainer.state.log_history, samples=samples, kept_step=kept_step(trainer), unit="nats per pair"

@@ -79,7 +79,7 @@ def _policy(job: PpoJob, prepared: Prepared) -> Policy:
         job.lora,
         job.value,
         tokenizer=prepared.tokenizer,
-        end_id=prepared.template.end_id,
+        end_ids=prepared.template.stop_ids,
         entropy_trains=job.ppo.entropy_coef > 0,
         seed=job.seed,
     )
@@ -145,5 +145,5 @@ def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
             prepared.tokenizer,
             run_dir,
             jinja=prepared.template.jinja,
-            end_id=prepared.template.end_id,
+            stop_ids=prepared.template.stop_ids,
         )

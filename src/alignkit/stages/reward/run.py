@@ -76,7 +76,7 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
                 "%-9s the adapter %s is merged into its base, which is saved with this run", "start", source.folder
             )
         train(trainer, resume=entry.resuming)
-        save(trainer, run_dir, prepared.tokenizer, prepared.template, end_id=None)
+        save(trainer, run_dir, prepared.tokenizer, prepared.template, stop_ids=None)
         if is_main_process():
             write_reward_readme(run_dir, end_token=prepared.template.end_token, is_adapter=bool(job.lora))
         card = _card(trainer, prepared, run_dir)

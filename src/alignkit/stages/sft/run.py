@@ -63,7 +63,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         train(trainer, resume=entry.resuming)
         if prepared.stream is not None and prepared.stream.ledger is not None:
             logger.info("\nread as training went:\n%s\n", Lines(prepared.stream.ledger.table()))
-        save(trainer, run_dir, prepared.tokenizer, template, end_id=template.end_id)
+        save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)
         samples = before_and_after(examples, before, answer())
         entry.result = conclude(run_dir, trainer.state.log_history, samples=samples, kept_step=kept_step(trainer))
 
