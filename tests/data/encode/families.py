@@ -273,4 +273,17 @@ CONVERSATIONS: dict[str, Conversation] = {
         ),
         tools=TOOLS,
     ),
+    "several users with tools and reasoning": Conversation(
+        (
+            user("amber"),
+            calls("Dover", thought="hazel"),
+            result("Dover", "cloudy"),
+            says("birch", thought="ginger"),
+            user("cedar"),
+            calls("Calais", thought="indigo"),
+            result("Calais", "sunny"),
+            says("dahlia", thought="jasmine"),
+        ),
+        tools=TOOLS,
+    ),
 }
