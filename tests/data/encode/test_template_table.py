@@ -18,7 +18,7 @@ from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode, encode_prompt
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
-from families import CONVERSATIONS, TEXT_TEMPLATES, family_tokenizer
+from families import CONVERSATIONS, TEXT_TEMPLATES, TOOLS, called, family_tokenizer, user
 from served import served, stretches
 
 RULES = EncodeRules.of(DataConfig())
@@ -34,14 +34,15 @@ CALLS = {kind for kind, conversation in CONVERSATIONS.items() if conversation.to
 # What a refusal speaks of, the templates by their names without `_training`, and the kinds that are refused for it.
 NO_TOOLS = "cohere cohere2 deepseek_r1_distill deepseekv3 gemma gemma3 llama3 phi3 phi3_5"
 NO_REASONING = f"{NO_TOOLS} lfm2 lfm2_v2 llama3_1 llama3_2 qwen2_5 qwen3_instruct_2507"
+NO_PLACE = "reasoning.*: data.reasoning=inline writes it before the answer, data.reasoning=drop leaves it out"
 REFUSALS: list[tuple[str, str, set[str]]] = [
     ("System role not supported", "gemma", {"system message"}),
     ("must alternate|tool", NO_TOOLS, CALLS),
     ("call", "lfm2", CALLS),
-    ("reasoning", NO_REASONING, REASONED | REASONED_CALLS),
+    (NO_PLACE, NO_REASONING, REASONED | REASONED_CALLS),
     # Gemma 4 writes reasoning beside a call alone; in its v2 nowhere, in its v5 everywhere.
-    ("reasoning", "gemma4 gemma4_v2 gemma4_v3 gemma4_v4", REASONED | {"several users with tools and reasoning"}),
-    ("reasoning", "gemma4_v2", {"reasoning with a call"}),
+    (NO_PLACE, "gemma4 gemma4_v2 gemma4_v3 gemma4_v4", REASONED | {"several users with tools and reasoning"}),
+    (NO_PLACE, "gemma4_v2", {"reasoning with a call"}),
     ("single tool-calls at once", "llama3_1 llama3_2", {"two calls at once"}),
     ("call", "gptoss", {"two calls at once"}),
 ]
@@ -183,6 +184,7 @@ def learnt(message: Message) -> list[str]:
     return [word for word in WORDS if word in text]
 
 
+@cache
 def loaded(template: str) -> Template:
     return load_template(TemplateConfig(name="native"), family_tokenizer(template))
 
@@ -367,6 +369,13 @@ def test_what_the_model_must_say(name: str, kind: str, thinking: bool | None, re
     parts = encode(conversation_of(cell), loaded(name), tokenizer, RULES)
     trained = [part.input_ids[start:stop] for part in parts for start, stop in stretches(part)]
     assert [tokenizer.decode(ids) for ids in trained] == responses
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT_TEMPLATES if not refusal_of((name, "a call", None))])
+@pytest.mark.parametrize("city", ["L'Aquila", 'the "Dover"', "both ' and \"", "two\nlines", "back\\slash", "Orléans"])
+def test_an_argument_is_found_however_the_template_escapes_it(name: str, city: str) -> None:
+    asked = Conversation((user("amber"), Message("assistant", "", tool_calls=(called(city),))), tools=TOOLS)
+    assert len(encode(asked, loaded(name), family_tokenizer(name), RULES)) == 1
 
 
 def by_hand(turns: list[Turn], tokenizer: PreTrainedTokenizerFast) -> list[Encoding]:

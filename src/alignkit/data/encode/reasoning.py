@@ -9,6 +9,7 @@ from alignkit.config import ReasoningForm
 from alignkit.data.encode.rendering import RowRefused, Template
 from alignkit.data.rows.conversation import Conversation, Message
 
+WAYS_OUT = "data.reasoning=inline writes it before the answer, data.reasoning=drop leaves it out"
 DROPPED = "responses without their reasoning (data.reasoning=drop)"
 
 _LEADING = re.compile(r"\s*<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
@@ -33,10 +34,7 @@ def with_reasoning(
         messages = tuple(replace(message, reasoning="") for message in messages)
         return replace(conversation, messages=messages), template, (DROPPED,)
     if form is ReasoningForm.native and not template.thought.key:
-        raise RowRefused(
-            f"template {template.name} has no place for reasoning: data.reasoning=inline writes it before the answer, "
-            "data.reasoning=drop leaves it out"
-        )
+        raise RowRefused(f"template {template.name} has no place for reasoning: {WAYS_OUT}")
     is_inline = form is ReasoningForm.inline
     return replace(conversation, messages=messages), replace(template, is_inline=is_inline), ()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from alignkit.data.encode.reasoning import WAYS_OUT
 from alignkit.data.encode.rendering import RowRefused, Template, end_of_tag, first_difference, num_shared
 from alignkit.data.encode.sandbox import is_marked
 from alignkit.data.rows.conversation import Conversation, Message
@@ -183,7 +184,8 @@ def _check_words(template: Template, message: Message, response: str) -> None:
     elif not all(_shows(response, value) for call in message.tool_calls for value in _arguments(call)):
         lost.append("arguments")
     if lost:
-        raise RowRefused(f"template {template.name} loses {' and '.join(lost)} of a response")
+        ways_out = f": {WAYS_OUT}" if "reasoning" in lost else ""
+        raise RowRefused(f"template {template.name} loses {' and '.join(lost)} of a response{ways_out}")
 
 
 def _arguments(call: dict[str, Any]) -> Iterator[Any]:
@@ -205,7 +207,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _shows(text: str, value: Any) -> bool:
     """Tell whether a value stands in a text, plain, or as JSON or Python write it."""
-    forms = [str(value), repr(value)] if not isinstance(value, str) else [value, value.strip(), repr(value)[1:-1]]
+    forms = [str(value), repr(value)]
+    if isinstance(value, str):
+        in_python = repr(value + '"')[1:-2]  # with a double quote inside, repr writes single quotes and escapes theirs
+        forms = [value, value.strip(), in_python]
     forms += [json.dumps(value, ensure_ascii=False), json.dumps(value)]
     return any((form[1:-1] if form[:1] == '"' else form) in text for form in forms)
 
