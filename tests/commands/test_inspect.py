@@ -154,6 +154,7 @@ def test_the_terminal_ends_with_the_figures(make: Make, capsys: pytest.CaptureFi
         ["kept", "3", "1"],
         ["truncated:", "cut_start", "1", "0", "rows.jsonl:3"],
         ["all", "rows", "4", "1"],
+        ["columns", "used:", "instruction", "(prompt),", "output", "(response)"],
         ["template", "instruction", "&", "co"],
         # of 38 + 74 + 75 + 39 + 41 tokens 3 + 9 + 4 + 3 + 4 carry loss
         ["8.6%", "of", "the", "tokens", "supervised,", "20.0%", "of", "the", "kept", "rows", "truncated"],
