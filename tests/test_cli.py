@@ -286,7 +286,8 @@ def test_a_run_in_a_process_of_its_own_speaks_only_our_words_and_can_be_asked(al
     done = alignkit("sft", *TINY, *QUICK, "train.logging_steps=1")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.splitlines()[:4] == ["          train", "kept          2", "all rows      2", ""]
+    table = ["          train", "kept          2", "all rows      2"]
+    assert done.stdout.splitlines()[:5] == [*table, "columns used: instruction (prompt), output (response)", ""]
     assert done.stdout.splitlines()[-1] == 'next: alignkit generate runs/sft/default --prompt "…"'
     assert not re.search("warning|deprecat", done.stdout, re.IGNORECASE)
     status, out, _ = main("generate", "runs/sft/default", "--prompt", "Hi", "sampling.max_new_tokens=2")
