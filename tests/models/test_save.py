@@ -41,7 +41,7 @@ def with_lora(base: torch.nn.Module) -> PeftModel:
 
 
 def save(model: torch.nn.Module, out_dir: Path, **settings: object) -> None:
-    save_model(model, load_tokenizer(RANDOM), out_dir, jinja=JINJA, end_id=END, **settings)
+    save_model(model, load_tokenizer(RANDOM), out_dir, jinja=JINJA, stop_ids=[END], **settings)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -173,7 +173,7 @@ def test_the_template_goes_with_the_tokenizer(lora: bool, tmp_path: Path) -> Non
 def test_the_last_batch_leaves_no_trace_in_the_tokenizer(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(RANDOM)
     tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=2)
-    save_model(load(RANDOM), tokenizer, tmp_path, jinja=JINJA, end_id=END)
+    save_model(load(RANDOM), tokenizer, tmp_path, jinja=JINJA, stop_ids=[END])
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
     assert (saved["padding"], saved["truncation"]) == (None, None)
 

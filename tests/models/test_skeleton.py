@@ -30,7 +30,7 @@ def saved(tmp_path: Path) -> Path:
     """A model folder."""
     tokenizer = load_tokenizer(random())
     model = load_model(random(), tokenizer=tokenizer, seed=0)
-    save_model(model, tokenizer, tmp_path / "saved", jinja="{{ messages }}", end_id=258)
+    save_model(model, tokenizer, tmp_path / "saved", jinja="{{ messages }}", stop_ids=[258])
     return tmp_path / "saved"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignkit.config import ModelConfig, TrainOn
-from alignkit.data.encode.masking import encode
+from alignkit.data.encode.masking import EncodeRules, encode
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.launch import compose_job
@@ -63,10 +63,8 @@ def test_a_score_is_that_of_the_reward_run(kind: str, standardise: bool) -> None
     tokenizer = reward_tokenizer(tokenizer, end_id=template.end_id)
     model = load_reward(job.model, tokenizer)
     conversations = [_conversation(row["prompt"], row["chosen"]) for row in PAIRS[:5]]
-    rows = [
-        encode(c, template, tokenizer, train_on=TrainOn.last_turn, control_tokens=job.data.control_tokens)
-        for c in conversations
-    ]
+    rules = EncodeRules(TrainOn.last_turn)
+    rows = [row for c in conversations for row in encode(c, template, tokenizer, rules)]
     ends = [row.input_ids[: row.responses[-1][1]] for row in rows]
     wanted = scores_of(model, ends, pad_id=tokenizer.pad_token_id, batch_size=2)
     samples = [Sample("x", _asked(row["prompt"]), row["chosen"]) for row in PAIRS[:5]]

@@ -25,7 +25,7 @@ def items(*texts: str) -> list[SourcedItem[Word]]:
 
 
 def whole(words: list[Word]) -> list[EncodeOutcome[Word]]:
-    return [EncodeOutcome(word) for word in words]
+    return [EncodeOutcome([word]) for word in words]
 
 
 def test_items_reach_the_encoder_in_chunks_and_only_when_asked_for() -> None:
@@ -41,14 +41,14 @@ def test_items_reach_the_encoder_in_chunks_and_only_when_asked_for() -> None:
     assert sizes == [512, 512]
     assert len(list(outcomes["train"])) == 1100 - 513
     assert sizes == [512, 512, 76]
-    assert [outcome.encoding for outcome in outcomes["eval"]] == [Word("b")]
+    assert [outcome.parts for outcome in outcomes["eval"]] == [[Word("b")]]
 
 
 def test_each_row_is_recorded_once_and_those_left_are_given_on() -> None:
     rows = items("kept", "cut", "dropped")
     copies = [SourcedItem(row.source, row.item, is_copy=True) for row in rows]
     word = Word("kept", notes=("odd",))
-    outcomes = [EncodeOutcome(word), EncodeOutcome(Word("cu"), "cut_end"), EncodeOutcome(None, "too_long")]
+    outcomes = [EncodeOutcome([word]), EncodeOutcome([Word("cu")], "cut_end"), EncodeOutcome([], "too_long")]
     ledger = Ledger()
     kept = list(record_outcomes([*rows, *copies], outcomes * 2, "eval", ledger))
     assert kept == [("words.txt:1", word), ("words.txt:2", Word("cu"))] * 2

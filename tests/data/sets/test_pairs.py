@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alignkit.config import Batching, ControlTokens, DataConfig, Malformed, Overlength, TemplateConfig, TrainOn
-from alignkit.data.encode.masking import encode, encode_prompt
+from alignkit.data.encode.masking import EncodeRules, encode, encode_prompt
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.preferences import to_preference
 from alignkit.data.sets.loaded import load_on_main_process
@@ -124,9 +124,9 @@ def test_each_side_is_what_sft_would_train_on_and_the_prompt_what_inference_feed
     write_rows([source])
     (pair,) = load_pairs(DataConfig(path="rows.jsonl"), template, tokenizer, max_length=500, seed=0).train.dataset
     preference = to_preference(source, "pairs", {})
-    assert pair["prompt_ids"] == encode_prompt(preference.prompt, template, tokenizer, ControlTokens.refuse)
+    assert pair["prompt_ids"] == encode_prompt(preference.prompt, template, tokenizer, EncodeRules())
     for side, ids in zip(preference.sides(), (pair["chosen_ids"], pair["rejected_ids"]), strict=True):
-        row = encode(side, template, tokenizer, train_on=TrainOn.last_turn, control_tokens=ControlTokens.refuse)
+        (row,) = encode(side, template, tokenizer, EncodeRules(TrainOn.last_turn))
         (start, end) = row.responses[-1]
         assert pair["prompt_ids"] + ids == row.input_ids[:end]
         assert [label for label in row.labels if label != -100] == ids == row.labels[start:end]
@@ -219,7 +219,7 @@ def test_a_prompt_is_never_on_both_sides_of_the_split(load: Load, write_rows: Ca
     assert not train & held_out
     assert Counter(len(pairs.sources) for pairs in (data.train, data.evals["eval"])) == {28: 1, 12: 1}
     template = load_template(TemplateConfig(name="instruction"), byte)
-    asked = [encode_prompt(example.prompt(), template, byte, ControlTokens.refuse) for example in data.examples]
+    asked = [encode_prompt(example.prompt(), template, byte, EncodeRules()) for example in data.examples]
     assert {byte.decode(ids) for ids in asked} == held_out  # three prompts, each once
     assert load(eval_fraction=0.3).evals["eval"].sources == data.evals["eval"].sources
     assert load(eval_fraction=0.3, seed=1).evals["eval"].sources != data.evals["eval"].sources
@@ -270,9 +270,12 @@ def test_what_is_wrong_with_the_section_is_told_together(write_rows: Callable[..
     write_rows([row("a", "b", "c")])
     columns = {"prompt": "prompt", "chosen": "chosen"}
     assert check_pair_data(DataConfig(path="rows.jsonl", columns=columns, batching=Batching.packed)) == []
-    assert check_pair_data(DataConfig(path="row.jsonl", train_on=TrainOn.last_turn, streaming=True)) == [
+    assert check_pair_data(
+        DataConfig(path="row.jsonl", train_on=TrainOn.last_turn, train_reasoning=False, streaming=True)
+    ) == [
         "data.path: row.jsonl: there is no such file; did you mean 'rows.jsonl'?",
         "data.train_on=last_turn has no effect: of a pair the two responses are scored, and nothing else",
+        "data.train_reasoning=false: the loss of a pair scores whole responses; leave it out",
         "data.streaming=true: pairs are not read as training goes; leave it out",
     ]
     assert check_pair_data(DataConfig(path="rows.jsonl", format="messages")) == [

@@ -110,6 +110,8 @@ def check_pair_data(data: DataConfig) -> list[str]:
         problems.append(
             f"data.train_on={data.train_on} has no effect: of a pair the two responses are scored, and nothing else"
         )
+    if not data.train_reasoning:
+        problems.append("data.train_reasoning=false: the loss of a pair scores whole responses; leave it out")
     if data.streaming:
         problems.append("data.streaming=true: pairs are not read as training goes; leave it out")
     return problems

@@ -28,6 +28,7 @@ from alignkit.data.sets.split import hold_out
 # Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
 _NO_EFFECT = {
     "train_on": "prompts carry no loss",
+    "train_reasoning": "the loss scores whole responses",
     "batching": "prompts are grouped by length as they are answered",
     "num_proc": "prompts are encoded in one process",
     "streaming": "prompts are read into memory",
