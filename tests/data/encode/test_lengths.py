@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from alignkit.config import ControlTokens, Overlength, TemplateConfig, TrainOn
+from alignkit.config import Overlength, TemplateConfig, TrainOn
 from alignkit.data.encode.lengths import apply_length
-from alignkit.data.encode.masking import Encoding, encode
+from alignkit.data.encode.masking import EncodeRules, Encoding, encode
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message
 
@@ -19,7 +19,7 @@ def row(
 ) -> Encoding:
     messages = tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
     template = load_template(TemplateConfig(name=name), tokenizer)
-    return encode(Conversation(messages), template, tokenizer, train_on=train_on, control_tokens=ControlTokens.refuse)
+    return encode(Conversation(messages), template, tokenizer, EncodeRules(train_on))[-1]  # the whole conversation
 
 
 def shown(encoding: Encoding | None) -> tuple[str, str]:
@@ -75,9 +75,7 @@ def test_keep_end_drops_what_does_not_fit_even_so(byte: PreTrainedTokenizerFast)
 def test_keep_end_keeps_the_system_message(byte: PreTrainedTokenizerFast) -> None:
     template = load_template(TemplateConfig(name="user_bot"), byte)
     messages = (Message("system", "Rhyme."), Message("user", "a long question"), Message("assistant", "x"))
-    whole = encode(
-        Conversation(messages), template, byte, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse
-    )
+    (whole,) = encode(Conversation(messages), template, byte, EncodeRules())
     kept, _ = apply_length(whole, max_length=len(whole.input_ids) - 7, policy=Overlength.keep_end)
     assert shown(kept)[0] == "Rhyme.\n\n### User:\nquestion\n\n### Bot:\nx$"
 
@@ -108,9 +106,7 @@ def test_a_response_that_stays_without_loss_is_nothing_to_learn(byte: PreTrained
     first = Message("assistant", "x" * 20)
     messages = (Message("user", "a"), first, Message("user", "b"), Message("assistant", "y", train=False))
     template = load_template(TemplateConfig(name="user_bot"), byte)
-    whole = encode(
-        Conversation(messages), template, byte, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse
-    )
+    (whole,) = encode(Conversation(messages), template, byte, EncodeRules())
     assert apply_length(whole, max_length=30, policy=Overlength.keep_end) == (None, "too_long")
     assert apply_length(whole, max_length=20, policy=Overlength.keep_start) == (None, "nothing_to_learn")
 
@@ -118,7 +114,7 @@ def test_a_response_that_stays_without_loss_is_nothing_to_learn(byte: PreTrained
 def test_plain_text_is_cut_at_either_end(llama: PreTrainedTokenizerFast) -> None:
     template = load_template(TemplateConfig(name="user_bot"), llama)
     plain = Conversation((Message("assistant", "abcdefgh"),), plain=True)
-    whole = encode(plain, template, llama, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse)
+    (whole,) = encode(plain, template, llama, EncodeRules())
     kept, reason = apply_length(whole, max_length=4, policy=Overlength.keep_end)
     assert (llama.decode(kept.input_ids if kept else []), reason) == ("<s>gh</s>", "cut_start")
     kept, reason = apply_length(whole, max_length=4, policy=Overlength.keep_start)

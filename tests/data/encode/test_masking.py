@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alignkit.config import ControlTokens, TemplateConfig, TrainOn
-from alignkit.data.encode.masking import Encoding, RowRefused, encode, encode_prompt, encode_prompts, encode_rows
+from alignkit.data.encode.masking import (
+    EncodeRules,
+    Encoding,
+    RowRefused,
+    encode,
+    encode_prompt,
+    encode_prompts,
+    encode_rows,
+)
 from alignkit.data.encode.templates import SHIPPED, Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.formats import to_conversation
@@ -41,6 +49,10 @@ def talk(*messages: Message | str) -> Conversation:
     )
 
 
+def calling(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 def encoded(
     conversation: Conversation,
     template: Template,
@@ -48,11 +60,12 @@ def encoded(
     train_on: TrainOn = TrainOn.assistant,
     control_tokens: ControlTokens = ControlTokens.refuse,
 ) -> Encoding:
-    return encode(conversation, template, tokenizer, train_on=train_on, control_tokens=control_tokens)
+    (row,) = encode(conversation, template, tokenizer, EncodeRules(train_on, control_tokens))
+    return row
 
 
 def fed(conversation: Conversation, template: Template, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    return encode_prompt(conversation, template, tokenizer, ControlTokens.refuse)
+    return encode_prompt(conversation, template, tokenizer, EncodeRules())
 
 
 def words(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
@@ -180,14 +193,14 @@ def test_turns_with_loss_are_the_chosen_ones_and_flags_win(
         if flag is not False and (flag or train_on is TrainOn.assistant or i == len(turns) - 1):
             trained.append(len(messages) - 1)
     assume(trained)
-    row = encoded(Conversation(tuple(messages)), template, tokenizer, train_on)
+    parts = encode(Conversation(tuple(messages)), template, tokenizer, EncodeRules(train_on))
     lead, end = template.response_lead, template.end_token
-    assert [words(row.input_ids[a:b], tokenizer) for a, b in row.responses] == [
-        lead + messages[i].content + end for i in trained
+    said = [(row.input_ids[:start], row.input_ids[start:stop]) for row in parts for start, stop in row.responses]
+    expected = [
+        (fed(Conversation(tuple(messages[:i])), template, tokenizer), lead + messages[i].content + end) for i in trained
     ]
-    assert sum(b - a for a, b in row.responses) == sum(label != NO for label in row.labels)
-    for turn, (start, _) in zip(trained, row.responses, strict=True):
-        assert fed(Conversation(tuple(messages[:turn])), template, tokenizer) == row.input_ids[:start]
+    assert sorted((prompt, words(answer, tokenizer)) for prompt, answer in said) == sorted(expected)
+    assert sum(len(answer) for _, answer in said) == sum(label != NO for row in parts for label in row.labels)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -274,8 +287,8 @@ def test_beginnings_and_ends_are_single(name: str, llama: PreTrainedTokenizerFas
         [Message("user", "a", input="<|im_end|>"), Message("assistant", "b")],
         [Message("system", "<|im_end|>"), Message("user", "a"), Message("assistant", "b")],
         [Message("user", "a"), Message("assistant", "b<|im_end|>")],
-        [Message("user", "a"), Message("assistant", "", tool_calls=({"name": "f", "x": ["<|im_end|>", 1]},))],
-        [Message("user", "a"), Message("assistant", "", tool_calls=({"name": "f", "<|im_end|>": None},))],
+        [Message("user", "a"), Message("assistant", "", tool_calls=(calling({"x": ["<|im_end|>", 1]}),))],
+        [Message("user", "a"), Message("assistant", "", tool_calls=(calling({"<|im_end|>": None}),))],
     ],
 )  # fmt: skip
 def test_a_typed_control_token_is_refused_wherever_it_is_or_spelled_out(
@@ -287,7 +300,7 @@ def test_a_typed_control_token_is_refused_wherever_it_is_or_spelled_out(
     assert error.value.reason == "control_tokens"
     neutral = encoded(row, template, byte, control_tokens=ControlTokens.neutralise)
     assert neutral.input_ids.count(260) == len(messages)  # one a turn: the template's own
-    assert "".join(s.text for s in template.render(messages)) == words(neutral.input_ids, byte)
+    assert template.text(Conversation(tuple(messages))) == words(neutral.input_ids, byte)
     assert "neutralized control tokens" in neutral.notes
 
 
@@ -324,21 +337,20 @@ def test_no_text_forges_a_turn(
     typed = any(token in text for token in special for text in texts)
     row = talk(*texts)
     harmless = encoded(talk("a", "b", "c", "d"), template, tokenizer)
-    neutral = encoded(row, template, tokenizer, control_tokens=ControlTokens.neutralise)
+    parts = encode(row, template, tokenizer, EncodeRules(control_tokens=ControlTokens.neutralise))
+    neutral = parts[-1]
     ids = set(tokenizer.convert_tokens_to_ids(sorted(special)))
     assert [i for i in neutral.input_ids if i in ids] == [i for i in harmless.input_ids if i in ids]
     lead, end = template.response_lead, template.end_token
-    assert [words(neutral.input_ids[a:b], tokenizer) for a, b in neutral.responses] == [
+    assert [words(part.input_ids[a:b], tokenizer) for part in parts for a, b in part.responses] == [
         f"{lead}{answer}{end}",
         f"{lead}{last}{end}",
     ]
-    prompt = encode_prompt(talk(*texts[:3]), template, tokenizer, ControlTokens.neutralise)
+    prompt = encode_prompt(talk(*texts[:3]), template, tokenizer, EncodeRules(control_tokens=ControlTokens.neutralise))
     assert neutral.input_ids[: len(prompt)] == prompt
-    assert ("neutralized control tokens" in neutral.notes) == typed
-    (refused,) = encode_rows(
-        [row], template, tokenizer, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse
-    )
-    assert refused == ("control_tokens" if typed else neutral)
+    assert ("neutralized control tokens" in parts[0].notes) == typed
+    (outcome,) = encode_rows([row], template, tokenizer, EncodeRules())
+    assert (outcome.reason if isinstance(outcome, RowRefused) else outcome) == ("control_tokens" if typed else parts)
 
 
 def test_a_tokenizer_that_makes_control_tokens_of_ordinary_text_forges_nothing(
@@ -363,7 +375,7 @@ def test_a_control_token_the_tokenizer_cannot_spell_is_left_out(lowercasing: Pre
 # Native templates and servers ----------------------------------------------------------------------------------------
 
 
-def test_history_that_a_template_rewrites_is_refused_with_the_way_out(byte: PreTrainedTokenizerFast) -> None:
+def test_history_that_a_template_rewrites_makes_parts(byte: PreTrainedTokenizerFast) -> None:
     template = native(
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
         "{{ 'thought: ' if loop.last and m.role == 'assistant' else '' }}{{ m.content + '<|im_end|>' }}{% endfor %}"
@@ -371,8 +383,10 @@ def test_history_that_a_template_rewrites_is_refused_with_the_way_out(byte: PreT
         byte,
     )
     row = talk("a", "b", "c", "d")
-    with pytest.raises(RowRefused, match="earlier turns otherwise later on: train the last alone"):
-        encoded(row, template, byte)
+    first, second = encode(row, template, byte, EncodeRules())
+    assert (first.part, second.part) == ((1, 2), (2, 2))
+    assert supervised(first, byte) == "thought: b<|im_end|>"
+    assert supervised(second, byte) == "thought: d<|im_end|>"
     last = encoded(row, template, byte, TrainOn.last_turn)
     assert supervised(last, byte) == "thought: d<|im_end|>"
     assert fed(talk("a", "b", "c"), template, byte) == last.input_ids[: last.responses[0][0]]
@@ -405,22 +419,22 @@ def test_a_template_that_is_right_for_some_rows_only(byte: PreTrainedTokenizerFa
     assert supervised(encoded(talk("a", "b"), template, byte), byte) == "b<|eos|>"
     with pytest.raises(RowRefused, match=r"^a trained turn does not end in the end token: 'x'$"):
         encoded(talk("a", "x"), template, byte)
-    with pytest.raises(RowRefused, match=r"^template moody\.jinja marks 2 stretches for 1 assistant turns$"):
-        encoded(talk("a", "y"), template, byte)
+    assert supervised(encoded(talk("a", "y"), template, byte), byte) == "y<|eos|>"
 
 
-def test_history_that_a_server_tokenises_otherwise_is_counted(
+def test_history_is_tokenized_as_one_string_as_a_server_does_it(
     gpt2: PreTrainedTokenizerFast, byte: PreTrainedTokenizerFast
 ) -> None:
     """A server joins the line break of the heading and the one that an earlier answer began with."""
     template = load("user_bot", gpt2)
     assert len(gpt2("\n\n")["input_ids"]) == 1
-    assert encoded(talk("a", "\n\nb", "c", "d"), template, gpt2).notes == (
-        "the prompt tokenizes differently as one string (as a server does it)",
-    )
-    assert encoded(talk("a", "b", "c", "\n\nd"), template, gpt2).notes == ()
-    assert encoded(talk("a", "\n\nb"), template, gpt2).notes == ()
-    assert encoded(talk("a", "\n\nb", "c", "d"), load("user_bot", byte), byte).notes == ()
+    row = talk("a", "\n\nb", "c", "d")
+    parts = encode(row, template, gpt2, EncodeRules())
+    assert [supervised(part, gpt2) for part in parts] == ["\n\nb<|endoftext|>", "d<|endoftext|>"]
+    for part, count in zip(parts, (1, 3), strict=True):
+        text = template.text(Conversation(row.messages[:count]), add_generation_prompt=True)
+        assert part.input_ids[: part.responses[0][0]] == gpt2(text)["input_ids"]
+    assert len(encode(row, load("user_bot", byte), byte, EncodeRules())) == 1
 
 
 # Real rows -----------------------------------------------------------------------------------------------------------
@@ -443,14 +457,13 @@ def test_every_row_as_data_sets_have_them(name: str, rows: Any, tokenizer: PreTr
     if name == "native" and not tokenizer.chat_template:
         pytest.skip("template=native is for tokenizers with a chat template, and this one has none")
     template, conversations = load(name, tokenizer), rows()
-    encodings = encode_rows(
-        conversations, template, tokenizer, train_on=TrainOn.assistant, control_tokens=ControlTokens.refuse
-    )
+    encodings = encode_rows(conversations, template, tokenizer, EncodeRules())
     asked = [Conversation(conversation.messages[:1]) for conversation in conversations]
-    prompts = encode_prompts(asked, template, tokenizer, control_tokens=ControlTokens.refuse)
+    prompts = encode_prompts(asked, template, tokenizer, EncodeRules())
     for conversation, row, ids in zip(conversations, encodings, prompts, strict=True):
-        assert isinstance(row, Encoding)
+        assert isinstance(row, list)
         assert isinstance(ids, list)
+        (row,) = row
         content = conversation.messages[1].content
         assert supervised(row, tokenizer) == template.response_lead + content + template.end_token
         assert row.input_ids[: len(ids)] == ids

@@ -1,8 +1,10 @@
 """What a template renders, by value; that it is transformers' own text; and every mistake a template can have."""
 
 import copy
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alignkit.config import TemplateConfig
-from alignkit.data.encode.rendering import join_segments
-from alignkit.data.encode.templates import SHIPPED, RowRefused, Segment, Template, load_template
-from alignkit.data.rows.conversation import Message
+from alignkit.data.encode.templates import SHIPPED, RowRefused, Template, load_template
+from alignkit.data.encode.trained_turns import trained_turn
+from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import TemplateError
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -25,6 +27,28 @@ CHAT = [
     Message("assistant", "It is 2."),
     Message("user", "Thanks."),
 ]
+
+
+class Segment(NamedTuple):
+    """A stretch of a rendered conversation; `message` is the assistant message that says it."""
+
+    text: str
+    message: int | None = None
+
+
+def text_of(template: Template, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    return template.text(Conversation(tuple(messages)), add_generation_prompt=prompt)
+
+
+def cut(template: Template, messages: Sequence[Message], *, prompt: bool = False) -> list[Segment]:
+    """Cut a text around every response that stands in it as it was trained."""
+    text, done, segments = text_of(template, messages, prompt=prompt), 0, []
+    for index in [i for i, message in enumerate(messages) if message.role == "assistant"]:
+        turn = trained_turn(template, Conversation(tuple(messages)), index)
+        if text.startswith(turn.prompt + turn.response):
+            segments += [Segment(turn.prompt[done:]), Segment(turn.response, index)]
+            done = len(turn.prompt + turn.response)
+    return [*segments, Segment(text[done:])] if text[done:] else segments
 
 
 def load(name: str, tokenizer: PreTrainedTokenizerFast) -> Template:
@@ -95,7 +119,7 @@ RENDERED = {
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_template_renders_every_role(name: str, byte: PreTrainedTokenizerFast) -> None:
-    assert load(name, byte).render(CHAT, add_generation_prompt=True) == RENDERED[name]
+    assert cut(load(name, byte), CHAT, prompt=True) == RENDERED[name]
 
 
 def test_what_each_shipped_template_begins_and_ends_with(byte: PreTrainedTokenizerFast) -> None:
@@ -110,13 +134,16 @@ def test_what_each_shipped_template_begins_and_ends_with(byte: PreTrainedTokeniz
         "chatml": ("<|im_end|>", 260, "", "<|im_end|>\n<|im_start|>assistant\n", False),
         "plain": ("<|eos|>", 258, "", "", False),
     }
-    assert all(template.refused == {} for template in templates.values())
+    assert all(
+        template.refused == {"reasoning": "it has no place for it", "tools": "it leaves them out"}
+        for template in templates.values()
+    )
 
 
 def test_chatml_ends_in_eos_where_its_own_end_is_not_a_token(gpt2: PreTrainedTokenizerFast) -> None:
     template = load("chatml", gpt2)
     assert (template.end_token, template.end_id) == ("<|endoftext|>", gpt2.eos_token_id)
-    assert join_segments(template.render([Message("user", "a"), Message("assistant", "b")])) == (
+    assert text_of(template, [Message("user", "a"), Message("assistant", "b")]) == (
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|endoftext|>\n"
     )
 
@@ -124,8 +151,8 @@ def test_chatml_ends_in_eos_where_its_own_end_is_not_a_token(gpt2: PreTrainedTok
 def test_bos_is_written_only_where_the_tokenizer_adds_one(
     llama: PreTrainedTokenizerFast, byte: PreTrainedTokenizerFast
 ) -> None:
-    assert join_segments(load("user_bot", llama).render([Message("user", "a")])) == "<s>### User:\na"
-    assert join_segments(load("user_bot", byte).render([Message("user", "a")])) == "### User:\na"
+    assert text_of(load("user_bot", llama), [Message("user", "a")]) == "<s>### User:\na"
+    assert text_of(load("user_bot", byte), [Message("user", "a")]) == "### User:\na"
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, "native"])
@@ -145,7 +172,7 @@ def test_the_text_is_the_one_transformers_renders(
         add_generation_prompt=prompt,
         tokenize=False,
     )
-    assert join_segments(template.render(messages, add_generation_prompt=prompt)) == expected
+    assert text_of(template, messages, prompt=prompt) == expected
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -155,7 +182,7 @@ def test_a_saved_tokenizer_carries_the_template(name: str, tokenizer: PreTrained
     tokenizer.save_pretrained(tmp_path)
     tokenizer.chat_template = before
     again = load("native", AutoTokenizer.from_pretrained(tmp_path))
-    assert again.render(CHAT) == template.render(CHAT)
+    assert cut(again, CHAT) == cut(template, CHAT)
     for field in ("jinja", "end_token", "end_id", "response_lead", "prompt_suffix", "uses_input", "refused"):
         assert getattr(again, field) == getattr(template, field)
 
@@ -166,7 +193,7 @@ TWO_TURNS = [Message("user", "a"), Message("assistant", "b"), Message("user", "c
 
 
 def test_a_native_template_without_markers_is_cut_after_its_end_token(byte: PreTrainedTokenizerFast) -> None:
-    assert load("native", with_native(UNMARKED, byte)).render(TWO_TURNS) == [
+    assert cut(load("native", with_native(UNMARKED, byte)), TWO_TURNS) == [
         Segment("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"),
         Segment("b<|im_end|>", 1),
         Segment("\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"),
@@ -194,12 +221,12 @@ def of_trl(name: str, tokenizer: PreTrainedTokenizerFast, *special: str) -> Temp
 def test_turns_are_found_where_markers_were_set_by_hand(model: str, byte: PreTrainedTokenizerFast) -> None:
     found, by_hand = (of_trl(name, byte, *SPECIAL[model]) for name in (model, f"{model}_training"))
     chat = [*TWO_TURNS, Message("user", "e"), Message("assistant", " f\n")]
-    assert [s for s in found.render(chat) if s.message] == [s for s in by_hand.render(chat) if s.message]
+    assert [s for s in cut(found, chat) if s.message] == [s for s in cut(by_hand, chat) if s.message]
     assert found.end_token == by_hand.end_token
 
 
 def test_a_template_that_rewrites_history_marks_the_last_turn_alone(byte: PreTrainedTokenizerFast) -> None:
-    assert of_trl("qwen3", byte).render(TWO_TURNS) == [
+    assert cut(of_trl("qwen3", byte), TWO_TURNS) == [
         Segment(
             "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
             "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
@@ -212,13 +239,13 @@ def test_a_template_that_rewrites_history_marks_the_last_turn_alone(byte: PreTra
 def test_roles_a_template_refuses_or_leaves_out_are_named(byte: PreTrainedTokenizerFast) -> None:
     with_system = [Message("system", "s"), Message("user", "u")]
     with pytest.raises(RowRefused, match=r"^template native refuses system messages: System role not supported$"):
-        of_trl("gemma", byte, "<start_of_turn>", "<end_of_turn>").render(with_system)
+        of_trl("gemma", byte, "<start_of_turn>", "<end_of_turn>").check(Conversation(tuple(with_system)))
     silent = UNMARKED.replace("%}{{", "%}{% if m.role == 'system' %}{% continue %}{% endif %}{{", 1)
     template = load("native", with_native(silent, byte))
     with pytest.raises(RowRefused, match=r"^template native refuses system messages: it leaves them out$"):
-        template.render(with_system)
+        template.check(Conversation(tuple(with_system)))
     with pytest.raises(RowRefused, match=r"^template native refuses tool calls: it leaves them out$"):
-        template.render(CHAT[1:3])
+        template.check(Conversation(tuple(CHAT[1:3])))
 
 
 MARKED = """{%- for m in messages %}{{ m.role + ': ' }}
@@ -229,7 +256,7 @@ MARKED = """{%- for m in messages %}{{ m.role + ': ' }}
 def test_a_file_of_ones_own(tmp_path: Path, byte: PreTrainedTokenizerFast) -> None:
     template = load_file(MARKED, tmp_path, byte)
     assert template.name == "my.jinja"
-    assert template.render([Message("user", "a"), Message("assistant", "b")]) == [
+    assert cut(template, [Message("user", "a"), Message("assistant", "b")]) == [
         Segment("user: a|assistant: "),
         Segment("b<|eos|>", 1),
         Segment("|"),
@@ -244,7 +271,7 @@ def test_a_file_of_ones_own(tmp_path: Path, byte: PreTrainedTokenizerFast) -> No
         (
             MARKED.replace("{{ 'assistant: ' }}", "{{ 'bot: ' }}"),
             "the generation prompt is not the beginning of the trained text: from character 20 on inference feeds "
-            "'user: question-4711|bot: ' where training has 'user: question-4711|assistant: '",
+            "'user: question-4711|bot: ' where training has 'user: question-4711|assistant: answer-4711<|eos|>|'",
         ),
         (
             MARKED.replace("+ end", ""),

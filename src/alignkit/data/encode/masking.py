@@ -275,14 +275,17 @@ class _Encoder:
         if refusal := self.forgery(draft.stretches(), tokens):
             raise refusal
         if draft.conversation.plain:
-            return [Encoding(flat(tokens), flat(tokens), notes=draft.notes)]
+            ids = flat(tokens)
+            if len(ids) < 2:  # nothing predicts a row's first token
+                raise RowRefused("nothing_to_learn")
+            return [Encoding(ids, ids, notes=draft.notes)]
         turns = list(zip(tokens[:-1:2], tokens[1::2], strict=True))
         if any(not response or response[-1] not in self._end_ids for _, response in turns):
             raise RowRefused("a trained turn does not end in the end token", repr(draft.turns[-1].response[-40:]))
         *before, last = leaves(turns)
         parts = [*(self._part(draft, turns, part) for part in before), self._last_part(draft, turns, last, tokens[-1])]
         parts = [part for part in parts if any(label != IGNORED for label in part.labels[1:])]
-        if not parts:  # nothing predicts a row's first token
+        if not parts:
             raise RowRefused("nothing_to_learn")
         parts = [replace(part, part=(number, len(parts))) for number, part in enumerate(parts, start=1)]
         return [replace(parts[0], notes=draft.notes), *parts[1:]]

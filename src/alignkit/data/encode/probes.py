@@ -57,12 +57,13 @@ def probed(draft: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
         RowRefused: it renders no question, or no answer to it.
     """
     asked, answered = Conversation((QUESTION,)), Conversation((QUESTION, ANSWER))
-    prompt, text = draft.text(asked, add_generation_prompt=True), draft.text(answered)
+    prompt, (text, marks) = draft.text(asked, add_generation_prompt=True), draft.marked_text(answered)
     if PLACEHOLDER not in prompt or _WORDS not in text:
         raise TemplateError("it leaves out what the user or the assistant says")
     template = replace(draft, calls_as_text=_wants_text(draft))
     template = replace(template, thought=_thought(template))
-    template = _with_ends(template, text.rpartition(_WORDS)[2], tokenizer)
+    marked = text[: marks[-1][1]] if marks else text
+    template = _with_ends(template, marked.rpartition(_WORDS)[2], tokenizer, may_be_open=not marks)
     turn = trained_turn(template, answered, 1)
     template = replace(
         template, response_lead=turn.response.partition(_WORDS)[0], prompt_suffix=prompt.rpartition(PLACEHOLDER)[2]
@@ -119,13 +120,13 @@ def _thought(draft: Template) -> Thought:
     return Thought()
 
 
-def _with_ends(draft: Template, tail: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+def _with_ends(draft: Template, tail: str, tokenizer: PreTrainedTokenizerBase, *, may_be_open: bool) -> Template:
     """Find the tokens that end a turn, and those at which generation stops; `tail` is what follows an answer's words.
 
     Tokens inside a turn stop nothing, though some other turn may end in them.
     """
     added = _any_added(tokenizer)
-    if not tail.strip():
+    if not tail.strip() and may_be_open:
         return _with_next_tokens(draft, added, tokenizer)
     end = _end_of(tail, added, tokenizer)
     ends, inside = {end: None}, set()

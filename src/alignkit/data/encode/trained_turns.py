@@ -140,11 +140,7 @@ def _rewritten(template: Template, after: Conversation, prompt: str, text: str, 
 
 
 def _parted(prompt: str, text: str) -> RowRefused:
-    return RowRefused(
-        "the generation prompt is not the beginning of the trained text: the template renders what came before "
-        "otherwise once the response is there",
-        first_difference(prompt, text),
-    )
+    return RowRefused("the generation prompt is not the beginning of the trained text", first_difference(prompt, text))
 
 
 def _with_other_words(conversation: Conversation, at: int) -> Conversation:
