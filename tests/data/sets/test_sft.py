@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.section import check_data
 from alignkit.data.sets.sft import SftData, SftSet, load_sft
 from alignkit.errors import DataError
+from families import family_tokenizer
 
 EOS = 258  # of the byte tokenizer; ids below 256 are bytes
 
@@ -94,6 +96,61 @@ def test_every_source_row_is_in_the_ledger_once_and_in_the_order_of_the_file(
     assert data.train.sources == ["rows.jsonl:1", "rows.jsonl:6"]
     assert answers(data.train) == ["b", "h"]
     assert data.train.dataset["row_index"][:] == [0, 1]  # numbers of the rows that are left, as the trainer names them
+
+
+def test_a_row_in_parts_is_one_row_of_the_ledger_and_a_row_of_the_set_for_each_part(
+    write_rows: Callable[..., Path],
+) -> None:
+    """Qwen3's template writes an empty thought into the last answer alone, so each answer has a prompt of its own."""
+
+    def talk(num_turns: int) -> dict[str, Any]:
+        turns = [(("user", f"q{i}"), ("assistant", f"a{i}")) for i in range(num_turns)]
+        return {"messages": [{"role": role, "content": words} for turn in turns for role, words in turn]}
+
+    write_rows([talk(3), talk(1), talk(2), talk(3)])
+    tokenizer = family_tokenizer("qwen3")
+    template = load_template(TemplateConfig(name="native"), tokenizer)
+    load = partial(load_sft, template=template, tokenizer=tokenizer, seed=0)
+    data = load(DataConfig(path="rows.jsonl"), max_length=500)
+    asks, thinks, end = "<|im_start|>user\n", "<think>\n\n</think>\n\n", "<|im_end|>"
+    says = f"{end}\n<|im_start|>assistant\n"
+    texts = [(row["source"], tokenizer.decode(row["input_ids"])) for row in data.train.dataset]
+    assert texts[:4] == [
+        ("rows.jsonl:1", f"{asks}q0{says}{thinks}a0{end}"),
+        ("rows.jsonl:1", f"{asks}q0{says}a0{end}\n{asks}q1{says}{thinks}a1{end}"),
+        ("rows.jsonl:1", f"{asks}q0{says}a0{end}\n{asks}q1{says}a1{end}\n{asks}q2{says}{thinks}a2{end}"),
+        ("rows.jsonl:2", f"{asks}q0{says}{thinks}a0{end}"),
+    ]
+    learned = [tokenizer.decode([i for i in row["labels"] if i != -100]) for row in data.train.dataset]
+    assert learned[:4] == [f"{thinks}a0{end}", f"{thinks}a1{end}", f"{thinks}a2{end}", f"{thinks}a0{end}"]
+    assert Counter(data.train.sources) == {
+        "rows.jsonl:1": 3,
+        "rows.jsonl:2": 1,
+        "rows.jsonl:3": 2,
+        "rows.jsonl:4": 3,
+    }
+    assert data.train.dataset["row_index"][:] == list(range(9))
+    assert written(data) == [
+        ("rows.jsonl:1", "kept", "in 3 parts", "train"),
+        ("rows.jsonl:2", "kept", "", "train"),
+        ("rows.jsonl:3", "kept", "in 2 parts", "train"),
+        ("rows.jsonl:4", "kept", "in 3 parts", "train"),
+    ]
+    assert data.ledger.counts() == {"train": {"kept: in 3 parts": 2, "kept": 1, "kept: in 2 parts": 1}}
+    assert data.ledger.table().splitlines()[:5] == [
+        "                  train",
+        "kept                  1",
+        "kept: in 3 parts      2  rows.jsonl:1, rows.jsonl:4",
+        "kept: in 2 parts      1  rows.jsonl:3",
+        "all rows              4",
+    ]
+    longest = max(data.train.lengths[3:5])  # what is cut or left out of a part is said of the row
+    short = load(DataConfig(path="rows.jsonl", max_dropped=0.75), max_length=longest)
+    assert short.ledger.counts() == {"train": {"dropped: too_long": 3, "kept": 1}}
+    assert short.train.sources == ["rows.jsonl:2"]
+    cut = load(DataConfig(path="rows.jsonl", overlength=Overlength.keep_end), max_length=longest)
+    assert cut.ledger.counts() == {"train": {"truncated: cut_start": 3, "kept": 1}}
+    assert Counter(cut.train.sources) == Counter(data.train.sources)
 
 
 def test_the_ledger_lists_files_in_the_order_they_are_named(

@@ -36,8 +36,9 @@ class LedgerRow:
 
     Attributes:
         source: `file:N`.
-        fate: kept as it is, kept in part, or dropped.
+        fate: kept as it is, truncated, or dropped.
         reason: of a cut or a drop, from a small stable vocabulary: `too_long`, `malformed: 'output' is null`, ….
+            Of a row kept in several parts, how many: `in 3 parts`.
         set: `train`, `eval`, or the name of one of several evaluation sets.
     """
 
@@ -142,12 +143,16 @@ class Ledger:
 
 
 def _by_label(rows: Iterable[LedgerRow]) -> dict[str, list[str]]:
-    """Sources by label: kept rows, then truncated, then dropped ones; among these the most frequent first."""
+    """Sources by label: rows kept whole, kept in parts, truncated, dropped; among these the most frequent first."""
     sources: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         sources[row.label].append(row.source)
     fates = ("kept", "truncated", "dropped")
-    return dict(sorted(sources.items(), key=lambda item: (fates.index(item[0].partition(":")[0]), -len(item[1]))))
+
+    def place(label: str) -> tuple[int, bool, int]:
+        return fates.index(label.partition(":")[0]), label != "kept", -len(sources[label])
+
+    return {label: sources[label] for label in sorted(sources, key=place)}
 
 
 def _examples(sources: list[str]) -> str:
