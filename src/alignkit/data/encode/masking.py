@@ -233,12 +233,12 @@ class _Encoder:
         return _Draft(conversation, [turn], {0}, mark, bos, eos, (NEUTRALIZED,) if mark else ())
 
     def _tail(self, template: Template, conversation: Conversation, last: TrainedTurn) -> str:
+        if last.index + 1 == len(conversation.messages):
+            return last.rest
         text, fed = template.text(conversation), last.prompt + last.response
         if text.startswith(fed):
             return text[len(fed) :]
-        if last.index + 1 < len(conversation.messages):
-            raise RowRefused(f"template {template.name} renders what follows the last response otherwise")
-        return ""
+        raise RowRefused(f"template {template.name} renders what follows the last response otherwise")
 
     def _prefix(self, template: Template, conversation: Conversation) -> str:
         opening = [*takewhile(lambda m: m.role in ("system", "developer"), conversation.messages)]

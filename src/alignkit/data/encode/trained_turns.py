@@ -32,6 +32,7 @@ class TrainedTurn:
         index: of the message.
         prompt: what a server feeds.
         response: what the model must say, its end token included.
+        rest: what the template writes behind it before the next message.
         thought: characters that the response begins with for its reasoning, tags included; 0 where it has none.
         notes: what is counted about it.
     """
@@ -39,6 +40,7 @@ class TrainedTurn:
     index: int
     prompt: str
     response: str
+    rest: str = ""
     thought: int = 0
     notes: tuple[str, ...] = ()
 
@@ -54,7 +56,7 @@ def trained_turn(template: Template, conversation: Conversation, index: int) -> 
     message = conversation.messages[index]
     response = _ended(template, said, message)
     _check_words(template, message, response)
-    return TrainedTurn(index, prompt, response, _thought(message, response), tuple(notes))
+    return TrainedTurn(index, prompt, response, said[len(response) :], _thought(message, response), tuple(notes))
 
 
 def said_after(template: Template, conversation: Conversation, index: int) -> tuple[str, str, list[str]]:
