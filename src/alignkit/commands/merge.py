@@ -33,6 +33,7 @@ from alignkit.runs.directory import Run, lineage
 from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
 from alignkit.runs.result import seal_result
+from alignkit.runs.template import recorded_kwargs, run_template_kwargs
 from alignkit.training.checkpoints import is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
         aside = out.with_name(f".{out.name}.unchecked")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            entry = Run(aside, "merge", record or asdict(job), parents=lineage(job.model.name))
+            entry = Run(aside, "merge", _record(job, record), parents=lineage(job.model.name))
             entry.begin()
             save_model(merged, model.tokenizer, aside, jinja=model.template.jinja, stop_ids=model.template.stop_ids)
             model.unload()
@@ -93,6 +94,13 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
             shutil.rmtree(aside, ignore_errors=True)
         logger.info("largest difference  %s", figures)
         logger.info("model               %s", out)
+
+
+def _record(job: MergeJob, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings with the arguments of the run's template: the folder may go where the run is not."""
+    record = dict(given or asdict(job))
+    of_run = run_template_kwargs(ModelSource.of(job.model).folder) or {}
+    return {**record, "template": {**record["template"], "kwargs": {**of_run, **recorded_kwargs(record)}}}
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

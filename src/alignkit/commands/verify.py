@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from alignkit.runs.console import SafeConsole
 from alignkit.runs.directory import run_time
 from alignkit.runs.log import run_log
 from alignkit.runs.result import CHECKSUMS, WEIGHTS, result_problems
+from alignkit.runs.template import with_run_kwargs
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +89,18 @@ def examine(folder: Path, model: ModelConfig) -> Iterator[Finding]:
     """Yield every finding about a model folder, from its vocabulary to its weights."""
     tokenizer = load_tokenizer(model)
     yield _vocabulary(tokenizer, model)
+    section = with_run_kwargs(_SERVED, folder)
     try:
-        served = load_template(_SERVED, tokenizer)
+        served = load_template(section, tokenizer)
     except TemplateError as error:
         yield Finding("template", "FAIL", str(error).removeprefix("template.name=native: "))
         return
     trained, template, where = _as_trained(folder, tokenizer, served)
     yield Finding("template", "ok" if where else "-", where or "no record of the training: compared with itself")
-    yield from _prompts(folder, trained, template, tokenizer)
+    if section.kwargs:
+        flag = f"--default-chat-template-kwargs {shlex.quote(json.dumps(section.kwargs))}"
+        yield Finding("arguments", "-", f"a server needs {flag}")
+    yield _prompts(folder, trained, template, tokenizer, section.kwargs)
     yield _stop(folder, template)
     yield _adapter(model)
 
@@ -134,9 +142,14 @@ def _as_trained(
 
 
 def _prompts(
-    folder: Path, trained: PreTrainedTokenizerBase, template: Template, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Finding]:
+    folder: Path,
+    trained: PreTrainedTokenizerBase,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    kwargs: Mapping[str, Any],
+) -> Finding:
     """Compare the prompt tokens of the training with those of the folder's `apply_chat_template`."""
+    serve: Any = partial(tokenizer.apply_chat_template, add_generation_prompt=True, **kwargs)
     num_same, problem = 0, ""
     for messages in _conversations(folder):
         try:
@@ -146,10 +159,8 @@ def _prompts(
         text = template.text(Conversation(messages), add_generation_prompt=True)
         dicts = [template.as_dict(message) for message in messages]
         try:
-            rendered = str(tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=True))
-            served_ids = tokenizer.apply_chat_template(
-                dicts, tokenize=True, add_generation_prompt=True, return_dict=False
-            )
+            rendered = str(serve(dicts, tokenize=False))
+            served_ids = serve(dicts, tokenize=True, return_dict=False)
         except Exception as error:  # whatever the folder's Jinja does
             problem = problem or f"the folder's template refuses what was trained on: {error}"
             continue
@@ -160,9 +171,8 @@ def _prompts(
         else:
             problem = problem or f"{text!r} is {ids} in training and {served_ids} when it is served"
     if problem:
-        yield Finding("prompts", "FAIL", problem)
-    else:
-        yield Finding("prompts", "ok", f"{num_same} rendered to the tokens of the training")
+        return Finding("prompts", "FAIL", problem)
+    return Finding("prompts", "ok", f"{num_same} rendered to the tokens of the training")
 
 
 def _conversations(folder: Path) -> Iterator[tuple[Message, ...]]:

@@ -19,6 +19,7 @@ from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import run_time
 from alignkit.runs.result import check_results
+from alignkit.runs.template import with_run_kwargs
 from alignkit.sampling.generate import Completion, cut_at_stop, generate
 from alignkit.sampling.settings import stop_ids
 
@@ -47,7 +48,7 @@ class ServedModel:
 
         Args:
             config: the section of the model.
-            template: the section; one that asks for the date sees that of the run.
+            template: the section; a run's own has the arguments of the run, and if it asks for the date sees its.
             check: refuse a run that is not as it was written.
             now: see this date instead.
 
@@ -58,6 +59,7 @@ class ServedModel:
         if check:
             check_results(source.folder, source.base.folder)
         tokenizer = load_tokenizer(config)
+        template = with_run_kwargs(template, source.folder)
         return cls(config, tokenizer, load_template(template, tokenizer, now=now or run_time(source.folder)))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.json_files import get, read_objects
 from alignkit.runs.directory import read_manifest, recorded_groups
+from alignkit.runs.template import recorded_kwargs
 
 Section = TypeVar("Section")
 
@@ -25,7 +27,8 @@ _NUM_ROWS = 16
 def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None:
     """Read which model a run started from and which template it was trained with; None if the folder is no run.
 
-    A merged folder was trained where its adapter was; a run that took over the template of another run points there.
+    A merged folder was trained where its adapter was; a run that took over the template of another run points there,
+    with arguments of its own.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -34,8 +37,11 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
     if manifest.get("stage") == "merge" or job.get("template", {}).get("name") == "native":
         parents = [Path(parent["path"]) for parent in manifest.get("parents", [])]
         earlier = next((found for parent in parents if (found := training_sections(parent))), None)
-        if earlier is not None or manifest.get("stage") == "merge":
+        if manifest.get("stage") == "merge":
             return earlier
+        if earlier is not None:
+            model, template = earlier
+            return model, replace(template, kwargs=recorded_kwargs(job))
     if not {"model", "template"} <= job.keys():
         return None
     try:

@@ -23,6 +23,7 @@ from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
 from alignkit.runs.directory import run_time
 from alignkit.runs.result import check_results
+from alignkit.runs.template import with_run_kwargs
 
 _NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored in its tokenizer
 
@@ -80,6 +81,7 @@ class RewardRun:
         self.source = ModelSource.of(model)
         check_results(self.source.folder, self.source.base.folder)
         tokenizer = load_tokenizer(model)
+        template = with_run_kwargs(template, self.source.folder)
         self.template = load_template(template, tokenizer, now=run_time(self.source.folder))
         self.tokenizer = reward_tokenizer(tokenizer, end_id=self.template.end_id)
         self._model: Any = None

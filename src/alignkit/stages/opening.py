@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -93,12 +94,17 @@ def warn(*lines: str | None) -> None:
 
 def log_plan(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], run_dir: Path) -> None:
     """Log one screen of what will happen: the rows by their fate, the model, the batches, the number of steps."""
-    args = trainer.args
+    args, kwargs = trainer.args, job.template.kwargs
     num_all, num_trained = trainer.num_parameters()
     computing = _PRECISION.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision)
     all_facts = {
         "model": f"{job.model.name}: {num_all:,} parameters, {num_trained:,} of them trained; computing in {computing}",
         **facts,
+        **(
+            {"arguments": f"{json.dumps(kwargs)} of the template, in every row that has none of its own"}
+            if kwargs
+            else {}
+        ),
         "steps": f"{trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]:,}",
         "run": str(run_dir),
     }

@@ -22,7 +22,7 @@ from alignkit.models.reward import reward_problem, reward_tokenizer
 from alignkit.models.skeleton import skeleton
 from alignkit.stages.opening import log_plan, warn
 from alignkit.stages.pair_batches import build_collator, describe_batches, expected_layout
-from alignkit.stages.sections import check_sections, template_mismatch
+from alignkit.stages.sections import check_sections, template_mismatches
 from alignkit.training.arguments import rows_a_step
 from alignkit.training.layouts import may_share_prompts
 from alignkit.training.router_loss import adds_router_loss
@@ -141,7 +141,7 @@ def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layou
         "batches": f"{num_pairs} pairs a step; {batches}",
     }
     log_plan(data.ledger, trainer, job, facts, run_dir)
-    warn(template_mismatch(job.model, prepared.template), data.lint.warning())
+    warn(*template_mismatches(job, prepared.template), data.lint.warning())
     share = per_device * args.world_size
     if args.world_size > 1 and len(data.train.dataset) % share:
         num = -len(data.train.dataset) % share

@@ -16,6 +16,7 @@ from alignkit.errors import AlignkitError
 from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import read_manifest
+from alignkit.runs.template import kwargs_mismatch
 from alignkit.training.arguments import check_evaluation, chosen_arguments, write_as_given
 from alignkit.training.sharding import check_sharding
 
@@ -64,8 +65,13 @@ def check_base_stays(job: Any) -> list[str]:
     return problems
 
 
-def template_mismatch(model: ModelConfig, template: Template) -> str | None:
-    """Say that a run was trained with another template than the one chosen now; None where it was not."""
+def template_mismatches(job: Any, template: Template) -> list[str]:
+    """List what the run that a job starts from was trained with and the job has not: a template, its arguments."""
+    folder = ModelSource.of(job.model).folder
+    return [*filter(None, (_template_mismatch(job.model, template), kwargs_mismatch(folder, job.template)))]
+
+
+def _template_mismatch(model: ModelConfig, template: Template) -> str | None:
     folder = ModelSource.of(model).folder
     kept = folder / "chat_template.jinja" if folder is not None and read_manifest(folder) is not None else None
     if kept is None or not kept.is_file() or kept.read_text(encoding="utf-8").strip() == template.jinja.strip():

@@ -21,7 +21,7 @@ from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.ppo.arguments import build_ppo_arguments
 from alignkit.stages.ppo.check import check_job
 from alignkit.stages.ppo.data import Prepared, prepare, read_as
-from alignkit.stages.sections import template_mismatch
+from alignkit.stages.sections import template_mismatches
 from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import explain_full_disk, train
 
@@ -50,7 +50,7 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             entry.parents += lineage(job.value.start)
         entry.begin()
         of_rewards = rewards.template_mismatches(prepared.template.jinja, job.model.name)
-        warn(template_mismatch(job.model, prepared.template), *of_rewards)
+        warn(*template_mismatches(job, prepared.template), *of_rewards)
         trainer = _trainer(job, run_dir, args, policy, prepared, rewards)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")

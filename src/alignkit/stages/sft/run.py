@@ -17,7 +17,7 @@ from alignkit.models.lora import build_lora
 from alignkit.runs.report import conclude
 from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.samples import answer_samples, before_and_after
-from alignkit.stages.sections import build_arguments, template_mismatch
+from alignkit.stages.sections import build_arguments, template_mismatches
 from alignkit.stages.sft.batches import build_collator, choose_layout, epoch_orders, padding_of
 from alignkit.stages.sft.check import check_job
 from alignkit.stages.sft.data import FIRST_ROWS, Prepared, prepare
@@ -55,7 +55,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         entry.begin()
         trainer = _trainer(job, run_dir, args, model, prepared, layout)
         _begin_ledger(run_dir, trainer, prepared)
-        warn(template_mismatch(job.model, prepared.template))
+        warn(*template_mismatches(job, prepared.template))
         log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), run_dir)
         examples, template = prepared.data.examples, prepared.template
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job.sampling, seed=job.seed)

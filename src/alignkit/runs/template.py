@@ -1,0 +1,54 @@
+"""The arguments of its template that a run was trained with, which later commands render with, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alignkit.config import TemplateConfig
+from alignkit.errors import ConfigError
+from alignkit.runs.directory import flat, read_manifest
+
+
+def run_template_kwargs(folder: Path | None) -> dict[str, Any] | None:
+    """Read `template.kwargs` of the run, or of what was merged of it, in a folder; None where there is no run."""
+    manifest = read_manifest(folder) if folder is not None else None
+    return None if manifest is None else recorded_kwargs(manifest.get("job", {}))
+
+
+def recorded_kwargs(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `template.kwargs` of a job as it was recorded; empty where it had none."""
+    kwargs = job.get("template", {}).get("kwargs")
+    return dict(kwargs) if isinstance(kwargs, Mapping) else {}
+
+
+def with_run_kwargs(template: TemplateConfig, folder: Path | None) -> TemplateConfig:
+    """Lay the arguments of a command's own template over those that the run in a folder was trained with.
+
+    They are the arguments of the run's template: any other than the one in the folder has none of them.
+
+    Raises:
+        ConfigError: the record has an interpolation in the place of a value; one line each.
+    """
+    if template.file or template.name != "native":
+        return template
+    kwargs = {**(run_template_kwargs(folder) or {}), **template.kwargs}
+    problems = [
+        f"template.kwargs.{key}: {folder} was trained with {value}, of which the value was not kept: give it"
+        for key, value in flat(kwargs)
+        if isinstance(value, str) and "${" in value
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return replace(template, kwargs=kwargs)
+
+
+def kwargs_mismatch(folder: Path | None, template: TemplateConfig) -> str | None:
+    """Say that a run was trained with other arguments of its template than those given now; None where it was not."""
+    before = run_template_kwargs(folder)
+    if before is None or before == template.kwargs:
+        return None
+    return f"{folder} was trained with template.kwargs={json.dumps(before)}; this run has {json.dumps(template.kwargs)}"
