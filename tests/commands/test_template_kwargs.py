@@ -1,5 +1,6 @@
 """The arguments of its template that a run was trained with go with it: every later command renders with them."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -108,12 +109,22 @@ def test_a_run_says_so_and_one_that_goes_on_says_where_it_differs(
     assert "arguments" not in findings
 
 
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra eval")
+def test_tasks_are_asked_with_them(at_once: Path) -> None:
+    from alignkit.evaluate.harness import TrainedModel
+
+    for kwargs, expected in ({}, AT_ONCE), ({"enable_thinking": True}, THINKING):
+        policy = ServedModel.of(ModelConfig(str(at_once)), TemplateConfig(kwargs=kwargs)).load(seed=0)
+        assert TrainedModel(policy, 1).apply_chat_template([{"role": "user", "content": "Hi"}]) == expected
+
+
 def test_a_reward_run_reads_with_them(template: str, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     pairs = write_rows([{"prompt": "Hi", "chosen": "Yes!", "rejected": "no"}] * 2)
     words = ["model=tiny_gpt2", f"data.path={pairs}", template, OFF, "train.max_steps=1", "train.report_to=none"]
     reward.run(compose_job("reward", words), tmp_path / "rm")
     read = RewardRun(ModelConfig(str(tmp_path / "rm"))).template
     assert read.text(Conversation((Message("user", "Hi"),)), add_generation_prompt=True) == AT_ONCE
+    assert "(messages, tokenize=False, enable_thinking=False)\n" in (tmp_path / "rm" / "README.md").read_text()
 
 
 def test_an_interpolation_in_the_record_is_no_value(at_once: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
             batch_size=1 if sees_left_padding(policy.weights) else batch_size,
             max_length=num_positions(policy.weights.config),
             add_bos_token=False,  # the template writes it where training had one
+            chat_template_args=dict(policy.template.variables),
         )
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _README = """# A reward model
 
@@ -17,24 +19,26 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = {auto_class}.from_pretrained(folder, num_labels=1, dtype="float32").eval()
 model.config.pad_token_id = tokenizer.pad_token_id
-text = tokenizer.apply_chat_template(messages, tokenize=False)
+text = tokenizer.apply_chat_template(messages, tokenize=False{arguments})
 text = text[: text.rindex({end!r}) + {length}]
 score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item()
 ```
 """
 
 
-def write_reward_readme(folder: Path, *, end_token: str, is_adapter: bool) -> None:
+def write_reward_readme(folder: Path, *, end_token: str, kwargs: Mapping[str, Any], is_adapter: bool) -> None:
     """Write README.md into the folder of a reward run.
 
     Args:
         folder: of the run.
         end_token: what every answer ends in.
+        kwargs: arguments of the chat template.
         is_adapter: the weights are an adapter on a base.
     """
     text = _README.format(
         end=end_token,
         length=len(end_token),
+        arguments="".join(f", {key}={value!r}" for key, value in kwargs.items()),
         package="peft" if is_adapter else "transformers",
         auto_class=f"Auto{'Peft' if is_adapter else ''}ModelForSequenceClassification",
     )

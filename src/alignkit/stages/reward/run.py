@@ -78,7 +78,12 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
         train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, prepared.template, stop_ids=None)
         if is_main_process():
-            write_reward_readme(run_dir, end_token=prepared.template.end_token, is_adapter=bool(job.lora))
+            write_reward_readme(
+                run_dir,
+                end_token=prepared.template.end_token,
+                kwargs=job.template.kwargs,
+                is_adapter=bool(job.lora),
+            )
         card = _card(trainer, prepared, run_dir)
         entry.result = card | conclude(
             run_dir,
