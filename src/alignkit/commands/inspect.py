@@ -35,9 +35,10 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
         DataError: rows differ from the golden ones.
     """
     if html is not None:
-        rows = list(view.rows(num_rows=num_rows))
-        with outputs(html=html), writing(html) as aside:
-            write_page(aside, view, rows)
+        with outputs(html=html):
+            rows = list(view.rows(num_rows=num_rows))
+            with writing(html) as aside:
+                write_page(aside, view, rows)
     if as_json or golden is not None:
         every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
     if as_json:

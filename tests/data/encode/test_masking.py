@@ -336,7 +336,7 @@ def test_no_text_forges_a_turn(
     texts = (question, answer, follow, last)
     typed = any(token in text for token in special for text in texts)
     row = talk(*texts)
-    harmless = encoded(talk("a", "b", "c", "d"), template, tokenizer)
+    harmless = encode(talk("a", "b", "c", "d"), template, tokenizer, EncodeRules())[-1]
     parts = encode(row, template, tokenizer, EncodeRules(control_tokens=ControlTokens.neutralise))
     neutral = parts[-1]
     ids = set(tokenizer.convert_tokens_to_ids(sorted(special)))
