@@ -46,6 +46,7 @@ def read_rows(path: str, tokenizer: Any) -> Iterator[dict[str, str]]:
     """The rows of a data file in which one question has one answer, as the text that is trained on."""
     from alignkit.config import TemplateConfig
     from alignkit.data.encode.templates import load_template
+    from alignkit.data.encode.trained_turns import trained_turn
     from alignkit.data.files import sources
     from alignkit.data.rows import formats
 
@@ -54,10 +55,11 @@ def read_rows(path: str, tokenizer: Any) -> Iterator[dict[str, str]]:
     rows = [row.row for row in sources.read_rows(source, limit=None)]
     format_ = formats.detect_format(rows[0].keys(), rows[0])
     for row in rows:
-        *asked, said = template.render(formats.to_conversation(row, format_, {}).messages)
-        if all(segment.message is None for segment in asked):
-            prompt = "".join(segment.text for segment in asked).removeprefix(tokenizer.bos_token or "")
-            yield {"prompt": prompt, "completion": said.text.removesuffix(template.end_token)}
+        conversation = formats.to_conversation(row, format_, {})
+        if len(conversation.messages) == 2:  # one question and its answer
+            turn = trained_turn(template, conversation, 1)
+            prompt = turn.prompt.removeprefix(tokenizer.bos_token or "")
+            yield {"prompt": prompt, "completion": turn.response.removesuffix(template.end_token)}
 
 
 def prepare(work: Path, options: argparse.Namespace) -> None:
