@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
         return
     console = SafeConsole()
     if golden is not None:
-        num_same = check_golden(golden, {row["source"]: row for row in every}, view.compared)
+        num_same = check_golden(golden, every, view.compared)
         console.print(f"{num_same} rows are the same as in {golden}", markup=False, highlight=False)
         return
     show(view, list(view.rows(num_rows=num_rows)), console)
@@ -155,12 +156,12 @@ td:last-child {{ width: 100%; }} i {{ display: block; height: .8rem; background:
 """
 
 
-def check_golden(path: Path, found: dict[str, dict[str, Any]], compared: Sequence[tuple[str, str, str]]) -> int:
+def check_golden(path: Path, found: Sequence[dict[str, Any]], compared: Sequence[tuple[str, str, str]]) -> int:
     """Compare rows with those saved earlier by `--json`; return how many were compared.
 
     Args:
         path: JSON lines, each with `source` and the keys that are compared; it may hold fewer rows than the data.
-        found: today's rows by source.
+        found: today's rows, those of one source (parts, repeats) in their order.
         compared: a key, the key of its text, and its name in messages; the first that differs is reported.
 
     Raises:
@@ -168,15 +169,15 @@ def check_golden(path: Path, found: dict[str, dict[str, Any]], compared: Sequenc
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        golden = {row["source"]: row | {key: row[key] for key, _, _ in compared} for row in rows}  # a key may be gone
+        golden = _by_place([row | {key: row[key] for key, _, _ in compared} for row in rows])  # a key may be gone
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"a row has no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"--assert {path}: it is no file of rows saved by --json: {why}") from error
     if not golden:
         raise DataError(f"--assert {path}: it holds no rows; make it with alignkit inspect … --json > {path}")
-    problems = []
-    for source, row in golden.items():
-        now = found.get(source)
+    problems, today = [], _by_place(found)
+    for (source, number), row in golden.items():
+        now = today.get((source, number))
         if now is None:
             problems.append(f"{source}: it was kept, and no longer is")
             continue
@@ -187,6 +188,16 @@ def check_golden(path: Path, found: dict[str, dict[str, Any]], compared: Sequenc
     if problems:
         raise DataError(*problems)
     return len(golden)
+
+
+def _by_place(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Name rows by their source and how many of it came before: a row in parts, or with a weight, has several."""
+    seen: Counter[str] = Counter()
+    named = {}
+    for row in rows:
+        named[row["source"], seen[row["source"]]] = row
+        seen[row["source"]] += 1
+    return named
 
 
 def _first_difference(was: str, now: str) -> str:

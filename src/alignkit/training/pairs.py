@@ -69,7 +69,7 @@ class PairTrainer(OrderedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count the pairs of a step, of all processes."""
         num_pairs = torch.tensor([sum(self.num_pairs(batch) for batch in batch_samples)], device=device)
-        return self.accelerator.gather(num_pairs).sum()  # type: ignore[no-any-return]
+        return self.accelerator.gather(num_pairs).sum()  # type: ignore[no-any-return]  # accelerate leaves it bare
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

@@ -86,8 +86,10 @@ def _in_opened_thought(template: Template, said: str, message: Message) -> tuple
         return said, []
     if template.thought.opening.strip() in said:
         raise RowRefused(f"template {template.name} opens a thought in the prompt and again in the response")
-    reasoning = message.reasoning.strip()
-    return said if reasoning in said else reasoning + said, []  # where the template cuts it off
+    reasoning, closing = message.reasoning.strip(), template.thought.closing
+    if reasoning in said:
+        return said, []
+    return reasoning + closing + said.removeprefix(closing).lstrip(), []  # the template cut it off before the words
 
 
 def prompt_text(template: Template, conversation: Conversation) -> str:
