@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alignkit.commands.inspect import histogram, run, show
+from alignkit.commands.inspect import check_golden, histogram, run, show
 from alignkit.config import ControlTokens, DataConfig, Overlength, TemplateConfig, TrainOn
 from alignkit.data.batches.batching import Collator
 from alignkit.data.encode.templates import load_template
@@ -311,3 +311,13 @@ def test_characters_typed_as_control_tokens_are_shown_as_characters(make: Make) 
     (row,) = view.rows()
     assert row.parts(view.tokenizer)[0][1][1:] == [Span("<|eos|>", True, False), Span("<|eos|>", True, True)]
     assert "neutralized control tokens: 1" in on_terminal(view)
+
+
+def test_every_part_of_a_row_is_compared(tmp_path: Path) -> None:
+    parts = [{"source": "a.jsonl:1", "ids": [number], "text": f"part {number}"} for number in (1, 2)]
+    path = tmp_path / "golden.jsonl"
+    path.write_text("".join(json.dumps(part) + "\n" for part in parts))
+    compared = (("ids", "text", "mask"),)
+    assert check_golden(path, parts, compared) == 2
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: its mask changed: was 'part 1', is 'part 7'$"):
+        check_golden(path, [{"source": "a.jsonl:1", "ids": [7], "text": "part 7"}, parts[1]], compared)
