@@ -191,7 +191,7 @@ class DataConfig:
         ReasoningForm.native,
     )
     train_reasoning: bool = setting(
-        "the loss sees the reasoning of trained responses; false masks it, tags included", True
+        "the loss sees the reasoning of trained responses; false masks it, tags included (sft and dpo)", True
     )
     control_tokens: ControlTokens = setting(
         "special tokens typed in the text of a row: drop the row (refuse), or encode them as plain characters "

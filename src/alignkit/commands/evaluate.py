@@ -175,7 +175,7 @@ def _check(
     if job.precision is not None and (reward is None or job.num_samples < 2):
         problems.append("precision needs a reward: give --reward, and num_samples of 2 or more")
     if pairs is not None:
-        pair_problems = check_pair_data(_pairs_section(job, pairs))
+        pair_problems = check_pair_data(_pairs_section(job, pairs), scores_tokens=True)
         problems += [line.replace("data.path", "--pairs", 1) for line in pair_problems]
         if reference is None:
             problems.append("--pairs measures an implicit reward, which needs a reference model: give --reference")

@@ -26,9 +26,9 @@ class Row:
     labels: Sequence[int]
 
     @classmethod
-    def answered(cls, prompt: Sequence[int], response: Sequence[int]) -> Row:
-        """A prompt, unscored, and a response of which every token is scored."""
-        return cls([*prompt, *response], [IGNORED] * len(prompt) + list(response))
+    def answered(cls, prompt: Sequence[int], response: Sequence[int], num_masked: int = 0) -> Row:
+        """A prompt, unscored, and a response of which every token after the first `num_masked` is scored."""
+        return cls([*prompt, *response], [IGNORED] * (len(prompt) + num_masked) + list(response[num_masked:]))
 
     @property
     def num_scored(self) -> int:

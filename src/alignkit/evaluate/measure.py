@@ -92,8 +92,8 @@ def implicit_reward_card(
     loaded = load_pairs(pairs, model.template, model.tokenizer, max_length=longest, seed=seed, use_margin=False)
     dataset = loaded.train.dataset
     scores = []
-    for side in ("chosen_ids", "rejected_ids"):
-        rows = [Row.answered(ids, answer) for ids, answer in zip(dataset["prompt_ids"], dataset[side], strict=True)]
+    for side, masked in zip(("chosen_ids", "rejected_ids"), loaded.train.num_masked(), strict=True):
+        rows = list(map(Row.answered, dataset["prompt_ids"], dataset[side], masked))
         ours, theirs = (
             token_logprobs(one.weights, rows, pad_id=one.pad_id, batch_size=batch_size) for one in (model, reference)
         )

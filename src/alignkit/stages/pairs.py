@@ -30,7 +30,7 @@ from alignkit.training.router_loss import adds_router_loss
 
 def check_pairs(job: Any, stage: str) -> list[str]:
     """List what is wrong with a job before a file is read through, one line each."""
-    return check_pair_data(job.data) + check_sections(job, stage)
+    return check_pair_data(job.data, scores_tokens=stage == "dpo") + check_sections(job, stage)
 
 
 @dataclass

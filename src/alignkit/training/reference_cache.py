@@ -1,8 +1,8 @@
 """Reference log-probabilities computed once and kept on disk, so that later epochs and later runs need no reference.
 
 They are found again by what they were made of: every weight of the reference and every setting that its forward pass
-reads, every token of the pairs (which template, data and length policy made), and how it was computed. A changed byte
-in any of them is another file.
+reads, every token of the pairs (which template, data and length policy made) and which of them carry loss, and how it
+was computed. A changed byte in any of them is another file.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _key(trainer: DpoTrainer, dataset: Dataset) -> str:
     for name, weight in sorted(_reference_weights(trainer).items()):
         digest.update(f"\n{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]):
+    masks = [name for name in ("chosen_masked", "rejected_masked") if name in dataset.column_names]
+    for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", *masks]):
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()[:32]
 

@@ -48,6 +48,17 @@ def test_numbers_beside_the_tokens_come_along_as_floats() -> None:
     assert (batch["ref_chosen_logps"].item(), batch["ref_rejected_logps"].item()) == (-2.5, -3.0)
 
 
+def test_what_a_response_begins_with_may_carry_no_loss() -> None:
+    masked = {**PAIR, "chosen_masked": 1, "rejected_masked": 0}
+    batch = PairCollator(0, shared_prompt=True)([masked])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 2, 5]]
+    assert batch["shift_labels"].tolist() == [[-100, -100, 4, -100, 5, -100]]
+    apart = PairCollator(0)([masked])
+    assert apart["shift_labels"].tolist() == [[-100, -100, 4, -100], [-100, 5, -100, -100]]
+    for either in (batch, apart):
+        assert list(pairs_of(either)) == [(7, [1, 2], ([3, 4], [-100, 4]), ([5], [5]))]
+
+
 def test_a_response_sees_the_prompt_and_itself_and_never_the_other() -> None:
     parts = torch.tensor([[PROMPT, CHOSEN, CHOSEN, REJECTED, REJECTED, NOTHING]])
     assert visible(parts).int()[0, 0].tolist() == [
@@ -77,4 +88,4 @@ def test_a_batch_reads_back_as_the_pairs_it_was_made_of(pairs: list[tuple[list[i
         for i, (prompt, chosen, rejected) in enumerate(pairs)
     ]
     found = list(pairs_of(PairCollator(0, shared_prompt=shared)(rows)))
-    assert found == [(i, *pair) for i, pair in enumerate(pairs)]
+    assert found == [(i, prompt, (one, one), (other, other)) for i, (prompt, one, other) in enumerate(pairs)]

@@ -49,6 +49,14 @@ def test_a_pair_made_equal_by_the_cut_is_told_apart_from_one_that_was_equal() ->
     assert cut(99, "keep_start", EncodedPair([1], [21, 0], [21, 0])) == (None, "identical")
 
 
+def test_only_what_carries_loss_tells_the_sides_apart() -> None:
+    thoughts = EncodedPair([1], [21, 22, 5, 0], [31, 6, 0], chosen_masked=2, rejected_masked=1)
+    assert cut(99, "keep_start", thoughts) == ([[1], [21, 22, 5, 0], [31, 6, 0]], "")
+    assert cut(4, "keep_start", thoughts) == ([[1], [21, 22, 5], [31, 6, 0]], "cut_end")
+    assert cut(3, "keep_start", thoughts) == (None, "nothing_to_learn")  # the reasoning alone would be left
+    assert cut(99, "keep_start", EncodedPair([1], [21, 5], [31, 5], 1, 1)) == (None, "identical")
+
+
 ids = st.lists(st.integers(0, 3), min_size=1, max_size=12)
 
 

@@ -275,9 +275,10 @@ def test_what_is_wrong_with_the_section_is_told_together(write_rows: Callable[..
     ) == [
         "data.path: row.jsonl: there is no such file; did you mean 'rows.jsonl'?",
         "data.train_on=last_turn has no effect: of a pair the two responses are scored, and nothing else",
-        "data.train_reasoning=false: the loss of a pair scores whole responses; leave it out",
+        "data.train_reasoning=false: a reward model scores whole responses; leave it out",
         "data.streaming=true: pairs are not read as training goes; leave it out",
     ]
+    assert check_pair_data(DataConfig(path="rows.jsonl", train_reasoning=False), scores_tokens=True) == []
     assert check_pair_data(DataConfig(path="rows.jsonl", format="messages")) == [
         "data.format=messages is for single responses, not pairs; one of auto, pairs, sharegpt_pairs, hh"
     ]

@@ -65,6 +65,8 @@ def test_json_rows_by_value(make: Make, capsys: pytest.CaptureFixture[str]) -> N
         "prompt_ids": [*PROMPT],
         "chosen_ids": [*b"Yo <b>", EOS],
         "rejected_ids": [*"No é".encode(), EOS],
+        "chosen_labels": [*b"Yo <b>", EOS],
+        "rejected_labels": [*"No é".encode(), EOS],
         "prompt_text": "### User:\nHi\n\n### Bot:\n",
         "chosen_text": "Yo <b><|eos|>",
         "rejected_text": "No é<|eos|>",
@@ -97,7 +99,7 @@ def test_pairs_are_read_back_from_batches_not_from_the_data(make: Make) -> None:
         return {**batch, "input_ids": batch["input_ids"].masked_fill(batch["input_ids"] == ord("Y"), ord("y"))}
 
     (row,) = replace(view, collator=spoilt).rows(num_rows=1)
-    assert bytes(row.chosen_ids[:-1]) == b"yo <b>"
+    assert bytes(row.chosen[0][:-1]) == b"yo <b>"
     assert batches == [1]
 
 
@@ -185,12 +187,12 @@ def test_a_golden_file_of_another_stage_is_refused(make: Make, tmp_path: Path) -
     assert str(caught.value) == (f"--assert {golden}: it is no file of rows saved by --json: a row has no 'prompt_ids'")
 
 
-def test_a_side_is_supervised_from_its_first_token(byte: Any) -> None:
-    row = PairRowView("x:1", [257, *b"a"], [*b"b", EOS], [EOS])
+def test_a_side_is_supervised_from_its_first_token_with_loss(byte: Any) -> None:
+    row = PairRowView("x:1", [257, *b"a"], ([*b"tb", EOS], [-100, *b"b", EOS]), ([EOS], [EOS]))
     assert [
         (name, [(span.text, span.supervised, span.special) for span in spans]) for name, spans in row.parts(byte)
     ] == [
         ("", [("<|bos|>", False, True), ("a", False, False)]),
-        ("chosen", [("b", True, False), ("<|eos|>", True, True)]),
+        ("chosen", [("t", False, False), ("b", True, False), ("<|eos|>", True, True)]),
         ("rejected", [("<|eos|>", True, True)]),
     ]

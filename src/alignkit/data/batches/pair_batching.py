@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ _OPTIONAL = ("margin", "ref_chosen_logps", "ref_rejected_logps")
 class PairCollator:
     """Pairs (`prompt_ids`, `chosen_ids`, `rejected_ids`, `row_index`, …) to one batch of tensors.
 
-    The prompt's last token predicts the first one of both responses, so each side has it for itself.
+    The prompt's last token predicts the first one of both responses, so each side has it for itself. Where pairs have
+    `chosen_masked` and `rejected_masked`, so many tokens at the start of a response carry no loss.
 
     Attributes:
         pad_id: fills the right of short lines; never looked at.
@@ -33,20 +34,20 @@ class PairCollator:
 
     Returns of a call, for B pairs on N lines (N = B with `shared_prompt`, else 2 B):
         `row_index` [B]; `input_ids`, `position_ids` [N, L]; `parts` [N, L] of NOTHING, PROMPT, CHOSEN and REJECTED;
-        `shift_labels` [N, L], the token that follows where it is a response's, else -100; and as floats [B] whichever
-        of `margin`, `ref_chosen_logps` and `ref_rejected_logps` the rows have.
+        `shift_labels` [N, L], the token that follows where it is a response's and carries loss, else -100; and as
+        floats [B] whichever of `margin`, `ref_chosen_logps` and `ref_rejected_logps` the rows have.
     """
 
     pad_id: int
     shared_prompt: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        sides = (("chosen_ids", CHOSEN), ("rejected_ids", REJECTED))
+        sides = (("chosen", CHOSEN), ("rejected", REJECTED))
         if self.shared_prompt:
-            lines = [(row["prompt_ids"], [(row[side], part) for side, part in sides]) for row in rows]
+            lines = [(row["prompt_ids"], [_response(row, *side) for side in sides]) for row in rows]
         else:
-            lines = [(row["prompt_ids"], [(row[side], part)]) for side, part in sides for row in rows]
-        width = max(len(prompt) - 1 + sum(len(ids) + 1 for ids, _ in responses) for prompt, responses in lines)
+            lines = [(row["prompt_ids"], [_response(row, *side)]) for side in sides for row in rows]
+        width = max(len(prompt) - 1 + sum(len(ids) + 1 for ids, *_ in responses) for prompt, responses in lines)
         shape = (len(lines), width)
         input_ids = torch.full(shape, self.pad_id)
         labels = torch.full(shape, IGNORED)
@@ -57,10 +58,11 @@ class PairCollator:
             input_ids[number, :start] = torch.as_tensor(prompt[:-1])
             positions[number, :start] = torch.arange(start)
             parts[number, :start] = PROMPT
-            for ids, part in responses:
+            for ids, num_masked, part in responses:
                 end = start + 1 + len(ids)
                 input_ids[number, start] = prompt[-1]
-                input_ids[number, start + 1 : end] = labels[number, start : end - 1] = torch.as_tensor(ids)
+                input_ids[number, start + 1 : end] = torch.as_tensor(ids)
+                labels[number, start + num_masked : end - 1] = input_ids[number, start + 1 + num_masked : end]
                 positions[number, start:end] = torch.arange(num_shared, num_shared + end - start)
                 parts[number, start:end] = part
                 start = end
@@ -75,15 +77,30 @@ class PairCollator:
         return batch | {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in given}
 
 
-def pairs_of(batch: Mapping[str, Tensor]) -> Iterator[tuple[int, list[int], list[int], list[int]]]:
-    """Read a collated batch back: (row_index, prompt_ids, chosen_ids, rejected_ids) of each pair."""
+def _response(row: Mapping[str, Any], side: str, part: int) -> tuple[list[int], int, int]:
+    """The ids of a side, how many of them carry no loss at its start, and its number."""
+    return row[f"{side}_ids"], row.get(f"{side}_masked", 0), part
+
+
+Side: TypeAlias = tuple[list[int], list[int]]
+
+
+def pairs_of(batch: Mapping[str, Tensor]) -> Iterator[tuple[int, list[int], Side, Side]]:
+    """Read a collated batch back: row_index, prompt_ids, and the ids and labels of both sides of each pair."""
     ids, parts, indices = batch["input_ids"], batch["parts"], batch["row_index"].tolist()
     num_apart = len(ids) - len(indices)  # lines between a pair's two sides: none where they share one
     for number, row_index in enumerate(indices):
         prompt = ids[number][parts[number] == PROMPT].tolist()
-        last, *chosen = ids[number][parts[number] == CHOSEN].tolist()
-        rejected = ids[number + num_apart][parts[number + num_apart] == REJECTED].tolist()
-        yield row_index, [*prompt, last], chosen, rejected[1:]
+        last, chosen = _side(batch, number, CHOSEN)
+        _, rejected = _side(batch, number + num_apart, REJECTED)
+        yield row_index, [*prompt, last], chosen, rejected
+
+
+def _side(batch: Mapping[str, Tensor], line: int, part: int) -> tuple[int, Side]:
+    """The prompt's last token, and the ids and labels of the response behind it; a label stands one place before."""
+    own = batch["parts"][line] == part
+    last, *ids = batch["input_ids"][line][own].tolist()
+    return last, (ids, batch["shift_labels"][line][own].tolist()[:-1])
 
 
 def by_side(values_NL: Tensor, parts_NL: Tensor, num_pairs: int) -> Tensor:

@@ -18,6 +18,8 @@ class EncodedPair:
         prompt_ids: what inference feeds.
         chosen_ids: the preferred response, end token included.
         rejected_ids: the other response.
+        chosen_masked: how many tokens the chosen response begins with that carry no loss: its reasoning.
+        rejected_masked: the same of the other response.
         margin: by how much the chosen one is better; None where the row does not say.
         notes: what happened to the row that does not change its fate.
     """
@@ -25,8 +27,15 @@ class EncodedPair:
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    chosen_masked: int = 0
+    rejected_masked: int = 0
     margin: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> tuple[list[int], list[int]]:
+        """The tokens of both responses that carry loss."""
+        return self.chosen_ids[self.chosen_masked :], self.rejected_ids[self.rejected_masked :]
 
 
 def apply_pair_length(
@@ -43,10 +52,11 @@ def apply_pair_length(
             side needs; or `keep_start`, which cuts the end off both sides.
 
     Returns:
-        The pair, or None where it is dropped; and why: empty (it fits), `too_long`, `identical` or `equal_when_cut`
-        (dropped), `cut_start`, or `cut_end` (a response lost its end token).
+        The pair, or None where it is dropped; and why: empty (it fits), `too_long`, `identical`, `equal_when_cut` or
+        `nothing_to_learn` (dropped), `cut_start`, or `cut_end` (a response lost its end token).
     """
-    if pair.chosen_ids == pair.rejected_ids:  # texts that differ, and not to this tokenizer
+    scored, other = pair.scored
+    if scored == other:  # texts that differ, and not to this tokenizer, or not in what carries loss
         return None, IDENTICAL
     num_prompt = len(pair.prompt_ids)
     excess = num_prompt + max(len(pair.chosen_ids), len(pair.rejected_ids)) - max_length
@@ -58,7 +68,8 @@ def apply_pair_length(
     room = max_length - num_prompt
     if policy is not Overlength.keep_start or room <= 0:
         return None, "too_long"
-    chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
-    if chosen == rejected:
-        return None, EQUAL_WHEN_CUT
-    return replace(pair, chosen_ids=chosen, rejected_ids=rejected), "cut_end"
+    cut = replace(pair, chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
+    scored, other = cut.scored
+    if not scored or not other:
+        return None, "nothing_to_learn"
+    return (None, EQUAL_WHEN_CUT) if scored == other else (cut, "cut_end")

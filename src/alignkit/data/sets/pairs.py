@@ -12,6 +12,7 @@ import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, TrainOn
+from alignkit.data.batches.batching import IGNORED
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.pair_lengths import EncodedPair, apply_pair_length
 from alignkit.data.encode.templates import Template
@@ -26,12 +27,14 @@ from alignkit.data.sets.split import hold_out
 from alignkit.errors import DataError
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_MASKED = ("chosen_masked", "rejected_masked")
 
 
 class PairSet(EncodedSet):
     """Encoded pairs of one set, with the columns `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int32).
 
-    A column `margin` (float32) is there only where every pair has one.
+    A column `margin` (float32) is there only where every pair has one; `chosen_masked` and `rejected_masked` (int32),
+    how many tokens a response begins with that carry no loss, only under `data.train_reasoning=false`.
     """
 
     def side_lengths(self) -> tuple[list[int], list[int], list[int]]:
@@ -40,6 +43,12 @@ class PairSet(EncodedSet):
             pa.compute.list_value_length(self.dataset.data.column(name)).to_pylist() for name in _IDS
         )
         return prompt, chosen, rejected
+
+    def num_masked(self) -> tuple[list[int], list[int]]:
+        """Return how many tokens carry no loss at the start of each pair's chosen side and rejected side."""
+        rows = self.dataset
+        chosen, rejected = (list(rows[name]) if name in rows.column_names else [0] * len(rows) for name in _MASKED)
+        return chosen, rejected
 
     def line_lengths(self) -> list[int]:
         """Return the tokens of each pair on one line: a prompt, whose last token is there twice, and both responses."""
@@ -89,7 +98,8 @@ def load_pairs(
     rows = read_sets(data, PAIRS, seed=seed)
     items, formats = parse_sets(rows, PAIRS, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
-    columns = partial(_columns, has_margin=use_margin and _all_have_margins(items))
+    has_margin = use_margin and _all_have_margins(items)
+    columns = partial(_columns, has_margin=has_margin, has_masks=not data.train_reasoning)
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)
     sets = {name: PairSet(dataset) for name, dataset in to_datasets(kept, columns).items()}
@@ -103,15 +113,20 @@ def load_pairs(
     return PairData(sets, ledger, formats, examples, found)
 
 
-def check_pair_data(data: DataConfig) -> list[str]:
-    """List what is wrong with the section before a row is read, one line each; empty where all is well."""
+def check_pair_data(data: DataConfig, *, scores_tokens: bool = False) -> list[str]:
+    """List what is wrong with the section before a row is read, one line each; empty where all is well.
+
+    Args:
+        data: the section.
+        scores_tokens: a response's score is the sum of its tokens', so that some may be left out.
+    """
     problems = check_data(data, PAIRS)
     if data.train_on is not TrainOn.assistant:
         problems.append(
             f"data.train_on={data.train_on} has no effect: of a pair the two responses are scored, and nothing else"
         )
-    if not data.train_reasoning:
-        problems.append("data.train_reasoning=false: the loss of a pair scores whole responses; leave it out")
+    if not data.train_reasoning and not scores_tokens:
+        problems.append("data.train_reasoning=false: a reward model scores whole responses; leave it out")
     if data.streaming:
         problems.append("data.streaming=true: pairs are not read as training goes; leave it out")
     return problems
@@ -169,6 +184,8 @@ def _outcome(
         prompt_ids,
         chosen.input_ids[start:end],
         rejected.input_ids[other_start:other_end],
+        _num_masked(chosen),
+        _num_masked(rejected),
         preference.margin,
         tuple(dict.fromkeys(chosen.notes + rejected.notes)),
     )
@@ -177,7 +194,14 @@ def _outcome(
     return EncodeOutcome([] if kept is None else [kept], reason)
 
 
-def _columns(pairs: list[EncodedPair], *, has_margin: bool) -> dict[str, Any]:
+def _num_masked(side: Encoding) -> int:
+    start, end = side.responses[-1]
+    return next(at for at, label in enumerate(side.labels[start:end]) if label != IGNORED)
+
+
+def _columns(pairs: list[EncodedPair], *, has_margin: bool, has_masks: bool) -> dict[str, Any]:
     lists = pa.list_(pa.int32())
     columns = {name: pa.array([getattr(pair, name) for pair in pairs], lists) for name in _IDS}
+    for name in _MASKED if has_masks else ():
+        columns[name] = pa.array([getattr(pair, name) for pair in pairs], pa.int32())
     return columns | ({"margin": pa.array([pair.margin for pair in pairs], pa.float32())} if has_margin else {})

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.data.batches.batching import IGNORED, rows_of
-from alignkit.data.batches.pair_batching import pairs_of
+from alignkit.data.batches.pair_batching import Side, pairs_of
 from alignkit.data.sets.lint import Lint
 from alignkit.data.sets.loaded import EncodedSet
 from alignkit.data.sets.pairs import PairSet
@@ -47,31 +47,36 @@ class SftRowView(RowView):
 
 @dataclass(frozen=True)
 class PairRowView(RowView):
-    """A pair as it came back from its batch; the loss sees the two responses."""
+    """A pair as it came back from its batch; the loss sees the two responses, or what is left of them."""
 
     prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
+    chosen: Side
+    rejected: Side
 
     @property
     def size(self) -> str:
-        return (
-            f"{len(self.prompt_ids)} tokens of prompt, {len(self.chosen_ids)} chosen, {len(self.rejected_ids)} rejected"
-        )
+        num_chosen, num_rejected = len(self.chosen[0]), len(self.rejected[0])
+        return f"{len(self.prompt_ids)} tokens of prompt, {num_chosen} chosen, {num_rejected} rejected"
 
     def parts(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[Span]]]:
-        parts = (("", self.prompt_ids), ("chosen", self.chosen_ids), ("rejected", self.rejected_ids))
-        return [(name, spans_of(ids, [bool(name)] * len(ids), tokenizer)) for name, ids in parts]
+        prompt = (self.prompt_ids, [IGNORED] * len(self.prompt_ids))
+        parts = (("", prompt), ("chosen", self.chosen), ("rejected", self.rejected))
+        return [
+            (name, spans_of(ids, [label != IGNORED for label in labels], tokenizer)) for name, (ids, labels) in parts
+        ]
 
     def as_json(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        (chosen_ids, chosen_labels), (rejected_ids, rejected_labels) = self.chosen, self.rejected
         return {
             "source": self.source,
             "prompt_ids": self.prompt_ids,
-            "chosen_ids": self.chosen_ids,
-            "rejected_ids": self.rejected_ids,
+            "chosen_ids": chosen_ids,
+            "rejected_ids": rejected_ids,
+            "chosen_labels": chosen_labels,
+            "rejected_labels": rejected_labels,
             "prompt_text": tokenizer.decode(self.prompt_ids),
-            "chosen_text": tokenizer.decode(self.chosen_ids),
-            "rejected_text": tokenizer.decode(self.rejected_ids),
+            "chosen_text": tokenizer.decode(chosen_ids),
+            "rejected_text": tokenizer.decode(rejected_ids),
         }
 
 
@@ -145,10 +150,13 @@ class PairView(BatchView):
         ("prompt_ids", "prompt_text", "prompt"),
         ("chosen_ids", "chosen_text", "chosen side"),
         ("rejected_ids", "rejected_text", "rejected side"),
+        ("chosen_labels", "chosen_text", "mask of the chosen side"),
+        ("rejected_labels", "rejected_text", "mask of the rejected side"),
     )
 
     def rows_in(self, batch: Mapping[str, Tensor], sources: list[str]) -> Iterable[tuple[int, RowView]]:
-        return ((i, PairRowView(sources[i], *ids)) for i, *ids in pairs_of(batch))
+        pairs = pairs_of(batch)
+        return ((i, PairRowView(sources[i], prompt, chosen, rejected)) for i, prompt, chosen, rejected in pairs)
 
     def lengths(self) -> dict[str, list[int]]:
         sides = zip(*(pairs.side_lengths() for pairs in self.sets.values()), strict=True)
@@ -158,5 +166,6 @@ class PairView(BatchView):
     def figures(self) -> list[str]:
         *facts, truncated = super().figures()
         prompt, chosen, rejected = map(sum, self.lengths().values())
-        share = (chosen + rejected) / max(prompt + chosen + rejected, 1)
+        num_masked = sum(sum(masked) for pairs in self.sets.values() for masked in pairs.num_masked())
+        share = (chosen + rejected - num_masked) / max(prompt + chosen + rejected, 1)
         return [*facts, f"{share:.1%} of the tokens supervised, {truncated}", *self.lint.lines()]
