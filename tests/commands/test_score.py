@@ -66,6 +66,20 @@ def test_a_row_that_cannot_be_scored_says_so_where_its_score_would_be(score: Any
     assert "dropped: too_long" in said
 
 
+def test_a_label_is_no_reason_to_leave_a_row_out(score: Any) -> None:
+    rows = [
+        {"prompt": "Say 1.", "completion": "1!", "label": True},
+        {"prompt": "Say 2.", "completion": "no", "label": False},
+        {"prompt": "Say 3.", "completion": "3!", "label": "who knows"},
+    ]
+    lines, said = score(rows, pairs=False)
+    assert [isinstance(line["score"], float) for line in lines] == [True] * 3
+    assert [line["label"] for line in lines] == [True, False, "who knows"]
+    assert "3 rows, mean score" in said
+    _, said = score([*rows, {"prompt": "Say 4.", "completion": "4" * 600, "label": False}], pairs=False)
+    assert "columns not used: label" in said
+
+
 def test_the_limit_is_over_all_sources_as_in_training(reward_run: Path, tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 4), ("c", 1)):
         rows = [{"prompt": f"Say {name}.", "completion": f"{name}{n}"} for n in range(count)]

@@ -60,7 +60,8 @@ def run(
         with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
             _check(job, runs, reward, reference, pairs, out)
             data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
-            models = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
+            forms = (data.tools, data.reasoning)
+            models = [ServedModel.of(replace(job.model, name=name), job.template, forms=forms) for name in runs]
             held_out = [load_held_out(data, model, num_prompts=job.num_prompts, seed=job.seed) for model in models]
             for model, rows in zip(models, held_out, strict=True):
                 model.check_lengths(rows.prompts, rows.prompt_ids, job.sampling)
@@ -82,7 +83,8 @@ def _load_reference(
     """Load the reference model; its tokens must be those of every model."""
     if name is None:
         return None
-    reference = ServedModel.of(ModelConfig(name, dtype=job.model.dtype), job.template)
+    forms = (job.data.tools, job.data.reasoning)
+    reference = ServedModel.of(ModelConfig(name, dtype=job.model.dtype), job.template, forms=forms)
     for model, data in zip(models, held_out, strict=True):
         check_same_tokens([model, reference], [data.prompt_ids, reference.encode(data.prompts)], "--reference")
     return reference.load(seed=job.seed)

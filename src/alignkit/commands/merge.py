@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alignkit.config import Dtype
+from alignkit.config import Dtype, ReasoningForm, ToolsForm
 from alignkit.errors import AlignkitError, ConfigError, ModelError, OutputError
 from alignkit.evaluate.adapter_merge import (
     ARITHMETIC,
@@ -33,7 +33,7 @@ from alignkit.runs.directory import Run, lineage
 from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
 from alignkit.runs.result import seal_result
-from alignkit.runs.template import recorded_kwargs, run_template_kwargs
+from alignkit.runs.template import recorded_kwargs, run_forms, run_template_kwargs
 from alignkit.training.checkpoints import is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -97,10 +97,15 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
 
 
 def _record(job: MergeJob, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings with the arguments of the run's template: the folder may go where the run is not."""
-    record = dict(given or asdict(job))
-    of_run = run_template_kwargs(ModelSource.of(job.model).folder) or {}
-    return {**record, "template": {**record["template"], "kwargs": {**of_run, **recorded_kwargs(record)}}}
+    """The settings with what later commands render with as the run did: the folder may go where the run is not."""
+    record, folder = dict(given or asdict(job)), ModelSource.of(job.model).folder
+    kwargs = {**(run_template_kwargs(folder) or {}), **recorded_kwargs(record)}
+    tools, reasoning = run_forms(folder) or (ToolsForm.native, ReasoningForm.native)
+    return {
+        **record,
+        "template": {**record["template"], "kwargs": kwargs},
+        "data": {"tools": str(tools), "reasoning": str(reasoning)},
+    }
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

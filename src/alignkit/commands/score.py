@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import TrainOn
+from alignkit.config import DataConfig, TrainOn
 from alignkit.data.batches.batching import IGNORED
-from alignkit.data.rows.row_kind import CONVERSATIONS
+from alignkit.data.rows.row_kind import UNTRAINED
 from alignkit.data.sets.items import read_sets
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.pairs import check_pair_data, load_pairs
@@ -73,7 +73,9 @@ def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:
 
 def _pairs(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
     longest = longest_row(job.data.max_length, skeleton(job.model).config)
-    data = load_pairs(job.data, reward.template, reward.tokenizer, max_length=longest, seed=job.seed, use_margin=False)
+    data = load_pairs(
+        _section(job, reward), reward.template, reward.tokenizer, max_length=longest, seed=job.seed, use_margin=False
+    )
     rows = data.train.dataset
     sides = [
         [prompt + response for prompt, response in zip(rows["prompt_ids"], rows[side], strict=True)]
@@ -97,13 +99,13 @@ def _pairs(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledg
 
 def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
     longest = longest_row(job.data.max_length, skeleton(job.model).config)
-    section = dataclasses.replace(job.data, train_on=TrainOn.last_turn)
-    data = load_sft(section, reward.template, reward.tokenizer, max_length=longest, seed=job.seed)
+    section = dataclasses.replace(_section(job, reward), train_on=TrainOn.last_turn)
+    data = load_sft(section, reward.template, reward.tokenizer, max_length=longest, seed=job.seed, kind=UNTRAINED)
     found = list(_up_to_the_end(data.train.dataset))
     scores = dict(zip(data.train.sources, _scores(job, reward, found), strict=True))
     reasons = {row.source: row.reason for row in data.ledger.rows}
     lines = []
-    for block in read_sets(section, CONVERSATIONS, seed=job.seed)["train"]:
+    for block in read_sets(section, UNTRAINED, seed=job.seed)["train"]:
         for read in block.rows:
             row = read.row if isinstance(read.row, dict) else {"row": read.row}
             if "score" in row:
@@ -112,6 +114,11 @@ def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledge
             lines.append(row | scored | ({} if read.source in scores else {"reason": reasons[read.source]}))
     mean = sum(scores.values()) / len(scores)
     return lines, data.ledger, [f"{len(scores):,} rows, mean score {mean:.4f}"]
+
+
+def _section(job: ScoreJob, reward: RewardRun) -> DataConfig:
+    """The section with tools and reasoning in the forms that the run was trained to read."""
+    return dataclasses.replace(job.data, tools=reward.rules.tools, reasoning=reward.rules.reasoning)
 
 
 def _up_to_the_end(rows: Any) -> Iterator[list[int]]:

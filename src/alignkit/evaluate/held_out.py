@@ -48,6 +48,7 @@ def load_held_out(data: DataConfig, model: ServedModel, *, num_prompts: int, see
     Raises:
         DataError: rows cannot be read, or none is left.
     """
+    data = replace(data, tools=model.rules.tools, reasoning=model.rules.reasoning)
     if data.eval_path is None:
         data = replace(data, streaming=False)  # which reads the first rows alone
     longest = longest_row(data.max_length, skeleton(model.config).config)

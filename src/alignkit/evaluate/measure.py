@@ -88,6 +88,7 @@ def implicit_reward_card(
     model: ServedModel, reference: ServedModel, pairs: DataConfig, *, beta: float, seed: int, batch_size: int
 ) -> dict[str, Any]:
     """Report how well β (ln π(y|x) − ln π_ref(y|x)), the implicit reward (Rafailov et al. 2023), ranks pairs."""
+    pairs = replace(pairs, tools=model.rules.tools, reasoning=model.rules.reasoning)
     longest = longest_row(pairs.max_length, skeleton(model.config).config)
     loaded = load_pairs(pairs, model.template, model.tokenizer, max_length=longest, seed=seed, use_margin=False)
     dataset = loaded.train.dataset

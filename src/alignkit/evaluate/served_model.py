@@ -9,7 +9,16 @@ from datetime import datetime
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.config import ControlTokens, ModelConfig, Quantization, SamplingConfig, TemplateConfig
+from alignkit.config import (
+    ControlTokens,
+    ModelConfig,
+    Quantization,
+    ReasoningForm,
+    SamplingConfig,
+    TemplateConfig,
+    ToolsForm,
+    TrainOn,
+)
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.errors import ConfigError, DataError
@@ -19,7 +28,7 @@ from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import run_time
 from alignkit.runs.result import check_results
-from alignkit.runs.template import with_run_kwargs
+from alignkit.runs.template import run_forms, with_run_kwargs
 from alignkit.sampling.generate import Completion, cut_at_stop, generate
 from alignkit.sampling.settings import stop_ids
 
@@ -32,23 +41,32 @@ class ServedModel:
         config: the section `model`.
         tokenizer: of the model.
         template: bound to it.
+        rules: how prompts are encoded: with tools and reasoning in the forms of the training.
         model: the weights; None if they are not loaded.
     """
 
     config: ModelConfig
     tokenizer: PreTrainedTokenizerBase
     template: Template
+    rules: EncodeRules = EncodeRules(control_tokens=ControlTokens.neutralise)
     model: PreTrainedModel | None = field(default=None, repr=False)
 
     @classmethod
     def of(
-        cls, config: ModelConfig, template: TemplateConfig, *, check: bool = True, now: datetime | None = None
+        cls,
+        config: ModelConfig,
+        template: TemplateConfig,
+        *,
+        forms: tuple[ToolsForm, ReasoningForm] = (ToolsForm.native, ReasoningForm.native),
+        check: bool = True,
+        now: datetime | None = None,
     ) -> ServedModel:
         """Load everything but the weights.
 
         Args:
             config: the section of the model.
             template: the section; a run's own has the arguments of the run, and if it asks for the date sees its.
+            forms: of tools and reasoning, where it is no run; a run has its own.
             check: refuse a run that is not as it was written.
             now: see this date instead.
 
@@ -60,7 +78,9 @@ class ServedModel:
             check_results(source.folder, source.base.folder)
         tokenizer = load_tokenizer(config)
         template = with_run_kwargs(template, source.folder)
-        return cls(config, tokenizer, load_template(template, tokenizer, now=now or run_time(source.folder)))
+        bound = load_template(template, tokenizer, now=now or run_time(source.folder))
+        forms = run_forms(source.folder) or forms
+        return cls(config, tokenizer, bound, EncodeRules(TrainOn.assistant, ControlTokens.neutralise, *forms))
 
     @property
     def name(self) -> str:
@@ -93,8 +113,7 @@ class ServedModel:
             DataError: one line for each prompt that the template refuses.
         """
         conversations = [prompt for _, prompt in prompts]
-        rules = EncodeRules(control_tokens=ControlTokens.neutralise)
-        rows = encode_prompts(conversations, self.template, self.tokenizer, rules)
+        rows = encode_prompts(conversations, self.template, self.tokenizer, self.rules)
         refused = [
             f"{source}: {ids.reason}"
             for (source, _), ids in zip(prompts, rows, strict=True)

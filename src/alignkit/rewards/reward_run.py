@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from alignkit.config import ControlTokens, ModelConfig, OnError, TemplateConfig, TrainOn
+from alignkit.config import ControlTokens, ModelConfig, OnError, ReasoningForm, TemplateConfig, ToolsForm, TrainOn
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
@@ -23,12 +23,9 @@ from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
 from alignkit.runs.directory import run_time
 from alignkit.runs.result import check_results
-from alignkit.runs.template import with_run_kwargs
+from alignkit.runs.template import run_forms, with_run_kwargs
 
 _NATIVE = TemplateConfig(name="native")  # the one it was trained with is stored in its tokenizer
-
-# what a policy says is never a turn of its own making
-_RULES = EncodeRules(TrainOn.last_turn, ControlTokens.neutralise)
 
 
 def check_reward_run(source: RewardSource) -> list[str]:
@@ -74,6 +71,8 @@ class RewardRun:
         source: the folder it is in.
         tokenizer: its own, with a pad token.
         template: its own, bound to the tokenizer.
+        rules: how it reads: tools and reasoning in the forms of its training, and what a policy says is never a turn of
+            its own making.
     """
 
     def __init__(self, model: ModelConfig, template: TemplateConfig = _NATIVE) -> None:
@@ -83,6 +82,8 @@ class RewardRun:
         tokenizer = load_tokenizer(model)
         template = with_run_kwargs(template, self.source.folder)
         self.template = load_template(template, tokenizer, now=run_time(self.source.folder))
+        forms = run_forms(self.source.folder) or (ToolsForm.native, ReasoningForm.native)
+        self.rules = EncodeRules(TrainOn.last_turn, ControlTokens.neutralise, *forms)
         self.tokenizer = reward_tokenizer(tokenizer, end_id=self.template.end_id)
         self._model: Any = None
         self._pad_id = int(self.tokenizer.pad_token_id or 0)
@@ -147,7 +148,7 @@ class RewardRunScorer:
             [_with_answer(sample.conversation, sample.completion, self.run.template) for sample in samples],
             self.run.template,
             self.run.tokenizer,
-            _RULES,
+            self.run.rules,
         )
         refused = [
             f"{self.source.setting}: {self.source.name} cannot read {sample}: its template refuses it: {row.reason}"

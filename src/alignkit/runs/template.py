@@ -1,4 +1,7 @@
-"""The arguments of its template that a run was trained with, which later commands render with, too."""
+"""What a run was trained with besides its template, and later commands render with, too.
+
+These are the arguments of the template, and the forms in which tools and reasoning were written.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import TemplateConfig
+from alignkit.config import DataConfig, ReasoningForm, TemplateConfig, ToolsForm
 from alignkit.errors import ConfigError
 from alignkit.runs.directory import flat, read_manifest
 
@@ -52,3 +55,34 @@ def kwargs_mismatch(folder: Path | None, template: TemplateConfig) -> str | None
     if before is None or before == template.kwargs:
         return None
     return f"{folder} was trained with template.kwargs={json.dumps(before)}; this run has {json.dumps(template.kwargs)}"
+
+
+def run_forms(folder: Path | None) -> tuple[ToolsForm, ReasoningForm] | None:
+    """Read `data.tools` and `data.reasoning` of the run, or of what was merged of it, in a folder; None without a run.
+
+    Raises:
+        ConfigError: the record has something else in the place of one of them; one line each.
+    """
+    manifest = read_manifest(folder) if folder is not None else None
+    if manifest is None:
+        return None
+    data = manifest.get("job", {}).get("data", {})
+    tools, reasoning = data.get("tools", ToolsForm.native), data.get("reasoning", ReasoningForm.native)
+    wrong = [(ToolsForm, "tools", tools), (ReasoningForm, "reasoning", reasoning)]
+    problems = [
+        f"data.{name}: {folder} was trained with {value}, of which the form was not kept: write it into its run.json"
+        for forms, name, value in wrong
+        if value not in list(forms)
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return ToolsForm(tools), ReasoningForm(reasoning)
+
+
+def forms_mismatch(folder: Path | None, data: DataConfig) -> str | None:
+    """Say that a run was trained with other forms of tools and reasoning than those given; None where it was not."""
+    before = run_forms(folder)
+    if before is None or before == (data.tools, data.reasoning):
+        return None
+    was = f"data.tools={before[0]} data.reasoning={before[1]}"
+    return f"{folder} was trained with {was}; this run has data.tools={data.tools} data.reasoning={data.reasoning}"

@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import ControlTokens, SamplingConfig
+from alignkit.config import ControlTokens, SamplingConfig, TrainOn
 from alignkit.data.encode.masking import EncodeRules, encode_prompt
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
+from alignkit.jobs import PolicyJob
 from alignkit.sampling.generate import cut_at_stop, generate
 from alignkit.sampling.settings import check_sampling, stop_ids
 from alignkit.training.sharding import is_sharded
@@ -36,9 +37,7 @@ def answer_samples(
     examples: Sequence[Conversation],
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
-    sampling: SamplingConfig,
-    *,
-    seed: int,
+    job: PolicyJob,
 ) -> list[str]:
     """Answer the prompts of a few rows with the model as it is now.
 
@@ -47,8 +46,7 @@ def answer_samples(
         examples: rows of the data; each is answered up to its last message.
         template: bound to the tokenizer.
         tokenizer: of the model.
-        sampling: how the answers are drawn.
-        seed: of the draws.
+        job: of the stage: the forms of tools and reasoning, and how the answers are drawn.
 
     Returns:
         One text for each row; none where the weights are spread over processes, and on all but the main process.
@@ -56,19 +54,19 @@ def answer_samples(
     if is_sharded(trainer) or not trainer.is_world_process_zero() or not examples:
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    rules = EncodeRules(control_tokens=ControlTokens.neutralise)
+    rules = EncodeRules(TrainOn.assistant, ControlTokens.neutralise, job.data.tools, job.data.reasoning)
     completions = generate(
         model,
         [encode_prompt(row.prompt(), template, tokenizer, rules) for row in examples],
-        sampling,
+        job.sampling,
         eos_ids=stop_ids(model, template.stop_ids),
         pad_id=int(tokenizer.pad_token_id),
-        seed=seed,
+        seed=job.seed,
         batch_size=_TOGETHER,
         decode=lambda ids: str(tokenizer.decode(ids)),
     )
     texts = [str(tokenizer.decode(done.token_ids)).removeprefix(template.response_lead) for done in completions]
-    return [cut_at_stop(text, sampling) for text in texts]
+    return [cut_at_stop(text, job.sampling) for text in texts]
 
 
 def before_and_after(

@@ -16,7 +16,7 @@ from alignkit.errors import AlignkitError
 from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import ModelSource
 from alignkit.runs.directory import read_manifest
-from alignkit.runs.template import kwargs_mismatch
+from alignkit.runs.template import forms_mismatch, kwargs_mismatch
 from alignkit.training.arguments import check_evaluation, chosen_arguments, write_as_given
 from alignkit.training.sharding import check_sharding
 
@@ -66,9 +66,10 @@ def check_base_stays(job: Any) -> list[str]:
 
 
 def template_mismatches(job: Any, template: Template) -> list[str]:
-    """List what the run that a job starts from was trained with and the job has not: a template, its arguments."""
+    """List what the run that a job starts from was trained with and the job has not: a template, arguments, forms."""
     folder = ModelSource.of(job.model).folder
-    return [*filter(None, (_template_mismatch(job.model, template), kwargs_mismatch(folder, job.template)))]
+    differing = (kwargs_mismatch(folder, job.template), forms_mismatch(folder, job.data))
+    return [*filter(None, (_template_mismatch(job.model, template), *differing))]
 
 
 def _template_mismatch(model: ModelConfig, template: Template) -> str | None:

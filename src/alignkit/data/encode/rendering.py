@@ -14,6 +14,7 @@ from alignkit.data.rows.conversation import ROLES, Conversation, Message
 from alignkit.errors import DataError, TemplateError
 
 PLACEHOLDER = "question-4711"  # a user's words that no template has of its own
+AS_TEXT = "a run with data.tools=system writes them as text"  # tools, calls and results
 
 
 class RowRefused(DataError):
@@ -142,7 +143,8 @@ class Template:
         has |= {"tools"} if conversation.tools else set()
         for what in [what for what in self.refused if what in has]:
             name = f"{what} messages" if what in ROLES else what.replace("_", " ")
-            raise RowRefused(f"template {self.name} refuses {name}: {self.refused[what]}")
+            way_out = f"; {AS_TEXT}" if what.startswith("tool") else ""
+            raise RowRefused(f"template {self.name} refuses {name}: {self.refused[what]}{way_out}")
         if unread := sorted(set(conversation.template_kwargs) - self.reads):
             raise RowRefused(f"template {self.name} never reads {', '.join(unread)}", malformed=True)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit.data.encode.reasoning import WAYS_OUT
-from alignkit.data.encode.rendering import RowRefused, Template, end_of_tag, first_difference, num_shared
+from alignkit.data.encode.rendering import AS_TEXT, RowRefused, Template, end_of_tag, first_difference, num_shared
 from alignkit.data.encode.sandbox import is_marked
 from alignkit.data.rows.conversation import Conversation, Message
 
@@ -85,7 +85,10 @@ def _in_opened_thought(template: Template, said: str, message: Message) -> tuple
     if not template.is_inline:
         return said, []
     if template.thought.opening.strip() in said:
-        raise RowRefused(f"template {template.name} opens a thought in the prompt and again in the response")
+        raise RowRefused(
+            f"template {template.name} opens a thought in the prompt and again in the response: data.reasoning=native "
+            "writes it in the template's own form, data.reasoning=drop leaves it out"
+        )
     reasoning, closing = message.reasoning.strip(), template.thought.closing
     if reasoning in said:
         return said, []
@@ -101,7 +104,7 @@ def prompt_text(template: Template, conversation: Conversation) -> str:
     text = template.text(conversation, add_generation_prompt=True)
     for tool in conversation.tools:
         if tool["function"]["name"] not in text:
-            raise RowRefused(f"template {template.name} leaves out a tool")
+            raise RowRefused(f"template {template.name} leaves out a tool; {AS_TEXT}")
     for at, message in enumerate(conversation.messages):
         words = (message.content, message.input)
         if message.role != "assistant" and not all(word.strip() in text for word in words):
@@ -185,6 +188,7 @@ def _check_words(template: Template, message: Message, response: str) -> None:
         lost.append("arguments")
     if lost:
         ways_out = f": {WAYS_OUT}" if "reasoning" in lost else ""
+        ways_out += f"; {AS_TEXT}" if {"calls", "arguments"} & {*lost} else ""
         raise RowRefused(f"template {template.name} loses {' and '.join(lost)} of a response{ways_out}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.data.rows.columns import check_columns, describe_columns, field_value, fields_of, has_field, optional_text
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields
+from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields, Use
 from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.surroundings import check_label, read_surroundings
 from alignkit.data.rows.turns import messages_from, read_turns
@@ -92,14 +92,17 @@ def detect_format(
     raise DataError(f"data.format: {verdict} the columns {seen}; {needs}; {way_out}")
 
 
-def to_conversation(row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None = None) -> Conversation:
-    """Turn a row into a conversation to train on.
+def to_conversation(
+    row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None = None, *, to_train: bool = True
+) -> Conversation:
+    """Turn a row into a conversation that has a response.
 
     Args:
         row: as it was read.
         format: a name from `FIELDS`, or `module:function`; not `auto`.
         columns: field to column, or to a path such as `instances.0.input`.
         seen: is told the row's keys.
+        to_train: the response is to be learned; else its label, which may call it bad, is not read.
 
     Returns:
         A conversation with at least one assistant message (for `text`: the text, marked plain).
@@ -109,7 +112,7 @@ def to_conversation(row: Any, format: str, columns: Mapping[str, str], seen: Key
         RowError: the reason, without the row's place.
         ConfigError: a function of the user's that cannot be loaded.
     """
-    conversation = _conversation(row, format, columns, seen, response=True)
+    conversation = _conversation(row, format, columns, seen, unread=() if to_train else (Use.label,))
     if "assistant" not in [message.role for message in conversation.messages]:
         raise RowError("no assistant message")
     return conversation
@@ -127,24 +130,25 @@ def to_prompt(row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen 
     """
     if format == "text":
         raise RowError("plain text holds no prompt")
-    return _conversation(row, format, columns, seen, response=False)
+    return _conversation(row, format, columns, seen, unread=(Use.response, Use.label))
 
 
 def _conversation(
-    row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None, *, response: bool
+    row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None, *, unread: Collection[Use]
 ) -> Conversation:
-    """Read a row; without `response`, less the last answer."""
+    """Read a row but for what is `unread`; a response that is not read is left off."""
+    response = Use.response not in unread
     if not isinstance(row, dict):
         raise RowError("not an object")
     if ":" in format:
-        return _from_function(row, format, seen, response=response)
+        return _from_function(row, format, seen, unread=unread)
     if seen is not None:
-        seen.add(row, format, columns, response=response)
+        seen.add(row, format, columns, unread=unread)
     if format == "text":
         return Conversation((Message("assistant", full_text(*field_value(row, "text", columns))),), plain=True)
     messages = _messages(row, format, columns, response=response)
     conversation = read_surroundings(row, columns).around(messages)
-    if response:
+    if Use.label not in unread:
         check_label(row, columns)
     return conversation
 
@@ -166,7 +170,7 @@ def _messages(row: dict[str, Any], format: str, columns: Mapping[str, str], *, r
     return messages
 
 
-def _from_function(row: dict[str, Any], spec: str, seen: KeysSeen | None, *, response: bool) -> Conversation:
+def _from_function(row: dict[str, Any], spec: str, seen: KeysSeen | None, *, unread: Collection[Use]) -> Conversation:
     function = load_function(spec)
     try:
         result = function(row)
@@ -178,7 +182,7 @@ def _from_function(row: dict[str, Any], spec: str, seen: KeysSeen | None, *, res
         )
     format = "messages" if "messages" in result else "prompt_completion"
     try:
-        return _conversation(result, format, {}, seen, response=response)
+        return _conversation(result, format, {}, seen, unread=unread)
     except RowUnusable:
         raise
     except RowError as error:

@@ -11,7 +11,6 @@ from alignkit.data.rows.keys import COLUMNS, FIELDS, MESSAGE_KEYS, PAIR_FIELDS, 
 
 _HOLD_TURNS = (Use.turns, Use.prompt, Use.response, Use.chosen, Use.rejected)
 _SPELLED = (Use.system, Use.tools, Use.label)  # columns of these are one field in several spellings
-_OF_RESPONSES = (Use.response, Use.label)
 _WORDS = {
     Use.turns: "turns",
     Use.prompt: "prompt",
@@ -49,9 +48,16 @@ class KeysSeen:
         self.message_keys: dict[str, None] = {}
         self._shapes: set[tuple[Any, ...]] = set()
 
-    def add(self, row: dict[str, Any], format: str, columns: Mapping[str, str], *, response: bool = True) -> None:
-        """Note the keys of one row; `response` says whether one is read."""
-        fields = _fields(format, response=response)
+    def add(
+        self,
+        row: dict[str, Any],
+        format: str,
+        columns: Mapping[str, str],
+        *,
+        unread: Collection[Use] = (),
+    ) -> None:
+        """Note the keys of one row; those of the uses `unread` are not read here."""
+        fields = [name for name in _fields(format) if COLUMNS[name] not in unread]
         shape = (format, *row)
         if shape not in self._shapes:
             self._shapes.add(shape)
@@ -100,7 +106,7 @@ class KeysSeen:
                 self.message_keys |= dict.fromkeys(f"content.{key}" for key in sorted(map(str, unknown)))
 
 
-def _fields(format: str, *, response: bool) -> list[str]:
-    """List what rows of a format may have; a prompt's response is not read, nor whether it is a good one."""
+def _fields(format: str) -> list[str]:
+    """List what rows of a format may have."""
     required, optional = {**FIELDS, **PAIR_FIELDS}[format]
-    return [name for name in (*required, *optional) if response or COLUMNS[name] not in _OF_RESPONSES]
+    return [*required, *optional]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from alignkit.data.rows.formats import FIELDS, Fields, detect_format, to_conversation
@@ -30,3 +31,4 @@ class RowKind(Generic[Item]):
 
 
 CONVERSATIONS = RowKind(FIELDS, detect_format, to_conversation, fallback="text")
+UNTRAINED = replace(CONVERSATIONS, convert=partial(to_conversation, to_train=False))  # whatever their labels say

@@ -15,7 +15,7 @@ from alignkit.data.encode.lengths import apply_length
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
-from alignkit.data.rows.row_kind import CONVERSATIONS
+from alignkit.data.rows.row_kind import CONVERSATIONS, RowKind
 from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
 from alignkit.data.sets.items import parse_sets, read_sets, stop_if_malformed
 from alignkit.data.sets.ledger import Ledger
@@ -65,6 +65,7 @@ def load_sft(
     max_length: int,
     seed: int,
     num_examples: int = 0,
+    kind: RowKind[Conversation] = CONVERSATIONS,
 ) -> SftData:
     """Read, parse, split, encode and cut every row the section names.
 
@@ -75,14 +76,15 @@ def load_sft(
         max_length: most tokens in a row.
         seed: of the evaluation split and of fractional source weights.
         num_examples: how many conversations to keep for samples.
+        kind: `UNTRAINED` keeps the rows that their labels call bad.
 
     Raises:
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to train on.
     """
     ledger = Ledger()
     encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
-    rows = read_sets(data, CONVERSATIONS, seed=seed)
-    items, formats = parse_sets(rows, CONVERSATIONS, ledger, malformed=data.malformed)
+    rows = read_sets(data, kind, seed=seed)
+    items, formats = parse_sets(rows, kind, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)

@@ -72,7 +72,7 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         if job.reference.keep:
             trainer.keep_reference(partial(with_reference, trainer, folder=run_dir.parent / ".reference"))
         examples, template = prepared.data.examples, prepared.template
-        answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job.sampling, seed=job.seed)
+        answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
         train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)

@@ -58,7 +58,7 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         warn(*template_mismatches(job, prepared.template))
         log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), run_dir)
         examples, template = prepared.data.examples, prepared.template
-        answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job.sampling, seed=job.seed)
+        answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
         train(trainer, resume=entry.resuming)
         if prepared.stream is not None and prepared.stream.ledger is not None:
