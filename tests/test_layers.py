@@ -14,6 +14,7 @@ FLOORS = {
         cli
         demo
         launch completion
+        origins
         mistakes
         stages commands
         ppo evaluate

@@ -325,7 +325,7 @@ def evaluate(
     from alignkit.config import ModelConfig
     from alignkit.errors import ConfigError
     from alignkit.launch import compose_with_record
-    from alignkit.runs.directory import read_manifest
+    from alignkit.runs.manifest import read_manifest
 
     runs, settings = _runs_and_words(words)
     first = runs[0] if runs else ""

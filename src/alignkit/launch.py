@@ -24,6 +24,8 @@ from alignkit import mistakes
 from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import ConfigError, Interrupted, RunError
 from alignkit.jobs import JOBS, StageJob, name_problem, out_of_bounds, path_problems, settings
+from alignkit.origins import origins
+from alignkit.runs.given import Given, mask_words
 
 _FOLDER_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
@@ -40,7 +42,7 @@ def launch(
     """Compose the job of a stage and run it, or print what was asked about it.
 
     Args:
-        stage: a key of `JOBS`; `alignkit.stages.<stage>` has the `run(job, run_dir, record=...)` it is handed to.
+        stage: a key of `JOBS`; `alignkit.stages.<stage>` has the `run(job, run_dir, given=...)` it is handed to.
         words: `key=value` overrides and `config=FILE` overlays, in the order they win.
         config_dir: a folder of the user's own group options.
         multirun: run every combination of a sweep.
@@ -52,9 +54,23 @@ def launch(
     """
     if multirun and (show or info):
         raise ConfigError("--multirun runs jobs, --cfg and --info only show one: give one of them")
-    overrides = _prepare(stage, words, config_dir, sweep=multirun)
+    overrides, overlays = _prepare(stage, words, config_dir, sweep=multirun)
     flags = [*(["--multirun"] if multirun else []), *(["--cfg", show] if show else [])]
     flags += [*(["--info", info] if info else []), *(["--config-dir", str(config_dir)] if config_dir else [])]
+
+    typed_words = ["--multirun"] * multirun + (["--config-dir", str(config_dir)] if config_dir else [])
+    command = mask_words(["alignkit", stage, *words, *typed_words])
+
+    def as_given(cfg: DictConfig) -> Given:
+        composed, hydra = _as_given(cfg), HydraConfig.get()
+        found = origins(
+            composed,
+            choices=hydra.runtime.choices,
+            overlays=overlays,
+            words=hydra.overrides.task,
+            config_dir=config_dir,
+        )
+        return Given(composed, found, command)
 
     failures: list[Exception] = []
 
@@ -63,7 +79,7 @@ def launch(
         try:
             if failures and isinstance(failures[-1], Interrupted):
                 return  # the signal meant the sweep, not one run of it
-            import_module(f"alignkit.stages.{stage}.run").run(typed(stage, cfg), run_dir, record=_as_given(cfg))
+            import_module(f"alignkit.stages.{stage}.run").run(typed(stage, cfg), run_dir, given=as_given(cfg))
         except Exception as error:
             # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.
             if "BasicLauncher" not in str(HydraConfig.get().launcher):
@@ -93,7 +109,7 @@ def compose_with_record(
     stage: str, words: list[str], *, config_dir: Path | None = None, **given: Any
 ) -> tuple[Any, dict[str, Any]]:
     """`compose_job`, and the settings as they were given, interpolations unresolved: what may be written out."""
-    overrides = _prepare(stage, words, config_dir, given=given)
+    overrides, _ = _prepare(stage, words, config_dir, given=given)
     if config_dir is not None:
         overrides.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
     with _hydra_words(), initialize_config_module("alignkit.conf", version_base="1.3"):
@@ -152,8 +168,12 @@ def _prepare(
     *,
     sweep: bool = False,
     given: dict[str, Any] | None = None,
-) -> list[str]:
-    """Check everything that can be checked, register schema and overlays, and return Hydra's overrides."""
+) -> tuple[list[str], dict[str, Any]]:
+    """Check everything that can be checked, and register schema and overlays.
+
+    Returns:
+        Hydra's overrides, and the content of each `config=` file.
+    """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: '{config_dir}' is no folder")
     files = [word.removeprefix("config=") for word in words if word.startswith("config=")]
@@ -173,7 +193,7 @@ def _prepare(
         store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
         chosen.append(f"+overlay{number}=file")
     OmegaConf.register_new_resolver("shipped", lambda key: str(shipped_file(key)), replace=True)
-    return [*chosen, *overrides]
+    return [*chosen, *overrides], overlays
 
 
 def _schema(stage: str) -> DictConfig:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from alignkit import upstream
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.jobs import JOBS, settings
+from alignkit.runs.manifest import flat
 from alignkit.yaml_size import size_problem
 
 GROUPS = ("model", "data", "template", "lora", "sampling")
@@ -100,6 +101,17 @@ def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, s
         else:
             lines += _in_mapping(content, stage, config_dir)
     return lines
+
+
+def keys_of_word(word: str) -> list[str]:
+    """List the dotted keys that a `key=value` word sets; none where it chooses the option of a group."""
+    match = _OVERRIDE.fullmatch(word)
+    if match is None or match["value"] is None:
+        return []
+    key, value = match["key"], _parsed(match["value"])
+    if key in GROUPS and isinstance(value, str):
+        return []
+    return [name for name, _ in flat({key: value})] if isinstance(value, Mapping) else [key]
 
 
 def hidden_templates(overlays: Mapping[str, Any], overrides: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from alignkit.evaluate.figures import distinct
 from alignkit.evaluate.statistics import expectation
 from alignkit.jobs import EvaluateJob
 from alignkit.launch import compose_job
-from alignkit.runs.directory import read_manifest
+from alignkit.runs.manifest import read_manifest
 
 Measure = Callable[..., list[dict[str, Any]]]
 

@@ -12,7 +12,7 @@ from alignkit.commands.verify import examine, run
 from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.jobs import MergeJob, VerifyJob
-from alignkit.runs.directory import MANIFEST
+from alignkit.runs.manifest import MANIFEST
 
 
 def verdicts(folder: Path) -> dict[str, str]:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from alignkit.errors import Interrupted, RunError, StopSignal
-from alignkit.runs.directory import guard_run, lineage, read_manifest
+from alignkit.runs.directory import guard_run
+from alignkit.runs.given import Given
+from alignkit.runs.manifest import read_manifest
 
 SETTINGS: dict[str, Any] = {
     "name": "x",
@@ -22,7 +24,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def guarded(folder: Path, *, resume: bool = False, overwrite: bool = False, record: dict[str, Any] = SETTINGS) -> Any:
-    return guard_run(folder, stage="sft", record=record, resume=resume, overwrite=overwrite)
+    return guard_run(folder, stage="sft", given=Given(record), resume=resume, overwrite=overwrite)
 
 
 def finish(folder: Path) -> None:
@@ -70,6 +72,7 @@ def test_the_record_says_how_a_run_ended(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         end(tmp_path / "x", ZeroDivisionError())
     assert read_manifest(tmp_path / "x")["status"] == "failed"
+    assert read_manifest(tmp_path / "x")["error"] == "ZeroDivisionError"
     interrupt(tmp_path / "y")
     assert read_manifest(tmp_path / "y")["status"] == "interrupted"
 
@@ -88,6 +91,39 @@ def test_a_signal_outside_of_a_step_is_told_and_recorded(tmp_path: Path, error: 
     with pytest.raises(Interrupted, match="outside of a training step; nothing was written"), guarded(tmp_path / "y"):
         raise error
     assert not (tmp_path / "y").exists()
+
+
+def test_the_record_says_who_ran_it_and_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    interrupt(tmp_path / "x")
+    with guarded(tmp_path / "x", resume=True) as run:
+        run.begin()
+        with run.timed("train"):
+            pass
+    manifest = read_manifest(tmp_path / "x")
+    first, second = manifest["starts"]
+    assert first["at"] <= second["at"]
+    assert second["pid"] == os.getpid()
+    assert second["folder"] == str(tmp_path)
+    assert second["git"] is None
+    assert second["memory"] > 2**30
+    assert manifest["timings"].keys() == {"prepare", "train"}
+
+
+def test_no_secret_is_recorded(tmp_path: Path) -> None:
+    given = Given(SETTINGS | {"train": {"hub_token": "hf_abc", "max_steps": 3}})
+    with guard_run(tmp_path / "x", stage="sft", given=given, resume=False, overwrite=False) as run:
+        run.begin()
+    manifest = read_manifest(tmp_path / "x")
+    assert manifest["job"]["train"] == {"hub_token": "***", "max_steps": 3}
+    assert manifest["job"]["model"]["token"] == "${oc.env:TOKEN}"
+
+
+def test_a_run_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    interrupt(tmp_path / "x")
+    path = tmp_path / "x" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    assert "was written by a later alignkit: its run.json has format 99" in refused(tmp_path / "x", resume=True)
 
 
 def test_nothing_is_written_before_a_run_begins(tmp_path: Path) -> None:
@@ -199,16 +235,6 @@ def test_a_folder_that_is_read_only_for_everybody(tmp_path: Path) -> None:
     assert "is read-only for you" in refused(Path("/proc/self/x"))
 
 
-def test_lineage_names_the_run_that_a_model_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish(tmp_path / "x")
-    (parent,) = lineage(str(tmp_path / "x"))
-    assert parent["path"] == str(tmp_path / "x")
-    assert len(parent["sha256"]) == 64
-    assert lineage("org/model") == []
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert lineage("~/x") == [parent]
-
-
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with guarded(tmp_path / "x") as run:
@@ -234,7 +260,7 @@ def test_a_setting_that_is_newer_than_the_record_has_its_default(tmp_path: Path)
     folder = tmp_path / "x"
     interrupt(folder)
     newer = {**SETTINGS, "resume": True, "data": {**SETTINGS["data"], "max_row_bytes": 64 * 2**20}}
-    with guard_run(folder, stage="sft", record=newer, resume=True, overwrite=False) as run:
+    with guard_run(folder, stage="sft", given=Given(newer), resume=True, overwrite=False) as run:
         assert run.resuming
     text = refused(folder, resume=True, record={**newer, "data": {**newer["data"], "max_row_bytes": 100}})
     assert text.startswith(f"resume=true: data.max_row_bytes was 67108864 in {folder} and is 100 now")

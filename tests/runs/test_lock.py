@@ -19,14 +19,17 @@ import pytest
 from alignkit.commands import compare, evaluate, generate, inspect, merge, next, score, tasks
 from alignkit.errors import AlignkitError, RunError
 from alignkit.runs import lock
-from alignkit.runs.directory import guard_run, read_manifest
+from alignkit.runs.directory import guard_run
+from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
+from alignkit.runs.manifest import read_manifest
 
 BEGIN = """
 import os, sys, time
 from pathlib import Path
 from alignkit.errors import RunError
 from alignkit.runs.directory import guard_run
+from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
 target = Path("target")
 """
@@ -41,7 +44,7 @@ with hold(target, Path('target.lock')):
     sys.stdin.read()
 """
 WRITING_A_RUN = """
-with guard_run(Path("x"), stage="sft", record={}, resume=False, overwrite=False) as run:
+with guard_run(Path("x"), stage="sft", given=Given({}), resume=False, overwrite=False) as run:
     run.begin()
     print("held", flush=True)
     sys.stdin.read()
@@ -141,7 +144,7 @@ def test_a_run_that_is_being_written_is_left_to_its_writer(start: Start, how: st
     holder = start(WRITING_A_RUN)
     assert first_word(holder) == "held"
     asked = {"resume": how == "resume", "overwrite": how == "overwrite"}
-    with pytest.raises(RunError) as caught, guard_run(Path("x"), stage="sft", record={}, **asked):
+    with pytest.raises(RunError) as caught, guard_run(Path("x"), stage="sft", given=Given({}), **asked):
         pass
     assert str(caught.value).startswith(f"x is being written by process {holder.pid} on ")
     assert "overwrite" not in str(caught.value)
@@ -149,7 +152,7 @@ def test_a_run_that_is_being_written_is_left_to_its_writer(start: Start, how: st
     holder.kill()
     holder.wait()
     asked["resume"] |= how == "start"
-    with guard_run(Path("x"), stage="sft", record={}, **asked) as run:
+    with guard_run(Path("x"), stage="sft", given=Given({}), **asked) as run:
         run.begin()
     assert {path.name for path in Path("x").iterdir()} == {"run.json", "checksums.json"}
 
@@ -158,7 +161,7 @@ def test_two_starts_that_both_saw_no_run(start: Start) -> None:
     """The second comes while the first still reads its data and has written nothing."""
     holder = start(WRITING_A_RUN.replace("run.begin()", ""))
     assert first_word(holder) == "held"
-    second = guard_run(Path("x"), stage="sft", record={}, resume=False, overwrite=False)
+    second = guard_run(Path("x"), stage="sft", given=Given({}), resume=False, overwrite=False)
     with pytest.raises(RunError, match="is being written by process"), second:
         pass
     holder.communicate("")
@@ -179,12 +182,12 @@ def test_what_a_kill_before_the_first_record_left_is_no_run(
             path.write_text("")
 
     leave()
-    resumed = guard_run(Path("x"), stage="sft", record={}, resume=True, overwrite=False)
+    resumed = guard_run(Path("x"), stage="sft", given=Given({}), resume=True, overwrite=False)
     with pytest.raises(RunError, match="there is no run in x; leave resume out to start one"), resumed:
         pass
     for overwrite in (False, True):
         leave()
-        with guard_run(Path("x"), stage="sft", record={}, resume=False, overwrite=overwrite) as run:
+        with guard_run(Path("x"), stage="sft", given=Given({}), resume=False, overwrite=overwrite) as run:
             run.begin()
         assert {path.name for path in Path("x").iterdir()} == {"run.json", "checksums.json"}
         shutil.rmtree("x")

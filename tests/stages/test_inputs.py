@@ -107,7 +107,7 @@ def test_a_run_begun_before_fingerprints_goes_on_and_says_what_is_not_checked(
     start("sft", monkeypatch)
     path = Path("runs/sft/it/run.json")
     record = json.loads(path.read_text())
-    assert record["format"] == 2
+    assert record["format"] == 3
     path.write_text(
         json.dumps({key: value for key, value in record.items() if key not in ("format", "inputs", "date")})
     )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from alignkit.launch import launch
 from alignkit.runs.directory import guard_run
+from alignkit.runs.given import Given
 
 # 37 rows: the last batch of an epoch is not full, and the two processes' shares of it differ.
 ROWS = [{"instruction": f"Say {n}.", "output": f"{n}, " * (1 + n % 5)} for n in range(37)]
@@ -151,7 +152,7 @@ def test_every_process_knows_that_a_finished_run_is_finished(
     runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, rank: str
 ) -> None:
     monkeypatch.setenv("RANK", rank)  # one that did not would wait for the others for ever
-    with guard_run(runs["two"], stage="sft", record={}, resume=True, overwrite=False) as run:
+    with guard_run(runs["two"], stage="sft", given=Given({}), resume=True, overwrite=False) as run:
         assert (run.finished, run.resuming) == (True, False)
 
 

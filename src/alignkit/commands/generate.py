@@ -18,8 +18,8 @@ from alignkit.evaluate.served_model import ServedModel, sample_keys
 from alignkit.jobs import GenerateJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.directory import flat
 from alignkit.runs.log import run_log
+from alignkit.runs.manifest import flat
 from alignkit.runs.output import outputs
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable

@@ -29,9 +29,11 @@ from alignkit.models.load import check_model, load_model, merge_problems
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.save import save_model
 from alignkit.models.source import ModelSource
-from alignkit.runs.directory import Run, lineage
+from alignkit.runs.directory import Run
+from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
+from alignkit.runs.manifest import lineage
 from alignkit.runs.result import seal_result
 from alignkit.runs.template import recorded_kwargs, run_forms, run_template_kwargs
 from alignkit.training.checkpoints import is_disk_full
@@ -70,7 +72,9 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
         aside = out.with_name(f".{out.name}.unchecked")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            entry = Run(aside, "merge", _record(job, record), parents=lineage(job.model.name))
+            entry = Run(
+                aside, "merge", Given(_record(job, record)), parents=lineage({"model.name": job.model.name}, out)
+            )
             entry.begin()
             save_model(merged, model.tokenizer, aside, jinja=model.template.jinja, stop_ids=model.template.stop_ids)
             model.unload()

@@ -30,8 +30,8 @@ from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.directory import run_time
 from alignkit.runs.log import run_log
+from alignkit.runs.manifest import run_time
 from alignkit.runs.result import CHECKSUMS, WEIGHTS, result_problems
 from alignkit.runs.template import with_run_kwargs
 

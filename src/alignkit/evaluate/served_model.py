@@ -26,7 +26,7 @@ from alignkit.evaluate.prompts import Prompts
 from alignkit.models.load import load_model, load_tokenizer, num_positions
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
-from alignkit.runs.directory import run_time
+from alignkit.runs.manifest import run_time
 from alignkit.runs.result import check_results
 from alignkit.runs.template import run_forms, with_run_kwargs
 from alignkit.sampling.generate import Completion, cut_at_stop, generate

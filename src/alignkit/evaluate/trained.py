@@ -16,7 +16,7 @@ from alignkit.errors import ConfigError
 from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.json_files import get, read_objects
-from alignkit.runs.directory import read_manifest, recorded_groups
+from alignkit.runs.manifest import parent_folders, read_manifest, recorded_groups
 from alignkit.runs.template import recorded_kwargs
 
 Section = TypeVar("Section")
@@ -35,7 +35,7 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
         return None
     job = manifest.get("job", {})
     if manifest.get("stage") == "merge" or job.get("template", {}).get("name") == "native":
-        parents = [Path(parent["path"]) for parent in manifest.get("parents", [])]
+        parents = parent_folders(folder, manifest)
         earlier = next((found for parent in parents if (found := training_sections(parent))), None)
         if manifest.get("stage") == "merge":
             return earlier

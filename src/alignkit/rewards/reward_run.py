@@ -21,7 +21,7 @@ from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
 from alignkit.rewards.backbone import Backbone, add_reward_adapter
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
-from alignkit.runs.directory import run_time
+from alignkit.runs.manifest import run_time
 from alignkit.runs.result import check_results
 from alignkit.runs.template import run_forms, with_run_kwargs
 

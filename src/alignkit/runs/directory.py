@@ -6,30 +6,32 @@ finished run of the same name as it was. Only the main process writes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import EvalGroups
 from alignkit.errors import Interrupted, RunError, StopSignal
 from alignkit.jobs import JOBS
+from alignkit.runs.given import Given, mask_settings
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
-from alignkit.runs.result import SEALED_SINCE, seal_result
+from alignkit.runs.machine import describe_machine, git_commit
+from alignkit.runs.manifest import FORMAT, MANIFEST, check_format, flat, read_manifest, run_time
+from alignkit.runs.result import seal_result
+from alignkit.terminal import in_a_line
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "run.json"
 # What a start that was killed before its first record leaves: nobody's work.
 _LEFTOVERS = (LOCK, f".{MANIFEST}", ".encoded")
 _MAY_CHANGE = ("name", "resume", "overwrite", "samples")  # on resume: they change no bit of the result
@@ -43,7 +45,7 @@ class Run:
     Attributes:
         folder: the directory.
         stage: what trains in it.
-        record: the settings as given, interpolations unresolved.
+        given: the settings as given, interpolations unresolved, and where they came from.
         resuming: an unfinished run goes on.
         finished: there is nothing to do: a finished run was asked to resume.
         result: figures for the record, such as the held-out loss.
@@ -53,13 +55,15 @@ class Run:
         now: what a template that asks for the date sees: when it first began, by the clock of the main process.
         inputs: checksums of its data, template, tokenizer, models and functions, by kind and name.
         earlier: the record as it was, of a run that goes on.
+        precision: that the run computes in; empty until it is known.
+        timings: seconds by phase, over all starts.
         begun: this process writes to it.
         on_begin: called when the folder may be written to.
     """
 
     folder: Path
     stage: str
-    record: Mapping[str, Any]
+    given: Given
     resuming: bool = False
     finished: bool = False
     result: dict[str, Any] = field(default_factory=dict)
@@ -69,8 +73,17 @@ class Run:
     now: datetime = field(default_factory=lambda: datetime.now().replace(microsecond=0))  # local, as templates have it
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
     earlier: dict[str, Any] = field(default_factory=dict)
+    precision: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
     begun: bool = False
     on_begin: Callable[[], None] = lambda: None
+    _opened: float = field(default_factory=time.monotonic)
+    _starts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The settings as given, interpolations unresolved."""
+        return self.given.settings
 
     def begin(self) -> None:
         """Start to write: what an overwritten run left is deleted, and the record says that this one is running."""
@@ -78,6 +91,9 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started, self.begun = self.started or _now(), True
+        this = {"at": _now(), "command": list(self.given.command), "folder": str(Path.cwd()), **describe_machine()}
+        self._starts = [*self.earlier.get("starts", []), this | {"git": git_commit(Path.cwd())}]
+        self._add_time("prepare", self._opened)
         self.write("running")  # first: what is left of a run that is being deleted must not say that it is finished
         for path in self.folder.iterdir() if not self.resuming else ():
             if path.is_dir() and not path.is_symlink():
@@ -86,20 +102,42 @@ class Run:
                 path.unlink()
         self.on_begin()
 
-    def write(self, status: str) -> None:
-        """Put the record in place, whole or not at all."""
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the seconds that the block takes to those of a phase."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._add_time(phase, began)
+
+    def _add_time(self, phase: str, began: float) -> None:
+        self.timings[phase] = round(self.timings.get(phase, 0.0) + time.monotonic() - began, 3)
+
+    def write(self, status: str, *, error: str | None = None) -> None:
+        """Put the record in place, whole or not at all.
+
+        Args:
+            status: `running`, `finished`, `failed` or `interrupted`.
+            error: what ended the run, in a line.
+        """
         if not is_main_process():
             return
         content = {
-            "format": SEALED_SINCE,
+            "format": FORMAT,
             "stage": self.stage,
             "status": status,
+            **({"error": error} if error else {}),
             "job": dict(self.record),
+            "origins": dict(self.given.origins),
             "parents": self.parents,
             "inputs": self.inputs,
             "eval_groups": self.eval_groups,
             "result": self.result,
             "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "precision": self.precision,
+            "timings": self.timings,
+            "starts": self._starts,
             "started": self.started,
             "date": self.now.isoformat(),
             "ended": None if status == "running" else _now(),
@@ -110,13 +148,13 @@ class Run:
 
 
 @contextmanager
-def guard_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Run]:
+def guard_run(folder: Path, *, stage: str, given: Given, resume: bool, overwrite: bool) -> Iterator[Run]:
     """Guard a run directory for as long as its stage works.
 
     Args:
         folder: of the run; its last part is the run's name.
         stage: what will train in it.
-        record: the settings as given.
+        given: the settings as given; secrets among them are masked.
         resume: go on with an unfinished run.
         overwrite: replace a run that is there.
 
@@ -130,7 +168,8 @@ def guard_run(folder: Path, *, stage: str, record: Mapping[str, Any], resume: bo
     if is_main_process():
         _check_folder(folder, resume=resume, overwrite=overwrite)
     with hold(folder, folder / LOCK) if is_main_process() else nullcontext():
-        yield from _guarded(Run(folder, stage, record), resume=resume, overwrite=overwrite)
+        masked = replace(given, settings=mask_settings(given.settings))
+        yield from _guarded(Run(folder, stage, masked), resume=resume, overwrite=overwrite)
 
 
 def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
@@ -142,6 +181,7 @@ def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     if run.resuming:
         run.earlier = read_manifest(run.folder) or {}
         run.now = run_time(run.folder) or run.now
+        run.timings = dict(run.earlier.get("timings", {}))
     try:
         yield run
         if run.begun:
@@ -150,7 +190,8 @@ def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
         stopped = _stopped(run, error)
         if run.begun:
             with suppress(OSError):  # a full disk may be what ended the run: that is the error to show
-                run.write("failed" if stopped is None else "interrupted")
+                line = in_a_line(str(stopped or error) or type(error).__name__)
+                run.write("failed" if stopped is None else "interrupted", error=line)
         if stopped in (None, error):
             raise
         raise stopped from error
@@ -167,58 +208,6 @@ def _stopped(run: Run, error: BaseException) -> Interrupted | None:
     number = error.number if isinstance(error, StopSignal) else signal.SIGINT
     what = "go on with resume=true" if run.begun else "nothing was written"
     return Interrupted(number, f"{signal.Signals(number).name}: stopped outside of a training step; {what}")
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read `run.json` in a folder; None where there is none, or none of ours."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if _is_record(content) else None
-
-
-def _is_record(content: Any) -> bool:
-    """Tell whether this is a record of ours; what is read of it has the shape it was written with."""
-    return (
-        isinstance(content, dict)
-        and isinstance(content.get("status"), str)
-        and isinstance(content.get("job", {}), dict)
-        and isinstance(content.get("parents", []), list)
-        and all(isinstance(content.get("job", {}).get(section, {}), dict) for section in ("model", "template", "data"))
-        and all(
-            isinstance(parent, dict) and isinstance(parent.get("path"), str) for parent in content.get("parents", [])
-        )
-        and content.get("eval_groups", "") in ("", *EvalGroups)
-    )
-
-
-def recorded_groups(manifest: Mapping[str, Any]) -> EvalGroups | None:
-    """Return how a run held out rows of its training data; None where it held out none."""
-    data = manifest.get("job", {}).get("data", {})
-    if not isinstance(data, dict) or not data.get("eval_fraction"):
-        return None
-    return EvalGroups(manifest.get("eval_groups") or EvalGroups.prompt)  # before it was recorded there was no other way
-
-
-def run_time(folder: Path | None) -> datetime | None:
-    """Return when a run first began, by the clock of its place: the date that its templates see; None of no run."""
-    record = (read_manifest(folder) if folder is not None else None) or {}
-    try:
-        if "date" in record:
-            return datetime.fromisoformat(record["date"])
-        return datetime.fromisoformat(record["started"]).astimezone().replace(tzinfo=None)  # before there was a date
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def lineage(name: str) -> list[dict[str, str]]:
-    """Return the run a model name refers to, as an entry of `Run.parents`; empty where it is not one of ours."""
-    folder = Path(name).expanduser()
-    if read_manifest(folder) is None:
-        return []
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    return [{"path": str(folder.resolve()), "sha256": digest}]
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -259,6 +248,7 @@ def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
         elif resume:
             raise RunError(f"resume=true: there is no run in {folder}; leave resume out to start one")
         return
+    check_format(manifest, folder)
     status = manifest["status"]
     if overwrite:
         return
@@ -301,15 +291,6 @@ def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any
     ]
     if changed:
         raise RunError(*changed, "resume with the settings it began with, or start a run of another name")
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Go through nested settings with their dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _now() -> str:

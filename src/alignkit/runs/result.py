@@ -11,11 +11,11 @@ from pathlib import Path
 from alignkit.digests import digests
 from alignkit.errors import AlignkitError, DamagedFile, RunError
 from alignkit.json_files import get, read_object
+from alignkit.runs.manifest import check_format
 
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
-SEALED_SINCE = 2  # the format of run.json
 WEIGHTS = ".safetensors"
 _KINDS = (WEIGHTS, ".json", ".jsonl", ".jinja", ".model", ".txt", ".py")
 _RECORDS = ("run.json", CHECKSUMS, "log.txt", "metrics.jsonl", "rows.jsonl", "rollouts.jsonl", "report_card.json")
@@ -80,7 +80,8 @@ def result_problems(folder: Path, *, read_again: bool = False) -> tuple[list[str
     path = folder / CHECKSUMS
     try:
         record = read_object(folder / "run.json") if (folder / "run.json").is_file() else {}
-        if record.get("format", 1) == 1 and not path.is_file():
+        check_format(record, folder)
+        if record.get("format", 1) == 1 and not path.is_file():  # made before results had checksums
             return [], []
         if record.get("status", "finished") != "finished":
             return [f"{folder} is an unfinished run ({record['status']}): go on with resume=true"], []

@@ -13,7 +13,7 @@ from typing import Any
 
 from alignkit.config import DataConfig, ReasoningForm, TemplateConfig, ToolsForm
 from alignkit.errors import ConfigError
-from alignkit.runs.directory import flat, read_manifest
+from alignkit.runs.manifest import flat, read_manifest
 
 
 def run_template_kwargs(folder: Path | None) -> dict[str, Any] | None:

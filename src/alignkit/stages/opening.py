@@ -20,8 +20,10 @@ from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.source import ModelSource
-from alignkit.runs.directory import Run, guard_run, lineage, read_manifest, recorded_groups
+from alignkit.runs.directory import Run, guard_run
+from alignkit.runs.given import Given
 from alignkit.runs.log import is_main_process, run_log
+from alignkit.runs.manifest import lineage, read_manifest, recorded_groups
 from alignkit.runs.result import check_results
 from alignkit.stages.inputs import model_sections, record_inputs
 from alignkit.terminal import Lines, steady_streams
@@ -34,21 +36,21 @@ _PRECISION = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as `acc
 
 
 @contextmanager
-def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | None) -> Iterator[Run]:
+def open_run(job: Any, stage: str, run_dir: Path, given: Given | None) -> Iterator[Run]:
     """Hold the run directory of a job for as long as its stage works; a stage returns at once where `finished` is true.
 
     Args:
         job: of the stage, checked.
         stage: its name.
         run_dir: of this run.
-        record: the settings as they were given; None records the job itself.
+        given: the settings as they were given; None records the job itself.
 
     Yields:
         The run; the stage calls `begin` once every check has passed. How rows are held out is settled in `job.data`: as
         the run began.
     """
-    record = record or asdict(job)
-    guard = guard_run(run_dir, stage=stage, record=record, resume=job.resume, overwrite=job.overwrite)
+    given = given or Given(asdict(job))
+    guard = guard_run(run_dir, stage=stage, given=given, resume=job.resume, overwrite=job.overwrite)
     explained = explain_out_of_memory(TO_LOWER, doing=lambda: f"{stage}, outside of a step", then=TO_GO_ON)
     with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run, explained:
         if run.finished:
@@ -59,7 +61,7 @@ def open_run(job: Any, stage: str, run_dir: Path, record: Mapping[str, Any] | No
             if is_main_process():
                 record_inputs(run, job)
             _agree_on_time(run)
-        run.parents = lineage(job.model.name)
+        run.parents = lineage({setting: section.name for setting, section in model_sections(job).items()}, run_dir)
         if job.data.eval_fraction and not run.finished:
             job.data.eval_groups = _eval_groups(job, run)
             run.eval_groups = str(job.data.eval_groups)
@@ -92,11 +94,12 @@ def warn(*lines: str | None) -> None:
         logger.warning("%s", line)
 
 
-def log_plan(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], run_dir: Path) -> None:
+def log_plan(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], run: Run) -> None:
     """Log one screen of what will happen: the rows by their fate, the model, the batches, the number of steps."""
     args, kwargs = trainer.args, job.template.kwargs
     num_all, num_trained = trainer.num_parameters()
     computing = _PRECISION.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision)
+    run.precision = computing
     all_facts = {
         "model": f"{job.model.name}: {num_all:,} parameters, {num_trained:,} of them trained; computing in {computing}",
         **facts,
@@ -106,7 +109,7 @@ def log_plan(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], r
             else {}
         ),
         "steps": f"{trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]:,}",
-        "run": str(run_dir),
+        "run": str(run.folder),
     }
     logger.info("%s\n", Lines(ledger.table()))
     for name, fact in all_facts.items():

@@ -20,6 +20,7 @@ from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import check_lora
 from alignkit.models.reward import reward_problem, reward_tokenizer
 from alignkit.models.skeleton import skeleton
+from alignkit.runs.directory import Run
 from alignkit.stages.opening import log_plan, warn
 from alignkit.stages.pair_batches import build_collator, describe_batches, expected_layout
 from alignkit.stages.sections import check_sections, template_mismatches
@@ -127,11 +128,11 @@ def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
     )
 
 
-def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layout: Batching, run_dir: Path) -> None:
+def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layout: Batching, run: Run) -> None:
     """Write the ledger, and log what will happen and what is odd about the pairs."""
     data, args = prepared.data, trainer.args
     if trainer.is_world_process_zero():
-        data.ledger.write(run_dir / "rows.jsonl")
+        data.ledger.write(run.folder / "rows.jsonl")
     per_device = args.per_device_train_batch_size
     num_pairs = rows_a_step(args)
     batches = describe_batches(job, data.train, layout, batch_size=per_device, pairs_a_step=num_pairs)
@@ -140,7 +141,7 @@ def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layou
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "batches": f"{num_pairs} pairs a step; {batches}",
     }
-    log_plan(data.ledger, trainer, job, facts, run_dir)
+    log_plan(data.ledger, trainer, job, facts, run)
     warn(*template_mismatches(job, prepared.template), data.lint.warning())
     share = per_device * args.world_size
     if args.world_size > 1 and len(data.train.dataset) % share:

@@ -15,7 +15,7 @@ from alignkit.data.encode.templates import Template
 from alignkit.errors import AlignkitError
 from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import ModelSource
-from alignkit.runs.directory import read_manifest
+from alignkit.runs.manifest import read_manifest
 from alignkit.runs.template import forms_mismatch, kwargs_mismatch
 from alignkit.training.arguments import check_evaluation, chosen_arguments, write_as_given
 from alignkit.training.sharding import check_sharding

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from alignkit.jobs import DpoJob
 from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
+from alignkit.runs.given import Given
 from alignkit.runs.report import conclude
 from alignkit.stages.dpo.check import check_job
 from alignkit.stages.dpo.data import prepare
@@ -30,19 +30,19 @@ from alignkit.training.session import save, train
 logger = logging.getLogger(__name__)
 
 
-def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
+def run(job: DpoJob, run_dir: Path, *, given: Given | None = None) -> None:
     """Train, and leave a run directory that any later command takes as a model.
 
     Args:
         job: the settings.
         run_dir: of this run; beside it only kept reference log-probabilities are written.
-        record: the settings as they were given, interpolations unresolved, for the run's own record.
+        given: the settings as they were given, interpolations unresolved, and where they came from.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
-    with open_run(job, "dpo", run_dir, record) as entry:
+    with open_run(job, "dpo", run_dir, given) as entry:
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
@@ -67,14 +67,15 @@ def run(job: DpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
             row_sources=prepared.data.train.sources,
             **epoch_orders(job, layout, args),
         )
-        write_ledger_and_plan(job, trainer, prepared, layout, run_dir)
+        write_ledger_and_plan(job, trainer, prepared, layout, entry)
         logger.info("%-9s %s", "reference", describe_reference(job, model))
         if job.reference.keep:
             trainer.keep_reference(partial(with_reference, trainer, folder=run_dir.parent / ".reference"))
         examples, template = prepared.data.examples, prepared.template
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
-        train(trainer, resume=entry.resuming)
+        with entry.timed("train"):
+            train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)
         samples = before_and_after(examples, before, answer())
         entry.result = conclude(

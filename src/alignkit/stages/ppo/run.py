@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from alignkit.ppo.trainer import PpoTrainer
 from alignkit.rewards.load import load_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
-from alignkit.runs.directory import lineage
+from alignkit.runs.given import Given
 from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.ppo.arguments import build_ppo_arguments
 from alignkit.stages.ppo.check import check_job
@@ -26,19 +25,19 @@ from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import explain_full_disk, train
 
 
-def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
+def run(job: PpoJob, run_dir: Path, *, given: Given | None = None) -> None:
     """Train, and leave a run directory that any later command takes as a model.
 
     Args:
         job: the settings.
         run_dir: of this run; nothing else is written to.
-        record: the settings as they were given, interpolations unresolved, for the run's own record.
+        given: the settings as they were given, interpolations unresolved, and where they came from.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
-    with open_run(job, "ppo", run_dir, record) as entry:
+    with open_run(job, "ppo", run_dir, given) as entry:
         if entry.finished:
             return
         prepared = prepare(job, now=entry.now)
@@ -46,18 +45,17 @@ def run(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         policy = _policy(job, prepared)
         backbone = backbone_for_rewards(policy, job.model)
         rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)
-        if job.value.start is not None:
-            entry.parents += lineage(job.value.start)
         entry.begin()
         of_rewards = rewards.template_mismatches(prepared.template.jinja, job.model.name)
         warn(*template_mismatches(job, prepared.template), *of_rewards)
         trainer = _trainer(job, run_dir, args, policy, prepared, rewards)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
-        log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), run_dir)
+        log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), entry)
         before = _samples(job, trainer)
         show_before_training(before, trainer.held_out or trainer.prompts)
-        train(trainer, resume=entry.resuming)
+        with entry.timed("train"):
+            train(trainer, resume=entry.resuming)
         warn(*rewards.truncations())
         if trainer.num_skipped:
             warn(f"{trainer.num_skipped:,} completions had no score and were left out of their updates")

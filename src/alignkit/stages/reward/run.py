@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from alignkit.models.lora import build_lora
 from alignkit.models.reward import SCORES, as_reward_model, score_head, scores_of
 from alignkit.models.reward_readme import write_reward_readme
 from alignkit.models.source import ModelSource
+from alignkit.runs.given import Given
 from alignkit.runs.log import is_main_process
 from alignkit.runs.report import conclude
 from alignkit.stages.opening import open_run
@@ -33,19 +33,19 @@ logger = logging.getLogger(__name__)
 _THEN = "alignkit score {run} --pairs FILE"  # the command to try next
 
 
-def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
+def run(job: RewardJob, run_dir: Path, *, given: Given | None = None) -> None:
     """Train, and leave a run directory that `alignkit score`, `alignkit ppo` and transformers take as a reward model.
 
     Args:
         job: the settings.
         run_dir: of this run; nothing else is written to.
-        record: the settings as they were given, interpolations unresolved, for the run's own record.
+        given: the settings as they were given, interpolations unresolved, and where they came from.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
-    with open_run(job, "reward", run_dir, record) as entry:
+    with open_run(job, "reward", run_dir, given) as entry:
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
@@ -70,12 +70,13 @@ def run(job: RewardJob, run_dir: Path, *, record: Mapping[str, Any] | None = Non
             row_sources=prepared.data.train.sources,
             **epoch_orders(job, layout, args),
         )
-        write_ledger_and_plan(job, trainer, prepared, layout, run_dir)
+        write_ledger_and_plan(job, trainer, prepared, layout, entry)
         if (source := ModelSource.of(job.model)).is_adapter:
             logger.info(
                 "%-9s the adapter %s is merged into its base, which is saved with this run", "start", source.folder
             )
-        train(trainer, resume=entry.resuming)
+        with entry.timed("train"):
+            train(trainer, resume=entry.resuming)
         save(trainer, run_dir, prepared.tokenizer, prepared.template, stop_ids=None)
         if is_main_process():
             write_reward_readme(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from alignkit.config import Batching
 from alignkit.jobs import SftJob
 from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
+from alignkit.runs.given import Given
 from alignkit.runs.report import conclude
 from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.samples import answer_samples, before_and_after
@@ -31,19 +31,19 @@ from alignkit.training.sft import SftTrainer
 logger = logging.getLogger(__name__)
 
 
-def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) -> None:
+def run(job: SftJob, run_dir: Path, *, given: Given | None = None) -> None:
     """Train, and leave a run directory that any later command takes as a model.
 
     Args:
         job: the settings.
         run_dir: of this run; nothing else is written to.
-        record: the settings as they were given, interpolations unresolved, for the run's own record.
+        given: the settings as they were given, interpolations unresolved, and where they came from.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
-    with open_run(job, "sft", run_dir, record) as entry:
+    with open_run(job, "sft", run_dir, given) as entry:
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
@@ -56,11 +56,12 @@ def run(job: SftJob, run_dir: Path, *, record: Mapping[str, Any] | None = None) 
         trainer = _trainer(job, run_dir, args, model, prepared, layout)
         _begin_ledger(run_dir, trainer, prepared)
         warn(*template_mismatches(job, prepared.template))
-        log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), run_dir)
+        log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), entry)
         examples, template = prepared.data.examples, prepared.template
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
-        train(trainer, resume=entry.resuming)
+        with entry.timed("train"):
+            train(trainer, resume=entry.resuming)
         if prepared.stream is not None and prepared.stream.ledger is not None:
             logger.info("\nread as training went:\n%s\n", Lines(prepared.stream.ledger.table()))
         save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)
