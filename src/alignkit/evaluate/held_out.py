@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from alignkit.config import DataConfig
-from alignkit.data.rows.conversation import Conversation
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.sft import load_sft
 from alignkit.evaluate.likelihood import Row
@@ -13,8 +12,6 @@ from alignkit.evaluate.prompts import Prompts
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import longest_row
 from alignkit.models.skeleton import skeleton
-
-_EVERY = 10**9
 
 
 @dataclass
@@ -52,18 +49,14 @@ def load_held_out(data: DataConfig, model: ServedModel, *, num_prompts: int, see
     if data.eval_path is None:
         data = replace(data, streaming=False)  # which reads the first rows alone
     longest = longest_row(data.max_length, skeleton(model.config).config)
-    every = _EVERY if num_prompts else 0
-    loaded = load_sft(data, model.template, model.tokenizer, max_length=longest, seed=seed, num_examples=every)
+    loaded = load_sft(data, model.template, model.tokenizer, max_length=longest, seed=seed, num_examples=num_prompts)
     sets = list(loaded.evals.values()) or [loaded.train]
     rows = [
         Row(ids, labels)
         for rows in sets
         for ids, labels in zip(rows.dataset["input_ids"], rows.dataset["labels"], strict=True)
     ]
-    conversations: dict[str, Conversation] = {}
-    for row in loaded.examples:
-        conversations.setdefault(row.prompt_key(), row.prompt())
-    chosen = list(conversations.values())[:num_prompts]
+    chosen = [row.prompt() for row in loaded.examples]
     prompts = [(f"held-out prompt {number}", prompt) for number, prompt in enumerate(chosen, start=1)]
     sources = [source for rows in sets for source in rows.sources]
     return HeldOutData(sources, rows, prompts, model.encode(prompts), loaded.ledger)

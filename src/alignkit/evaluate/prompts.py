@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.files.sources import check_sources, parse_sources, read_rows
+from alignkit.data.files.sources import Source, check_sources, parse_sources, read_rows
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.formats import RowError, detect_format, to_prompt
 from alignkit.data.rows.keys_seen import KeysSeen
+from alignkit.data.rows.prompts import PROMPT_FIELDS, detect_prompts, read_prompt
+from alignkit.data.rows.values import RowError
 from alignkit.errors import AlignkitError, DataError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, colum
         if path is not None and path.suffix == ".txt":
             _check_text(path)
         elif path is not None:
-            check_sources(parse_sources(str(path), setting="--prompts", format=format, columns=columns, split=None))
+            check_sources([_source(path, format, columns)])
     except AlignkitError as error:
         problems += error.problems
     return problems
@@ -37,7 +38,8 @@ def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, colum
 def read_prompts(texts: Sequence[str], path: Path | None, *, format: str, columns: Mapping[str, Any]) -> Prompts:
     """Read every prompt that was given, those of the command line first.
 
-    A data file may be of any format, and its responses, if it has some, are ignored; `.txt` holds one prompt a line.
+    A data file may be of any format, preference pairs too, and its responses, if it has some, are ignored; `.txt` holds
+    one prompt a line.
 
     Raises:
         DataError: rows that cannot be read, together; or there are none.
@@ -59,19 +61,18 @@ def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Prompts:
     if path.suffix == ".txt":
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         return [(f"{path}:{i}", _from_user(line)) for i, line in lines if line.strip()]
-    (source,) = parse_sources(str(path), setting="--prompts", format=format, columns=columns, split=None)
-    rows = list(read_rows(source, limit=None))
+    rows = list(read_rows(_source(path, format, columns)))
     if not rows:
         raise DataError(f"--prompts {path}: it holds no prompts")
     if format == "auto":
         first = next((row.row for row in rows if isinstance(row.row, dict)), {})
-        format = detect_format(first.keys(), first, columns=columns, responses=False)
+        format = detect_prompts(first.keys(), first, columns=columns)
     prompts, problems, seen = [], [], KeysSeen()
     for row in rows:
         try:
             if row.problem:
                 raise RowError(row.problem)
-            prompts.append((row.source, to_prompt(row.row, format, columns, seen)))
+            prompts.append((row.source, read_prompt(row.row, format, columns, seen)))
         except RowError as error:
             problems.append(f"{row.source}: {error}")
     if problems:
@@ -79,6 +80,13 @@ def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Prompts:
     for line in seen.lines():
         logger.info("%s: %s", path, line)
     return prompts
+
+
+def _source(path: Path, format: str, columns: Mapping[str, Any]) -> Source:
+    (source,) = parse_sources(
+        str(path), setting="--prompts", format=format, columns=columns, split=None, fields=PROMPT_FIELDS
+    )
+    return source
 
 
 def _from_user(text: str) -> Conversation:

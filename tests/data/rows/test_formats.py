@@ -80,7 +80,6 @@ def test_two_fitting_formats_are_not_guessed_between() -> None:
 def test_preference_pairs_are_recognised() -> None:
     with pytest.raises(DataError, match=r"preference pairs \(chosen, rejected\): use alignkit reward or alignkit dpo"):
         detect_format(["conversations", "chosen", "rejected"], {})
-    assert detect_format(["conversations", "chosen", "rejected"], {}, responses=False) == "sharegpt"
 
 
 def test_a_mapping_to_a_column_that_is_not_there_is_refused() -> None:

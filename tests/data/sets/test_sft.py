@@ -362,6 +362,12 @@ def test_samples_are_prompts_that_training_does_not_see(
     assert told == [["a", "c"], ["g", "i"], []]
 
 
+def test_samples_are_of_distinct_prompts(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
+    write_rows([task("a", "1"), task("a", "2"), task("b", "3"), task("b", "4")])
+    data = load([{"path": "rows.jsonl", "weight": 2}], num_examples=4)
+    assert [[message.content for message in row.messages] for row in data.examples] == [["a", "1"], ["b", "3"]]
+
+
 def test_fillers_make_batches_whole_and_carry_no_loss(
     load: Callable[..., SftData], write_rows: Callable[..., Path]
 ) -> None:

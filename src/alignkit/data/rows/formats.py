@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from alignkit.data.rows.columns import check_columns, describe_columns, field_value, fields_of, has_field, optional_text
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields, Use
 from alignkit.data.rows.keys_seen import KeysSeen
+from alignkit.data.rows.own_format import read_converted
 from alignkit.data.rows.surroundings import check_label, read_surroundings
 from alignkit.data.rows.turns import messages_from, read_turns
-from alignkit.data.rows.values import RowError, RowUnusable, describe_type, full_text
+from alignkit.data.rows.values import RowError, describe_type, full_text
 from alignkit.errors import DataError, did_you_mean
-from alignkit.user_functions import load_function
 
 __all__ = [
     "FIELDS",
+    "OF_RESPONSES",
     "PAIR_FIELDS",
     "Fields",
     "RowError",
@@ -26,6 +28,8 @@ __all__ = [
     "to_conversation",
     "to_prompt",
 ]
+
+OF_RESPONSES = (Use.response, Use.label)  # what a prompt has no use for
 
 
 def check_format(format: str, columns: Mapping[str, Any], *, setting: str, fields: Fields | None = None) -> list[str]:
@@ -130,7 +134,7 @@ def to_prompt(row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen 
     """
     if format == "text":
         raise RowError("plain text holds no prompt")
-    return _conversation(row, format, columns, seen, unread=(Use.response, Use.label))
+    return _conversation(row, format, columns, seen, unread=OF_RESPONSES)
 
 
 def _conversation(
@@ -141,7 +145,8 @@ def _conversation(
     if not isinstance(row, dict):
         raise RowError("not an object")
     if ":" in format:
-        return _from_function(row, format, seen, unread=unread)
+        returns = "{'messages'} or {'prompt', 'completion'}"
+        return read_converted(row, format, converted_readers(seen, unread=unread), returns)
     if seen is not None:
         seen.add(row, format, columns, unread=unread)
     if format == "text":
@@ -151,6 +156,17 @@ def _conversation(
     if Use.label not in unread:
         check_label(row, columns)
     return conversation
+
+
+def converted_readers(
+    seen: KeysSeen | None, *, unread: Collection[Use]
+) -> dict[tuple[str, ...], Callable[[dict[str, Any]], Conversation]]:
+    """Return how a row that a function made is read, by the keys it must have; see `read_converted`."""
+    formats = {("messages",): "messages", ("prompt",): "prompt_completion"}
+    return {
+        keys: partial(_conversation, format=name, columns={}, seen=seen, unread=unread)
+        for keys, name in formats.items()
+    }
 
 
 def _messages(row: dict[str, Any], format: str, columns: Mapping[str, str], *, response: bool) -> list[Message]:
@@ -168,22 +184,3 @@ def _messages(row: dict[str, Any], format: str, columns: Mapping[str, str], *, r
     if response and format == "instruction":
         messages.append(Message("assistant", full_text(*field_value(row, "output", columns))))
     return messages
-
-
-def _from_function(row: dict[str, Any], spec: str, seen: KeysSeen | None, *, unread: Collection[Use]) -> Conversation:
-    function = load_function(spec)
-    try:
-        result = function(row)
-    except Exception as error:  # any failure of the user's function is a mistake in their row or code
-        raise RowError(f"{spec} raised {type(error).__name__}: {error}") from error
-    if not isinstance(result, dict) or not {"messages", "prompt"} & result.keys():
-        raise RowError(
-            f"{spec} returned {describe_type(result)}: it must return {{'messages'}} or {{'prompt', 'completion'}}"
-        )
-    format = "messages" if "messages" in result else "prompt_completion"
-    try:
-        return _conversation(result, format, {}, seen, unread=unread)
-    except RowUnusable:
-        raise
-    except RowError as error:
-        raise RowError(f"{spec} returned a row that is wrong: {error}") from error

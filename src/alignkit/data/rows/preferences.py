@@ -10,14 +10,14 @@ from typing import Any
 
 from alignkit.data.rows.columns import describe_columns, field_value, fields_of, has_field
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS
+from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Use
 from alignkit.data.rows.keys_seen import KeysSeen
+from alignkit.data.rows.own_format import read_converted
 from alignkit.data.rows.row_kind import RowKind
 from alignkit.data.rows.surroundings import read_surroundings
 from alignkit.data.rows.turns import messages_from, read_turns
 from alignkit.data.rows.values import RowError, RowUnusable, describe_type, full_text
 from alignkit.errors import DataError
-from alignkit.user_functions import load_function
 
 __all__ = ["PAIRS", "PAIR_FIELDS", "Preference", "detect_pairs", "to_preference"]
 
@@ -136,7 +136,12 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str], seen: KeysS
     if not isinstance(row, dict):
         raise RowError("not an object")
     if ":" in format:
-        return _from_function(row, format, seen)
+        return read_converted(
+            row,
+            format,
+            {_SIDES: lambda made: to_preference(made, converted_pair_format(made), {}, seen)},
+            "{'prompt', 'chosen', 'rejected'}",
+        )
     if seen is not None:
         seen.add(row, format, columns)
     chosen, rejected = (_Side.read(row, side, columns) for side in _SIDES)
@@ -145,11 +150,7 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str], seen: KeysS
             f"'{chosen.column}' is {chosen.type} and '{rejected.column}' is {rejected.type}: "
             "both sides must be of one type"
         )
-    if format == "hh":
-        prompts = [_split_transcript(side, _transcript_prompt(row, columns)) for side in (chosen, rejected)]
-    else:
-        prompt = _prompt_messages(row, "conversations" if format == "sharegpt_pairs" else "prompt", columns)
-        prompts = [_split_side(side, prompt) for side in (chosen, rejected)]
+    prompts = [_split(row, side, format, columns) for side in (chosen, rejected)]
     (_, better), (_, worse) = prompts
     around = read_surroundings(row, columns).around
     first, second = (around(messages, response=[response]) for messages, response in prompts)
@@ -164,21 +165,35 @@ def to_preference(row: Any, format: str, columns: Mapping[str, str], seen: KeysS
 PAIRS = RowKind(PAIR_FIELDS, detect_pairs, to_preference, fallback="pairs")
 
 
-def _from_function(row: dict[str, Any], spec: str, seen: KeysSeen | None) -> Preference:
-    function = load_function(spec)
-    try:
-        result = function(row)
-    except Exception as error:  # any failure of the user's function is a mistake in their row or code
-        raise RowError(f"{spec} raised {type(error).__name__}: {error}") from error
-    if not isinstance(result, dict) or not result.keys() >= set(_SIDES):
-        raise RowError(f"{spec} returned {describe_type(result)}: it must return {{'prompt', 'chosen', 'rejected'}}")
-    try:
-        is_hh = "prompt" not in result and all(_is_transcript(result[side]) for side in _SIDES)
-        return to_preference(result, "hh" if is_hh else "pairs", {}, seen)
-    except RowUnusable:
-        raise
-    except RowError as error:
-        raise RowError(f"{spec} returned a row that is wrong: {error}") from error
+def to_pair_prompt(
+    row: dict[str, Any], format: str, columns: Mapping[str, str], seen: KeysSeen | None = None
+) -> Conversation:
+    """Turn a preference pair into its prompt; the rejected response is not read, nor is a chosen one without a prompt.
+
+    Args:
+        row: as it was read.
+        format: a name from `PAIR_FIELDS`.
+        columns: field to column.
+        seen: is told the row's keys.
+
+    Raises:
+        RowError: what is wrong, without the row's place.
+    """
+    if seen is not None:
+        seen.add(row, format, columns, unread=(Use.rejected, Use.margin))
+    around = read_surroundings(row, columns).around
+    if format != "hh":
+        prompt = _own_prompt(row, format, columns)
+        if prompt and not isinstance(field_value(row, "chosen", columns)[0], (list, dict)):
+            return around(prompt)
+    prompt, response = _split(row, _Side.read(row, "chosen", columns), format, columns)
+    return around(prompt, response=[response])
+
+
+def converted_pair_format(row: Mapping[str, Any]) -> str:
+    """Return the format of a pair that a user's function made."""
+    is_hh = "prompt" not in row and all(_is_transcript(row[side]) for side in _SIDES)
+    return "hh" if is_hh else "pairs"
 
 
 @dataclass(frozen=True)
@@ -216,8 +231,9 @@ def _unflagged(messages: list[Message]) -> list[Message]:
     return [replace(message, train=None) for message in messages if message.role != "system" or message.content.strip()]
 
 
-def _prompt_messages(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> list[Message]:
+def _own_prompt(row: dict[str, Any], format: str, columns: Mapping[str, str]) -> list[Message]:
     """Read the prompt's own column as messages; none where there is no such column."""
+    field = "conversations" if format == "sharegpt_pairs" else "prompt"
     if field == "prompt" and not has_field(row, field, columns):
         return []
     value, column = field_value(row, field, columns)
@@ -251,6 +267,13 @@ def _split_side(side: _Side, own_prompt: list[Message]) -> tuple[list[Message], 
     if not is_same:
         raise RowUnusable(PROMPTS_DIFFER)
     return before, response
+
+
+def _split(row: dict[str, Any], side: _Side, format: str, columns: Mapping[str, str]) -> tuple[list[Message], Message]:
+    """Split a side into its prompt and its response, as its format has them."""
+    if format == "hh":
+        return _split_transcript(side, _transcript_prompt(row, columns))
+    return _split_side(side, _own_prompt(row, format, columns))
 
 
 def _same(message: Message, other: Message) -> bool:

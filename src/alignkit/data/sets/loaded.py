@@ -47,7 +47,7 @@ class EncodedData(Generic[Set]):
         ledger: the fate of every source row.
         formats: format of each source, as detected or named.
         examples: a few held-out conversations (training ones where nothing is held out), for samples; each is a prompt
-            with its response.
+            with its response, and no two have one prompt.
     """
 
     sets: dict[str, Set]
@@ -75,9 +75,12 @@ class EncodedData(Generic[Set]):
 
 
 def example_items(items: Mapping[str, list[SourcedItem[Item]]]) -> list[Item]:
-    """Return the items from which examples are taken: held-out ones, or training ones where nothing is held out."""
+    """Return the items from which examples are taken, no two of one prompt: held-out ones where there are some."""
     of_set = next((of_set for name, of_set in items.items() if name != "train"), items["train"])
-    return [item.item for item in of_set]
+    by_prompt: dict[str, Item] = {}
+    for item in of_set:
+        by_prompt.setdefault(item.item.prompt_key(), item.item)
+    return list(by_prompt.values())
 
 
 def load_on_main_process(load: Callable[[], Data], folder: Path, data_type: type[Data]) -> Data:

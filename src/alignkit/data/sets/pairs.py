@@ -86,7 +86,7 @@ def load_pairs(
         tokenizer: of the model.
         max_length: most tokens in a prompt and one side.
         seed: of the evaluation split and of fractional source weights.
-        num_examples: how many prompts to keep for samples, no two the same, each with its chosen response.
+        num_examples: how many prompts to keep for samples, each with its chosen response.
         use_margin: keep the `margin` column where the data has one.
 
     Raises:
@@ -106,10 +106,7 @@ def load_pairs(
     stop_if_malformed(ledger.malformed(), data.malformed)
     ledger.check_budget(data.max_dropped)
     found = lint(items, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
-    by_prompt: dict[str, Preference] = {}
-    for preference in example_items(items):
-        by_prompt.setdefault(preference.prompt_key(), preference)
-    examples = [preference.sides()[0] for preference in list(by_prompt.values())[:num_examples]]
+    examples = [preference.sides()[0] for preference in example_items(items)[:num_examples]]
     return PairData(sets, ledger, formats, examples, found)
 
 

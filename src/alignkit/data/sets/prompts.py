@@ -15,8 +15,9 @@ from alignkit.config import DataConfig, Overlength, PromptDataConfig, PromptLeng
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
 from alignkit.data.encode.templates import Template, adds_bos
 from alignkit.data.rows.conversation import Conversation
-from alignkit.data.rows.formats import FIELDS, detect_format, to_conversation, to_prompt
+from alignkit.data.rows.formats import to_conversation
 from alignkit.data.rows.keys_seen import KeysSeen
+from alignkit.data.rows.prompts import PROMPT_FIELDS, detect_prompts, read_prompt
 from alignkit.data.rows.row_kind import RowKind
 from alignkit.data.rows.values import RowError
 from alignkit.data.sets.encode_sets import EncodeOutcome, record_sets
@@ -143,8 +144,7 @@ def load_prompts(
 
 
 def _row_kind(length: PromptLength) -> RowKind[_PromptRow]:
-    detect = partial(detect_format, responses=False)
-    return RowKind(FIELDS, detect, partial(_to_prompt_row, length=length), fallback="prompt")
+    return RowKind(PROMPT_FIELDS, detect_prompts, partial(_to_prompt_row, length=length), fallback="prompt")
 
 
 def _to_prompt_row(
@@ -153,7 +153,7 @@ def _to_prompt_row(
     if format_ != "text":
         if length.max is not None:
             raise RowError("data.prompt_length cuts plain text (a column 'text'), and this row is a conversation")
-        return _PromptRow(to_prompt(row, format_, columns, seen), row)
+        return _PromptRow(read_prompt(row, format_, columns, seen), row)
     if length.max is None:
         raise RowError("plain text holds no prompt: data.prompt_length={min: 2, max: 8} asks for its first tokens")
     return _PromptRow(to_conversation(row, format_, columns, seen), row)

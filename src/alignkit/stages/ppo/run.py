@@ -128,9 +128,12 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
 
 
 def _samples(job: PpoJob, trainer: PpoTrainer) -> list[Rollout]:
-    """What the policy answers now to the first held-out prompts (or, without those, to the first of all), scored."""
+    """What the policy answers now to the first held-out prompts (without those, to the first of all), scored."""
     prompts = trainer.held_out or trainer.prompts
-    return trainer.generate_and_score(prompts, [(index, 0) for index in range(min(job.samples, len(prompts)))])
+    distinct: dict[tuple[int, ...], int] = {}
+    for index, prompt in enumerate(prompts):
+        distinct.setdefault(tuple(prompt.ids), index)
+    return trainer.generate_and_score(prompts, [(index, 0) for index in list(distinct.values())[: job.samples]])
 
 
 def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
