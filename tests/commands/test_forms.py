@@ -16,7 +16,7 @@ from alignkit.evaluate.served_model import ServedModel
 from alignkit.jobs import MergeJob
 from alignkit.launch import compose_job
 from alignkit.rewards.reward_run import RewardRun
-from alignkit.runs.directory import MANIFEST
+from alignkit.runs.manifest import MANIFEST
 from alignkit.stages.reward import run as reward
 
 TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
