@@ -8,8 +8,8 @@
 set -euo pipefail
 name=${1:-dpo}
 if [ $# -eq 0 ]; then
-    sft=(config=configs/smoke/sft.yaml "name=$name")
-    dpo=(config=configs/smoke/dpo.yaml "name=$name")
+    sft=(config=smoke/sft "name=$name")
+    dpo=(config=smoke/dpo "name=$name")
 elif [ $# -ge 4 ]; then
     more=("${@:5}")
     sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05 "${more[@]}")

@@ -9,9 +9,9 @@
 set -euo pipefail
 name=${1:-rlhf}
 if [ $# -eq 0 ]; then
-    sft=(config=configs/smoke/sft.yaml "name=$name")
-    reward=(config=configs/smoke/reward.yaml "name=$name")
-    ppo=(config=configs/smoke/ppo.yaml "name=$name")
+    sft=(config=smoke/sft "name=$name")
+    reward=(config=smoke/reward "name=$name")
+    ppo=(config=smoke/ppo "name=$name")
 elif [ $# -ge 4 ]; then
     sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05)
     reward=("name=$name" "data.path=$4" data.eval_fraction=0.05)

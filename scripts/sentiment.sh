@@ -6,6 +6,6 @@
 # configs/ppo/sentiment.yaml is the same with GPT-2, real reviews and a classifier from the hub.
 set -euo pipefail
 
-alignkit sft config=configs/reviews/sft.yaml
-alignkit reward config=configs/reviews/reward.yaml
-alignkit ppo config=configs/reviews/ppo.yaml
+alignkit sft config=reviews/sft
+alignkit reward config=reviews/reward
+alignkit ppo config=reviews/ppo

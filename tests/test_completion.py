@@ -84,12 +84,14 @@ def files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("begun", "words"),
     [
-        ("config=", ["config=a.yaml", "config=configs/", "config=other/"]),
+        ("config=a", ["config=a.yaml"]),
         ("config=./", ["config=./a.yaml", "config=./configs/", "config=./other/"]),
         ("config=.h", ["config=.hidden.yaml"]),
         ("config=con", ["config=configs/b.yml", "config=configs/deep/"]),
         ("config=configs/d", ["config=configs/deep/c.yaml"]),
         ("config=o", ["config=other/"]),
+        ("config=smoke/s", ["config=smoke/sft"]),
+        ("config=rev", ["config=reviews/ppo", "config=reviews/reward", "config=reviews/sft"]),
         ("config=gone/", []),
         ("data.path=", [f"data.path={name}" for name in ("a.yaml", "configs/", "notes.txt", "other/", "rows.jsonl")]),
         ("data.eval_path=r", ["data.eval_path=rows.jsonl"]),

@@ -62,12 +62,12 @@ def test_a_file_begins_with_what_it_is(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_a_recipe_says_what_it_needs_and_composes_as_it_is_launched(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # a recipe is found by name from anywhere
     assert re.search(r"Needs: \w", opening(path))
     stage, *words = launched(path)
-    assert f"config={name(path)}" in words
+    assert f"config={path.parent.name}/{path.stem}" in words
     job = compose_job(stage, [word for word in words if not word.startswith("--")])
     assert isinstance(job, JOBS[stage])
     content = contents(path)

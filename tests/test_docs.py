@@ -45,8 +45,8 @@ NUM_COMMANDS = {
 }
 # A command of ours runs unless one of its words names what no test may fetch or train.
 NEEDS = {
-    "config=configs/sft/": "a model from the hub",
-    "config=configs/ppo/": "models from the hub",
+    "config=sft/": "a model from the hub",
+    "config=ppo/": "models from the hub",
     "config=my.yaml": "a model from the hub",
     "config=my_ppo.yaml": "runs of one's own model",
     "runs/sft/smollm2-135m-lora": "a run of a model from the hub",
@@ -115,7 +115,7 @@ MENTIONED = [command for page in TEXTS for command in mentioned(page)]
 
 @pytest.fixture(scope="module")
 def readme_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the reader of the README has: recipes, rows, files of the pages, and the README's runs."""
+    """A folder with what the reader of the README has: rows, files of the pages, and the README's runs."""
     folder = tmp_path_factory.mktemp("readme")
     fill(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +125,6 @@ def readme_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fill(folder: Path) -> None:
-    (folder / "configs").symlink_to(ROOT / "configs")
     words = [f"{first}{second}" for first in "abcde" for second in "fghi"]
     rows = [{"instruction": f"Say {word}.", "output": word} for word in words]
     (folder / "data.json").write_text(json.dumps(rows))

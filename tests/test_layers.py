@@ -15,7 +15,7 @@ FLOORS = {
         demo
         launch completion
         origins
-        mistakes
+        mistakes recipes
         stages commands
         ppo evaluate
         training rewards

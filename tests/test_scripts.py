@@ -1,4 +1,4 @@
-"""The chains in scripts/ run as they are typed, from a folder that has the recipes."""
+"""The chains in scripts/ run as they are typed, from any folder."""
 
 import os
 import subprocess
@@ -13,7 +13,6 @@ FEWER = {"dpo": ["sft", "dpo"], "rlhf": ["sft", "reward", "ppo"]}
 
 @pytest.mark.parametrize("script", FEWER)
 def test_a_chain_leaves_a_finished_run_of_each_stage(script: str, tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", ROOT / "scripts" / f"{script}.sh"],

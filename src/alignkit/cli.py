@@ -29,20 +29,20 @@ app = typer.Typer(
 STAGES = {
     "sft": (
         "Train a model by supervised fine-tuning (SFT). The loss sees the responses, not the prompts.",
-        "config=configs/smoke/sft.yaml train.learning_rate=1e-4",
+        "config=smoke/sft train.learning_rate=1e-4",
     ),
     "reward": (
         "Train a reward model on chosen/rejected pairs. Its accuracy is measured on held-out pairs.",
-        "config=configs/smoke/reward.yaml model=run model.name=runs/sft/smoke template=native",
+        "config=smoke/reward model=run model.name=runs/sft/smoke template=native",
     ),
     "dpo": (
         "Train a policy by direct preference optimization (DPO). It learns from chosen/rejected pairs, without a "
         "reward model.",
-        "config=configs/smoke/dpo.yaml model=run model.name=runs/sft/smoke template=native train.beta=0.1",
+        "config=smoke/dpo model=run model.name=runs/sft/smoke template=native train.beta=0.1",
     ),
     "ppo": (
         "Train a policy by PPO against any reward. A reward is a reward model, a classifier, or a Python function.",
-        "config=configs/smoke/ppo.yaml ppo.num_updates=20",
+        "config=smoke/ppo ppo.num_updates=20",
     ),
 }
 SHOWN = ("job", "hydra", "all")

@@ -9,6 +9,7 @@ from pathlib import Path
 from alignkit import upstream
 from alignkit.jobs import JOBS, settings
 from alignkit.mistakes import GROUPS, group_options
+from alignkit.recipes import recipe_folder, recipe_names
 
 _FILES = ("config", "data.path", "data.eval_path", "template.file", "model.name")
 
@@ -17,7 +18,7 @@ def complete(stage: str, incomplete: str) -> list[str]:
     """Every word that `incomplete` can grow into.
 
     Sections complete to their dotted keys, `train.` and `lora.` to upstream's, `model=` to the group's options,
-    `data.overlength=` to its choices and `config=` to files.
+    `data.overlength=` to its choices and `config=` to files and recipes.
     """
     if stage not in JOBS:
         return []
@@ -58,7 +59,8 @@ def _values(stage: str, key: str, value: str) -> list[str]:
     if key in GROUPS:
         return [f"{key}={option}" for option in group_options(key)]
     if key in _FILES:
-        return [f"{key}={path}" for path in _files(value, only_yaml=key == "config")]
+        names = _files(value, only_yaml=key == "config") + (recipe_names(recipe_folder()) if key == "config" else [])
+        return [f"{key}={name}" for name in names]
     default = {name: value for name, _, value in settings(JOBS[stage]())}.get(key)
     if isinstance(default, StrEnum):
         return [f"{key}={member}" for member in type(default)]

@@ -23,8 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from alignkit import mistakes
 from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import ConfigError, Interrupted, RunError
-from alignkit.jobs import JOBS, StageJob, name_problem, out_of_bounds, path_problems, settings
+from alignkit.jobs import JOBS, StageJob, out_of_bounds, path_problems, settings
 from alignkit.origins import origins
+from alignkit.recipes import find_config
 from alignkit.runs.given import Given, mask_words
 
 _FOLDER_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
@@ -178,7 +179,7 @@ def _prepare(
         raise ConfigError(f"--config-dir: '{config_dir}' is no folder")
     files = [word.removeprefix("config=") for word in words if word.startswith("config=")]
     overrides = [word for word in words if not word.startswith("config=")]
-    overlays, problems = _read_overlays(files)
+    overlays, problems = _read_overlays(files, config_dir)
     problems += mistakes.in_files(stage, overlays, config_dir)
     problems += mistakes.in_overrides(stage, overrides, config_dir, sweep=sweep)
     problems = problems or mistakes.hidden_templates(overlays, overrides)
@@ -209,16 +210,12 @@ def _groups(stage: str) -> list[dict[str, None]]:
     return [{item.name: None} for item in dataclasses.fields(JOBS[stage]) if item.name in mistakes.GROUPS]
 
 
-def _read_overlays(files: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _read_overlays(files: list[str], config_dir: Path | None) -> tuple[dict[str, Any], list[str]]:
     overlays: dict[str, Any] = {}
-    problems = []
+    problems: list[str] = []
     for file in files:
-        path = Path(file)
-        if name_problem(file) or not path.is_file():
-            what = name_problem(file) or ("it is a folder" if path.is_dir() else "there is no such file")
-            problems.append(f"config={file}: {what}")
-            continue
         try:
+            path = find_config(file, config_dir)
             content = mistakes.read_yaml(path)
         except ConfigError as error:
             problems += error.problems
@@ -228,7 +225,7 @@ def _read_overlays(files: list[str]) -> tuple[dict[str, Any], list[str]]:
         elif not isinstance(content, dict):
             problems.append(f"config={file}: it holds a list where settings belong; write key: value lines")
         else:
-            overlays[file] = content
+            overlays[str(path)] = content
     return overlays, problems
 
 
