@@ -148,9 +148,9 @@ class DataConfig:
     eval_path: Any = setting("held-out data, given like data.path, or as {name: path, …} for several sets", None)
     eval_fraction: float = setting("fraction of the rows of data.path to hold out for evaluation", 0.0, ge=0, lt=1)
     eval_groups: EvalGroups | None = setting(
-        "rows that data.eval_fraction keeps on one side: those with the same system message and first user turn "
-        "(conversation), or only those with the same prompt (prompt); null is conversation, and in a resumed run what "
-        "the run began with",
+        "rows that data.eval_fraction keeps on one side: those with the same system message and first user turn and "
+        "windows over one dialog (conversation), or only those with the same prompt (prompt); null is conversation, "
+        "and in a resumed run what the run began with",
         None,
     )
     limit: int | None = setting(

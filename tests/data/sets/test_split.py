@@ -80,8 +80,8 @@ CONVERSATIONS = st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=3
 @given(CONVERSATIONS, FRACTIONS, st.integers(0, 20), st.sampled_from(["", "Be brief."]))
 def test_no_answer_is_on_both_sides(kind: str, paths: list[list[str]], fraction: float, seed: int, system: str) -> None:
     paths = [["a"], ["b"], *paths]  # two beginnings at least
-    turns = [[turn for word in path for turn in (word, f"to {word}")] for path in paths]
-    rows: list[Any] = [conversation(*path, system=system) for path in turns]
+    said = [["".join(path[:end]) for end in range(1, len(path) + 1)] for path in paths]  # elsewhere nothing is the same
+    rows: list[Any] = [conversation(*(turn for x in path for turn in (x, f"to {x}")), system=system) for path in said]
     if kind == "pairs":
         rows = [Preference(row.prompt(), row.messages[-1], Message("assistant", "No.")) for row in rows]
     items = {"train": [SourcedItem(f"rows.jsonl:{number}", row) for number, row in enumerate(rows, 1)]}
@@ -116,3 +116,40 @@ def test_one_prompt_cannot_be_divided(groups: EvalGroups | None, why: str) -> No
     with pytest.raises(DataError) as caught:
         hold_out(items, fraction=0.5, groups=groups, seed=0)
     assert str(caught.value) == f"data.eval_fraction: 3 rows {why}, which cannot be on both sides"
+
+
+def held_out_of(rows: list[Any], seed: int) -> tuple[set[Message], set[Message]]:
+    """The answers that are trained, and those that are held out."""
+    items = {"train": [SourcedItem(f"rows.jsonl:{number}", row) for number, row in enumerate(rows, 1)]}
+    found = hold_out(items, fraction=0.3, groups=None, seed=seed)
+    trained, held_out = (
+        {turn for item in found[name] for turn in item.item.messages if turn.role == "assistant"}
+        for name in ("train", "eval")
+    )
+    return trained, held_out
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_windows_over_one_dialog_stay_on_one_side(stride: int) -> None:
+    dialogs = [[f"{turn} of {number}" for turn in range(12)] for number in range(10)]
+    rows = [conversation(*turns[at : at + 6]) for turns in dialogs for at in range(0, 7, 2 * stride)]
+    for seed in range(10):
+        trained, held_out = held_out_of(rows, seed)
+        assert trained
+        assert held_out
+        assert not trained & held_out
+
+
+def test_a_phrase_that_ends_many_conversations_does_not_join_them() -> None:
+    rows = [conversation(f"question {n}", f"answer {n}", "Thanks!", "You're welcome.") for n in range(60)]
+    for more in ([], [conversation("Thanks!", "You're welcome.", "One more.", "Yes?")]):  # and where one begins so
+        trained, held_out = held_out_of([*rows, *more], 0)
+        assert len(held_out) in (18, 19)
+        assert trained & held_out == {Message("assistant", "You're welcome.")}
+
+
+def test_windows_that_leave_nothing_to_hold_out_are_refused() -> None:
+    turns = [f"turn {number}" for number in range(12)]
+    items = {"train": [SourcedItem("rows.jsonl:1", conversation(*turns[at : at + 4])) for at in range(0, 9, 2)]}
+    with pytest.raises(DataError, match=r"5 rows share turns, each with others, .*data.eval_groups=prompt"):
+        hold_out(items, fraction=0.3, groups=None, seed=0)

@@ -59,6 +59,10 @@ class Preference:
         """Return what two rows must share to count as one conversation (see `Conversation.beginning_key`)."""
         return self.prompt.beginning_key()
 
+    def exchange_keys(self) -> list[str]:
+        """Return what was asked and answered (see `Conversation.exchange_keys`), the chosen response at its end."""
+        return self.sides()[0].exchange_keys()
+
 
 def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str, str] | None = None) -> str:
     """Return the one pair format that fits the columns and the first row.

@@ -25,6 +25,8 @@ class _Promptful(Protocol):
 
     def beginning_key(self) -> str: ...
 
+    def exchange_keys(self) -> list[str]: ...
+
 
 Item = TypeVar("Item", bound=_Promptful)
 

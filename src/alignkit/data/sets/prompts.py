@@ -90,6 +90,9 @@ class _PromptRow:
     def beginning_key(self) -> str:
         return self.conversation.beginning_key()
 
+    def exchange_keys(self) -> list[str]:
+        return self.conversation.exchange_keys()
+
 
 def check_prompts(data: PromptDataConfig) -> list[str]:
     """List what is wrong with the section before a row is read, one line each; empty where all is well."""
