@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import ConfigError
-from alignkit.user_functions import load_function
+from alignkit.user_functions import load_function, local_modules
 
 
 def test_mistakes_in_naming_a_function(tmp_path: Path) -> None:
@@ -24,3 +24,22 @@ def test_mistakes_in_naming_a_function(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load_function(spec)
         assert str(caught.value) == text
+
+
+def test_the_files_that_a_file_imports_are_those_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "work/rewards.py": "import json, torch, helpers, gone\nfrom pack.inner import sign as s\nimport pack.lazy",
+        "work/helpers.py": "def late():\n    import deep\n    import rewards",
+        "work/deep.py": "this is no Python",
+        "work/unused.py": "",
+        "pack/__init__.py": "from . import beside",
+        "pack/beside.py": "from .inner import other",
+        "pack/inner.py": "",
+        "pack/lazy.py": "from alignkit.errors import ConfigError",
+    }
+    for name, text in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    found = [str(file.relative_to(tmp_path)) for file in local_modules(Path("work/rewards.py"))]
+    assert found == sorted(set(files) - {"work/rewards.py", "work/unused.py"})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +43,66 @@ def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]
         guess = did_you_mean(name, [key for key, value in vars(module).items() if callable(value)])
         raise ConfigError(f"{setting}: {place} has no function '{name}'{guess}")
     return function
+
+
+def local_modules(file: Path) -> list[Path]:
+    """Return the files that a file of the user's imports, at its top or in its functions, and those that these import.
+
+    Of them those below the file's own folder or the current one: what is installed is no work of the user's. A module
+    whose name is made up as the program runs is not found.
+
+    Args:
+        file: of Python; it can be imported.
+    """
+    roots = (file.resolve().parent, Path.cwd())
+    found, waiting = {file.resolve()}, [file.resolve()]
+    while waiting:
+        new = {module.resolve() for module in _imported(waiting.pop(), roots)} - found
+        found |= new
+        waiting += new
+    return sorted(found - {file.resolve()})
+
+
+def _imported(file: Path, roots: Sequence[Path]) -> Iterator[Path]:
+    with suppress(SyntaxError):  # it is never imported, then
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield from _files_of(alias.name.split("."), roots)
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module.split(".") if node.module else []
+                folders = [file.parents[node.level - 1]] if node.level else roots
+                for alias in node.names:
+                    yield from _files_of([*module, alias.name], folders)
+
+
+def _files_of(names: list[str], folders: Sequence[Path]) -> list[Path]:
+    """The files of a dotted name: of a module, and of the packages that it is in."""
+    for folder in folders:
+        if files := list(_files_below(folder, names)):
+            return files
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(names[0])  # elsewhere on the path of imports
+        origin = Path(spec.origin) if spec and spec.has_location and spec.origin else None
+        if spec and origin and any(origin.is_relative_to(folder) for folder in folders) and not _is_installed(origin):
+            folder = origin.parents[1] if spec.submodule_search_locations else origin.parent
+            return list(_files_below(folder, names))
+    return []
+
+
+def _files_below(folder: Path, names: list[str]) -> Iterator[Path]:
+    for name in names:
+        if (file := folder / f"{name}.py").is_file():
+            yield file
+            return
+        folder /= name
+        if (file := folder / "__init__.py").is_file():
+            yield file
+
+
+def _is_installed(file: Path) -> bool:
+    ours, python = Path(__file__).parent, sysconfig.get_path("stdlib")
+    return file.is_relative_to(ours) or file.is_relative_to(python) or "site-packages" in file.parts
 
 
 def _load_file(path: Path) -> ModuleType:

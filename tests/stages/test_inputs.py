@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -99,6 +100,55 @@ def test_what_changed_between_start_and_resume_is_refused_and_named(
         path.write_text(content)
         launch(stage, words(stage, "resume=true"))
         assert json.loads(Path(f"runs/{stage}/it/run.json").read_text())["status"] == "finished"
+
+
+def test_a_module_that_the_file_of_a_function_imports_is_part_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    Path("imported_beside.py").write_text("SIGN = 1\n")
+    Path("rewards.py").write_text(f"from imported_beside import SIGN\n{REWARDS}")
+    start("ppo", monkeypatch)
+    Path("imported_beside.py").write_text("SIGN = -1\n")
+    with pytest.raises(RunError, match=r"the module imported for reward\[0\] imported_beside\.py has changed since"):
+        launch("ppo", words("ppo", "resume=true"))
+
+
+def test_rows_of_the_hub_are_of_one_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = folder / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    rows = Dataset.from_list([{"prompt": f"Say {number}.", "completion": str(number)} for number in range(8)])
+
+    def download(commit: str) -> None:
+        """As `datasets` leaves it in its cache."""
+        of_commit = cache / "org___rows/default/0.0.0" / commit
+        rows.save_to_disk(str(folder / "saved"))
+        of_commit.mkdir(parents=True)
+        (folder / "saved/data-00000-of-00001.arrow").rename(of_commit / "rows-train.arrow")
+        info = {
+            "builder_name": "json",
+            "dataset_name": "rows",
+            "config_name": "default",
+            "version": {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0},
+            "features": {name: {"dtype": "string", "_type": "Value"} for name in rows.column_names},
+            "splits": {"train": {"name": "train", "num_bytes": 1, "num_examples": 8, "dataset_name": "rows"}},
+        }
+        (of_commit / "dataset_info.json").write_text(json.dumps(info))
+
+    def of_hub(*more: str) -> list[str]:
+        return [word.replace("data.path=rows.jsonl", "data.path=org/rows") for word in words("sft", *more)]
+
+    download("a" * 40)
+    with monkeypatch.context() as patch:
+        patch.setattr("alignkit.stages.sft.run.train", stop)
+        with pytest.raises(Interrupted):
+            launch("sft", of_hub())
+    assert json.loads(Path("runs/sft/it/run.json").read_text())["inputs"]["hub_data"] == {"train org/rows": "a" * 40}
+    shutil.rmtree(cache)
+    download("b" * 40)
+    with pytest.raises(RunError, match="the hub data train org/rows has changed since runs/sft/it began"):
+        launch("sft", of_hub("resume=true"))
 
 
 def test_a_run_begun_before_fingerprints_goes_on_and_says_what_is_not_checked(

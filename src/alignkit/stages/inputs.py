@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from alignkit.config import Init, ModelConfig
 from alignkit.data.encode.templates import SHIPPED, shipped_template
-from alignkit.data.files.sources import files_of
+from alignkit.data.files.sources import files_of, hub_commit
 from alignkit.data.sets.section import paths_by_set
 from alignkit.digests import digests
 from alignkit.errors import RunError
@@ -21,13 +21,16 @@ from alignkit.models.source import ModelSource
 from alignkit.rewards.source import parse_rewards
 from alignkit.runs.directory import Run
 from alignkit.runs.result import result_files
-from alignkit.user_functions import load_function
+from alignkit.user_functions import load_function, local_modules
 
 logger = logging.getLogger(__name__)
 
 _OF_TOKENIZERS = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "spiece")
 _NOT_OF_MODELS = (".jsonl",)  # samples of a run
-_KINDS = {"data": "data", "template": "template", "tokenizer": "tokenizer", "models": "model", "functions": "function"}
+_KINDS = {
+    **{"data": "data", "hub_data": "hub data", "template": "template", "tokenizer": "tokenizer"},
+    **{"models": "model", "functions": "function", "modules": "module imported for"},
+}
 
 
 def model_sections(job: Any) -> dict[str, ModelConfig]:
@@ -59,12 +62,16 @@ def record_inputs(run: Run, job: Any) -> None:
             run.folder,
         )
         return
+    if unknown := [word for kind, word in _KINDS.items() if run.inputs[kind] and kind not in before]:
+        logger.warning("%s took no fingerprint of the %s: not checked", run.folder, ", ".join(unknown))
     if problems := list(_differences(before, run.inputs, run.folder)):
         raise RunError(*problems, "put them back as they were, or start a run of another name")
 
 
 def _differences(before: dict[str, Any], now: dict[str, dict[str, str]], folder: Path) -> Iterator[str]:
     for kind, word in _KINDS.items():
+        if kind not in before:  # an earlier version
+            continue
         was = before[kind] if isinstance(before.get(kind), dict) else {}
         for name in sorted(was.keys() | now[kind].keys()):
             found = f"resume=true: the {word} {name}"
@@ -84,8 +91,11 @@ def fingerprints(job: Any) -> dict[str, dict[str, str]]:
         items = [
             item if isinstance(item, dict) else {"path": item} for item in (path if isinstance(path, list) else [path])
         ]
-        files = [Path(file) for item in items for file in files_of(item["path"])]
-        found["data"] |= _named(f"{setting} ", files)
+        local = {item["path"]: files_of(item["path"]) for item in items}
+        found["data"] |= _named(f"{setting} ", [Path(file) for files in local.values() for file in files])
+        for name in (name for name, files in local.items() if not files):
+            of_set = "data.path" if setting == "train" else "data.eval_path"
+            found["hub_data"][f"{setting} {name}"] = hub_commit(name, setting=of_set)
         formats = [item.get("format") or job.data.format for item in items]
         functions += [("data.format", name) for name in dict.fromkeys(formats) if ":" in name]
     if job.template.file:  # a file that is gone is refused where it is loaded
@@ -107,7 +117,9 @@ def fingerprints(job: Any) -> dict[str, dict[str, str]]:
     for setting, spec in dict.fromkeys(functions):
         place = Path(spec.rpartition(":")[0])  # a file, or else a module
         file = place if place.is_file() else inspect.getsourcefile(inspect.unwrap(load_function(spec, setting)))
-        found["functions"] |= _named(f"{setting} ", [Path(file)] if file else [])
+        if file:
+            found["functions"] |= _named(f"{setting} ", [Path(file)])
+            found["modules"] |= _named(f"{setting} ", local_modules(Path(file)))
     return found
 
 

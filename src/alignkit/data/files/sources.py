@@ -8,6 +8,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -223,16 +224,37 @@ def _path_problems(source: Source) -> list[str]:
     return [f"{source.path}: there is no such file{did_you_mean(path.name, neighbours)}"]
 
 
+def hub_commit(path: str, *, setting: str) -> str:
+    """Return the commit of a data set of the hub that its rows are read from.
+
+    Raises:
+        DataError: it cannot be found.
+    """
+    import datasets
+
+    name, _, subset = path.partition(":")
+    with _explained(name, setting):
+        return str(datasets.load_dataset_builder(name, subset or None).hash)
+
+
 def _hub_rows(source: Source) -> Iterable[Any]:
     import datasets
 
     name, _, subset = source.path.partition(":")
-    try:
+    with _explained(name, source.setting):
         rows: Iterable[Any] = datasets.load_dataset(name, subset or None, split=source.split or "train")
+    return rows
+
+
+@contextmanager
+def _explained(name: str, setting: str) -> Iterator[None]:
+    import datasets
+
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         why = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{source.setting}: no local path, and the hub data set {name} cannot be loaded "
+            f"{setting}: no local path, and the hub data set {name} cannot be loaded "
             f"(data.split chooses its split, {name}:SUBSET a subset): {why}"
         ) from error
-    return rows
