@@ -38,7 +38,8 @@ def test_the_rows_of_a_step_are_the_same_in_every_shape(
 ) -> None:
     ids = [[1] * length for length in LENGTHS]
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids, "row_index": list(range(len(ids)))})
-    pairs = Dataset.from_dict({"prompt_ids": ids, "chosen_ids": ids, "rejected_ids": ids})
+    sides = dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), ids)
+    pairs = Dataset.from_dict({**sides, "row_index": list(range(len(ids)))})
     for found in (
         orders(job(), sft_batches.epoch_orders, layout, rows, name),
         orders(pair_job("reward", "model=tiny_gpt2"), pair_batches.epoch_orders, layout, pairs, name),
@@ -66,9 +67,10 @@ def test_training_is_the_same_in_every_shape(stage: str, job: Callable[..., Any]
         run = import_module(f"alignkit.stages.{stage}.run").run
         run(make(*words, *shape, *([] if stage == "reward" else ["samples=0"])), Path(str(number)))
         lines = [line for line in read_metrics(Path(f"{number}/metrics.jsonl")) if "loss" in line]
-        figures.append([line[name] for line in lines for name in ("loss", "grad_norm")])
-    assert len(figures[0]) == 8
-    assert figures[0] == pytest.approx(figures[1], rel=1e-4, abs=1e-5)
+        ours = {"tokens_per_second", "supervised_tokens_per_second", "epoch"}  # upstream counts an epoch's batches
+        figures.append([value for line in lines for name, value in line.items() if name not in ours])
+    assert len(figures[0]) > 20
+    assert figures[0] == pytest.approx(figures[1], rel=1e-3, abs=1e-5)
 
 
 class Killed(BaseException):

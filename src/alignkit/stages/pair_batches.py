@@ -72,15 +72,19 @@ def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:
 
     def eval_order(dataset: Dataset) -> EpochOrder:
         # Held-out pairs are only scored: sorted by length they cost the least padding.
-        lengths = _line_lengths(PairSet(dataset), layout)
-        return EpochOrder(lengths, seed=job.seed, shuffle=False, group=len(dataset))
+        return _epoch_order(PairSet(dataset), job, layout, shuffle=False, group=len(dataset))
 
     return {"train_order": train_order, "eval_order": eval_order}
 
 
 def _order(pairs: PairSet, job: Any, layout: Batching, pairs_a_step: int) -> EpochOrder:
     group = 0 if layout is Batching.padded else pairs_a_step
-    return EpochOrder(_line_lengths(pairs, layout), seed=job.seed, shuffle=job.data.shuffle, group=group)
+    return _epoch_order(pairs, job, layout, shuffle=job.data.shuffle, group=group)
+
+
+def _epoch_order(pairs: PairSet, job: Any, layout: Batching, *, shuffle: bool, group: int) -> EpochOrder:
+    lengths = _line_lengths(pairs, layout)
+    return EpochOrder(lengths, seed=job.seed, shuffle=shuffle, group=group, num_fillers=pairs.num_fillers)
 
 
 def _line_lengths(pairs: PairSet, layout: Batching) -> list[int]:

@@ -143,7 +143,3 @@ def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layou
     }
     log_plan(data.ledger, trainer, job, facts, run)
     warn(*template_mismatches(job, prepared.template), data.lint.warning())
-    share = per_device * args.world_size
-    if args.world_size > 1 and len(data.train.dataset) % share:
-        num = -len(data.train.dataset) % share
-        warn(f"{num} pairs are repeated at the end of each epoch, so that every process has as many")

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from alignkit.data.sets.loaded import EncodedData, Set
 from alignkit.training.metrics import MetricsFile
 
 
@@ -16,6 +17,18 @@ def build_callbacks(job: Any, run_dir: Path, *others: TrainerCallback) -> list[T
     """Build the metrics file, a stage's own callbacks, and early stopping where the job asks for it."""
     early = [EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []
     return [MetricsFile(run_dir / "metrics.jsonl"), *others, *early]
+
+
+def filled(data: EncodedData[Set], args: Any) -> tuple[Set, dict[str, Set]]:
+    """Return the training rows and the held-out ones, filled so that every process has as many batches.
+
+    Args:
+        data: what was read.
+        args: upstream's, of the trainer.
+    """
+    train = data.train.filled(args.per_device_train_batch_size * args.world_size)
+    num_together = args.per_device_eval_batch_size * args.world_size
+    return train, {name: rows.filled(num_together) for name, rows in data.evals.items()}
 
 
 def eval_dataset(sets: Mapping[str, Any]) -> dict[str, Dataset] | Dataset | None:

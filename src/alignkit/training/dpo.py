@@ -140,12 +140,11 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
             "ref_chosen_logps": inputs["ref_chosen_logps"],
             "ref_rejected_logps": inputs["ref_rejected_logps"],
         }
-        with self._held_out_figures_without_router():
-            result = self._compute_loss(lambda **_: policy, laid, return_outputs)
-        chosen, rejected = self._sums(policy).chunk(2)
-        margins = chosen - laid["ref_chosen_logps"] - rejected + laid["ref_rejected_logps"]
-        self.record_accuracy("rewards/accuracies", margins)
-        return result
+        chosen, rejected = self._sums(policy).detach().chunk(2)
+        measuring = self.measuring(accuracy="rewards/accuracies", num_tokens=_num_tokens(policy.mask))
+        with self._held_out_figures_without_router(), measuring as margins:
+            margins(chosen - laid["ref_chosen_logps"] - rejected + laid["ref_rejected_logps"])
+            return self._compute_loss(lambda **_: policy, laid, return_outputs)
 
     @contextmanager
     def _held_out_figures_without_router(self) -> Iterator[None]:
@@ -230,6 +229,17 @@ class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL shi
         if "is_top1" in laid:
             laid["is_top1"] = laid["is_top1"].bool()
         return SimpleNamespace(mask=by_side((labels_NL != IGNORED).float(), parts_NL, num_pairs).bool(), **laid)
+
+
+def _num_tokens(mask_2BL: Tensor) -> dict[str, int]:
+    """Count what those of upstream's figures that are means over tokens are the means of."""
+    chosen, rejected = (int(side.sum()) for side in mask_2BL.chunk(2))
+    return {
+        "entropy": chosen + rejected,
+        "mean_token_accuracy": chosen,
+        "logits/chosen": chosen,
+        "logits/rejected": rejected,
+    }
 
 
 def _copy_what_upstream_left(policy: Any) -> None:

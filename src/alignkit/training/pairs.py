@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from alignkit.data.batches.batching import FILLER
 from alignkit.data.batches.pair_batching import NOTHING, PairCollator, visible
-from alignkit.training.ordered import OrderedTrainer
+from alignkit.training.measured import MeasuredTrainer
 
 
 def model_inputs(batch: Mapping[str, Tensor], *, attention: str, shared_prompt: bool) -> dict[str, Any]:
@@ -48,11 +50,12 @@ def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class PairTrainer(OrderedTrainer):
+class PairTrainer(MeasuredTrainer):
     """Goes in front of TRL's reward and DPO trainers: encoded pairs stay as they are, held-out figures are per pair."""
 
     data_collator: PairCollator
-    _metrics: dict[str, dict[str, list[float]]]  # TRL's trainers have it: what the next log averages
+    _total_train_tokens: int  # TRL's trainers have it
+    _num_counted: int  # pairs of the batch that is computed, of this process and without fillers
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -63,35 +66,65 @@ class PairTrainer(OrderedTrainer):
         return model_inputs(batch, attention=attention, shared_prompt=self.data_collator.shared_prompt)
 
     def num_pairs(self, batch: Mapping[str, Tensor]) -> int:
+        """Count the pairs that lie in a batch, a filler among them where there is nothing else."""
         num_lines = len(batch["input_ids"])
         return num_lines if self.data_collator.shared_prompt else num_lines // 2
 
+    def loss_weight(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return (batch["row_index"] != FILLER).sum()
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Count the pairs of a step, of all processes."""
-        num_pairs = torch.tensor([sum(self.num_pairs(batch) for batch in batch_samples)], device=device)
-        return self.accelerator.gather(num_pairs).sum()  # type: ignore[no-any-return]  # accelerate leaves it bare
+        """Count the pairs of a step, of all processes; upstream asks for a held-out batch, too, and ignores it."""
+        if "row_index" not in batch_samples[0]:
+            return torch.tensor(self._num_counted)
+        num_pairs = torch.stack([self.loss_weight(batch) for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(num_pairs[None]).sum()  # type: ignore[no-any-return]  # accelerate leaves it bare
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         assert isinstance(num_items_in_batch, Tensor)
+        self._num_counted = int(self.loss_weight(inputs))
         # Upstream divides a batch's mean by it. Each pair of a step is to count the same, also where its last batch is
-        # smaller; and DDP averages the gradients of its processes.
-        num_pairs = self.num_pairs(inputs) * self.accelerator.num_processes
-        self.current_gradient_accumulation_steps = num_items_in_batch / num_pairs
+        # smaller; and DDP averages the gradients of its processes. Of fillers alone it is infinite: they count nothing.
+        self.current_gradient_accumulation_steps = num_items_in_batch / (
+            self._num_counted * self.accelerator.num_processes
+        )
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def record_accuracy(self, name: str, margins_B: Tensor) -> None:
-        """Put our accuracy in place of upstream's, for which a tie is wrong: before the first step all pairs are."""
-        model: Any = self.model
-        mode = "train" if model.training else "eval"
-        right = (margins_B > 0).float() + (margins_B == 0).float() / 2
-        self._metrics[mode][name][-1] = self.accelerator.gather_for_metrics(right.detach()).mean().item()
-
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        num_pairs = self.num_pairs(inputs)
-        result = super().prediction_step(model, inputs, *args, **kwargs)
-        for values in self._metrics["eval"].values():
-            # Upstream averages the batches' means, and the last batch is often smaller: count each pair once.
-            values.extend(values[-1:] * (num_pairs - 1))
-        return result
+        self._num_counted = int(self.loss_weight(inputs))
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    @contextmanager
+    def measuring(
+        self, *, accuracy: str, num_tokens: Mapping[str, int] | None = None
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """Let upstream measure this process's pairs alone, and then count each pair, and each token, of all of them.
+
+        Upstream takes it that every batch has as many, in every process, too.
+
+        Args:
+            accuracy: upstream's name for the share of pairs that are right.
+            num_tokens: those figures of upstream's that are means over tokens, and over how many.
+
+        Yields:
+            A function that takes the margins [B]: of them the accuracy is made. For upstream's a tie is wrong: before
+            the first step all pairs are.
+        """
+        mode, tokens_before, accelerator = self._mode(), self._total_train_tokens, self.accelerator
+        kept, self._metrics[mode] = self._metrics[mode], defaultdict(list)
+        right: list[float] = []
+        accelerator.gather = accelerator.gather_for_metrics = lambda values, **_: values
+        try:
+            yield lambda margins_B: right.append(((margins_B > 0).float() + (margins_B == 0) / 2).mean().item())
+        finally:
+            del accelerator.gather, accelerator.gather_for_metrics
+            figures, self._metrics[mode] = self._metrics[mode], kept
+        weight = self._num_counted
+        added = (self._total_train_tokens - tokens_before) * bool(weight)
+        self._total_train_tokens = tokens_before + int(sum(tokens for tokens, _ in self._of_all([(added, 1)])[0]))
+        kept["num_tokens"] = [self._total_train_tokens]
+        weights = num_tokens if num_tokens and weight else {}
+        means = {name: values[-1] for name, values in figures.items() if name != "num_tokens"} | {accuracy: right[-1]}
+        self.record({name: (mean, weights.get(name, weight)) for name, mean in means.items()})

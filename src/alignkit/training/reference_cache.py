@@ -24,6 +24,8 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from alignkit.data.batches.batching import FILLER
+from alignkit.data.sets.pairs import PairSet
 from alignkit.training.checkpoints import is_disk_full
 from alignkit.training.dpo import REFERENCE_ADAPTER, DpoTrainer
 
@@ -38,21 +40,23 @@ def with_reference(trainer: DpoTrainer, dataset: Dataset, folder: Path) -> Datas
 
     Args:
         trainer: has not taken a step.
-        dataset: encoded pairs, numbered by `row_index` from 0.
+        dataset: encoded pairs, numbered by `row_index` from 0, and perhaps fillers at its end.
         folder: of the kept files, each named by its key.
     """
-    path = folder / f"{_key(trainer, dataset)}.safetensors"
+    num_fillers = PairSet(dataset).num_fillers
+    num_pairs = len(dataset) - num_fillers
+    path = folder / f"{_key(trainer, dataset.select(range(num_pairs)))}.safetensors"
     if path.is_file():
-        logger.info("reference: log-probabilities of %s pairs kept in %s", f"{len(dataset):,}", path)
+        logger.info("reference: log-probabilities of %s pairs kept in %s", f"{num_pairs:,}", path)
         kept = load_file(path)
     else:
-        logger.info("reference: computing log-probabilities of %s pairs", f"{len(dataset):,}")
-        kept = _computed(trainer, dataset)
+        logger.info("reference: computing log-probabilities of %s pairs", f"{num_pairs:,}")
+        kept = _computed(trainer, dataset, num_pairs)
         if trainer.is_world_process_zero():
             _keep(kept, path)
     trainer.accelerator.wait_for_everyone()
     for name in _NAMES:
-        dataset = dataset.add_column(name, kept[name].numpy())
+        dataset = dataset.add_column(name, nn.functional.pad(kept[name], (0, num_fillers)).numpy())
     return dataset
 
 
@@ -71,14 +75,17 @@ def _keep(kept: dict[str, Tensor], path: Path) -> None:
         logger.warning("reference: the log-probabilities are not kept: %s cannot be written (%s)", path, error)
 
 
-def _computed(trainer: DpoTrainer, dataset: Dataset) -> dict[str, Tensor]:
-    found = {name: torch.zeros(len(dataset)) for name in _NAMES}
+def _computed(trainer: DpoTrainer, dataset: Dataset, num_pairs: int) -> dict[str, Tensor]:
+    found = {name: torch.zeros(num_pairs) for name in _NAMES}
+    accelerator = trainer.accelerator
     for batch in trainer.get_eval_dataloader(dataset):
         with trainer.compute_loss_context_manager():
             both = trainer.reference_log_probs(trainer._prepare_inputs(batch))
-        rows = trainer.accelerator.gather(batch["row_index"]).cpu()
+        # batches differ in size where fillers were left out
+        rows = accelerator.gather(accelerator.pad_across_processes(batch["row_index"], pad_index=FILLER)).cpu()
         for name, values in zip(_NAMES, both, strict=True):
-            found[name][rows] = trainer.accelerator.gather(values.float()).cpu()
+            everyones = accelerator.gather(accelerator.pad_across_processes(values.float())).cpu()
+            found[name][rows[rows != FILLER]] = everyones[rows != FILLER]
     return found
 
 

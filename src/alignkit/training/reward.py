@@ -40,9 +40,9 @@ class RewardTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         outputs = SequenceClassifierOutput(logits=torch.cat([chosen, rejected])[:, None])
         seen = {"attention_mask": inputs["parts"] != NOTHING}
         seen |= {"margin": inputs["margin"]} if "margin" in inputs else {}
-        result = UpstreamTrainer.compute_loss(self, lambda **_: outputs, seen, return_outputs)
-        self.record_accuracy("accuracy", chosen - rejected)
-        return result
+        with self.measuring(accuracy="accuracy") as margins:
+            margins(chosen - rejected)
+            return UpstreamTrainer.compute_loss(self, lambda **_: outputs, seen, return_outputs)
 
 
 def _last(own_BL: Tensor) -> Tensor:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer as UpstreamTrainer
 
 from alignkit.data.batches.batching import row_tokens
 from alignkit.training.lm_head import complete_head, cross_entropy, hidden_states, is_plain_head, lm_head
-from alignkit.training.ordered import OrderedTrainer
+from alignkit.training.measured import MeasuredTrainer
 from alignkit.training.sharding import is_sharded
 
 
-class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
-    """`trl.SFTTrainer` for rows that are already encoded; arguments as `OrderedTrainer` and upstream take them."""
+class SftTrainer(MeasuredTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
+    """`trl.SFTTrainer` for rows that are already encoded; arguments as `MeasuredTrainer` and upstream take them."""
 
     router_aux_loss_coef: float  # upstream's
 
     def __init__(self, **rest: Any) -> None:
-        self._eval_loss: Tensor | None = None
         super().__init__(**rest)
         complete_head(self.model)
         if self.aux_loss_enabled:
@@ -40,6 +38,9 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
             and not (self.aux_loss_enabled or self.label_smoother or args.loss_type != "nll")
             and is_plain_head(self.model)
         )
+
+    def loss_weight(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return (batch["labels"][:, 1:] != -100).sum()
 
     def compute_loss(
         self,
@@ -62,8 +63,7 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
             model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
         loss, num_correct = cross_entropy(caught[0][:, :-1][supervised_BL], head.weight, labels_BL[supervised_BL])
         count = supervised_BL.sum()
-        mode = "train" if model.training else "eval"
-        self._metrics[mode]["mean_token_accuracy"].append((num_correct / count.clamp(min=1)).item())
+        self.record({"mean_token_accuracy": (num_correct.item() / max(count.item(), 1), count.item())})
         if num_items_in_batch is None:
             return loss / count.clamp(min=1)
         # DDP averages the gradients of its ranks, and num_items_in_batch counts the tokens of all of them.
@@ -93,33 +93,3 @@ class SftTrainer(OrderedTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL 
         finally:
             self.router_aux_loss_coef = coefficient
             handle.remove()
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        count = (inputs["labels"][:, 1:] != -100).sum()
-        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
-        assert self._eval_loss is not None
-        self._eval_loss += torch.stack([loss.double() * count, count.double()])
-        return loss, None, None
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Run upstream's loop, and report the loss per supervised token of the whole set.
-
-        Upstream averages the batches' means, so that its figure depends on which rows happen to share a batch.
-        """
-        # MPS has no float64; elsewhere a long evaluation would lose digits without it
-        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-        self._eval_loss = torch.zeros(2, dtype=dtype, device=self.args.device)
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        total, count = self.accelerator.reduce(self._eval_loss, reduction="sum").tolist()
-        assert output.metrics is not None
-        output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
-        return output

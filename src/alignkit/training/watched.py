@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from alignkit.data.batches.batching import FILLER
 from alignkit.errors import TrainingError
 from alignkit.training.metrics import TokenMeter
 from alignkit.training.progress import ProgressBar
@@ -63,7 +64,8 @@ class WatchedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         rows = inputs.pop("row_index").tolist()
-        self.meter.add(inputs, num_rows=len(rows))
+        if rows != [FILLER]:
+            self.meter.add(inputs, num_rows=len(rows))
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._batches.append((loss, rows))
         return loss

@@ -89,3 +89,9 @@ def test_a_batch_reads_back_as_the_pairs_it_was_made_of(pairs: list[tuple[list[i
     ]
     found = list(pairs_of(PairCollator(0, shared_prompt=shared)(rows)))
     assert found == [(i, prompt, (one, one), (other, other)) for i, (prompt, one, other) in enumerate(pairs)]
+
+
+def test_fillers_are_left_out_unless_there_is_nothing_else() -> None:
+    filler = {"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0], "row_index": -1}
+    assert PairCollator(0)([PAIR, filler, filler])["row_index"].tolist() == [7]
+    assert PairCollator(0)([filler, filler])["row_index"].tolist() == [-1]

@@ -24,9 +24,14 @@ FILLER = -1  # row_index of a row that only makes every process's last batch ful
 _WINDOW_GROUPS = 50
 
 
+def without_fillers(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return the rows that are no fillers; where there is nothing else one filler, as every process has to compute."""
+    return [row for row in rows if row["row_index"] != FILLER] or rows[:1]
+
+
 @dataclass(frozen=True)
 class Collator:
-    """Rows (`input_ids`, `labels`, `row_index`) to one batch of tensors.
+    """Rows (`input_ids`, `labels`, `row_index`) to one batch of tensors, fillers left out.
 
     Attributes:
         pad_id: fills the right of short lines; never looked at when labels are masked.
@@ -44,6 +49,7 @@ class Collator:
     one_line: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = without_fillers(rows)
         lengths = [len(row["input_ids"]) for row in rows]
         capacity = sum(lengths) if self.one_line else max(lengths)
         lines = pack(lengths, capacity) if self.packed else [[i] for i in range(len(rows))]

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from alignkit.data.batches.batching import IGNORED
+from alignkit.data.batches.batching import IGNORED, without_fillers
 
 NOTHING, PROMPT, CHOSEN, REJECTED = range(4)  # what a position of a line holds
 
@@ -23,7 +23,7 @@ _OPTIONAL = ("margin", "ref_chosen_logps", "ref_rejected_logps")
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Pairs (`prompt_ids`, `chosen_ids`, `rejected_ids`, `row_index`, …) to one batch of tensors.
+    """Pairs (`prompt_ids`, `chosen_ids`, `rejected_ids`, `row_index`, …) to one batch of tensors, without fillers.
 
     The prompt's last token predicts the first one of both responses, so each side has it for itself. Where pairs have
     `chosen_masked` and `rejected_masked`, so many tokens at the start of a response carry no loss.
@@ -42,6 +42,7 @@ class PairCollator:
     shared_prompt: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = without_fillers(rows)
         sides = (("chosen", CHOSEN), ("rejected", REJECTED))
         if self.shared_prompt:
             lines = [(row["prompt_ids"], [_response(row, *side) for side in sides]) for row in rows]

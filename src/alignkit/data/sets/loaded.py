@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
+from alignkit.data.batches.batching import FILLER
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.data.sets.ledger import Ledger
@@ -27,10 +28,30 @@ class EncodedSet:
 
     dataset: Dataset
 
+    filler: ClassVar[Mapping[str, Any]]  # a row that carries no loss
+
     @property
     def sources(self) -> list[str]:
         """`file:N` of each row."""
         return list(self.dataset["source"])
+
+    @property
+    def num_fillers(self) -> int:
+        """Rows at the end that are fillers."""
+        return list(self.dataset["row_index"]).count(FILLER)
+
+    def filled(self, multiple: int) -> Self:
+        """Return the same rows followed by as few fillers as make their number a multiple of `multiple`.
+
+        With several processes the last batch of an epoch would else repeat rows; a filler carries no loss.
+        """
+        missing = -len(self.dataset) % multiple
+        if not missing:
+            return self
+        row = {**self.filler, "row_index": FILLER, "source": "filler"}
+        columns = {name: [row[name]] * missing for name in self.dataset.column_names}
+        fillers = Dataset.from_dict(columns, features=self.dataset.features)
+        return replace(self, dataset=concatenate_datasets([self.dataset, fillers]))
 
 
 Set = TypeVar("Set", bound=EncodedSet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute
@@ -36,6 +36,8 @@ class PairSet(EncodedSet):
     A column `margin` (float32) is there only where every pair has one; `chosen_masked` and `rejected_masked` (int32),
     how many tokens a response begins with that carry no loss, only under `data.train_reasoning=false`.
     """
+
+    filler: ClassVar = {**{name: [0] for name in _IDS}, **dict.fromkeys(_MASKED, 0), "margin": 0.0}
 
     def side_lengths(self) -> tuple[list[int], list[int], list[int]]:
         """Return the tokens in each pair's prompt, chosen side and rejected side."""

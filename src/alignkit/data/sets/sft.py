@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute
-from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig
-from alignkit.data.batches.batching import FILLER, IGNORED
+from alignkit.data.batches.batching import IGNORED
 from alignkit.data.encode.lengths import apply_length
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.templates import Template
@@ -26,6 +26,8 @@ from alignkit.data.sets.split import hold_out
 class SftSet(EncodedSet):
     """Encoded rows of one set, with the columns `input_ids` and `labels` (lists of int32, -100 where no loss)."""
 
+    filler: ClassVar = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED]}
+
     @property
     def lengths(self) -> list[int]:
         """Tokens in each row."""
@@ -37,18 +39,6 @@ class SftSet(EncodedSet):
         """Tokens that carry loss."""
         flat = pa.compute.list_flatten(self.dataset.data.column("labels"))
         return int(pa.compute.sum(pa.compute.not_equal(flat, IGNORED)).as_py() or 0)
-
-    def filled(self, multiple: int) -> SftSet:
-        """Return the same rows followed by as few fillers as make their number a multiple of `multiple`.
-
-        With several processes the last batch of an epoch would else repeat rows; a filler carries no loss.
-        """
-        missing = -len(self.dataset) % multiple
-        if not missing:
-            return self
-        filler = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED], "row_index": FILLER, "source": "filler"}
-        fillers = Dataset.from_list([filler] * missing, features=self.dataset.features)
-        return SftSet(concatenate_datasets([self.dataset, fillers]))
 
 
 class SftData(EncodedData[SftSet]):

@@ -20,7 +20,7 @@ from alignkit.stages.pair_batches import build_collator, choose_layout, epoch_or
 from alignkit.stages.pairs import write_ledger_and_plan
 from alignkit.stages.samples import answer_samples, before_and_after
 from alignkit.stages.sections import build_arguments
-from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
+from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.training.dpo import DpoTrainer
 from alignkit.training.lm_head import lm_head
 from alignkit.training.reference_cache import with_reference
@@ -54,12 +54,13 @@ def run(job: DpoJob, run_dir: Path, *, given: Given | None = None) -> None:
         ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
         args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)
         entry.begin()
+        train_rows, held_out = filled(prepared.data, args)
         trainer = DpoTrainer(
             model=model,
             ref_model=build_reference(job, model),
             args=args,
-            train_dataset=prepared.data.train.dataset,
-            eval_dataset=eval_dataset(prepared.data.evals),
+            train_dataset=train_rows.dataset,
+            eval_dataset=eval_dataset(held_out),
             processing_class=prepared.tokenizer,
             data_collator=build_collator(prepared.tokenizer, layout),
             peft_config=build_lora(job.lora, model) if job.lora else None,

@@ -23,7 +23,7 @@ from alignkit.stages.pairs import PreparedPairs, write_ledger_and_plan
 from alignkit.stages.reward.check import check_job
 from alignkit.stages.reward.data import prepare
 from alignkit.stages.sections import build_arguments
-from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
+from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.training.reward import RewardTrainer
 from alignkit.training.session import save, train
 from alignkit.training.sharding import is_sharded
@@ -58,11 +58,12 @@ def run(job: RewardJob, run_dir: Path, *, given: Given | None = None) -> None:
             job, "reward", run_dir, record=entry.record, held_out=bool(prepared.data.evals), max_length=None
         )
         entry.begin()
+        train_rows, held_out = filled(prepared.data, args)
         trainer = RewardTrainer(
             model=model,
             args=args,
-            train_dataset=prepared.data.train.dataset,
-            eval_dataset=eval_dataset(prepared.data.evals),
+            train_dataset=train_rows.dataset,
+            eval_dataset=eval_dataset(held_out),
             processing_class=prepared.tokenizer,
             data_collator=build_collator(prepared.tokenizer, layout),
             peft_config=build_lora(job.lora, model, task_type="SEQ_CLS") if job.lora else None,

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import Batching
-from alignkit.data.batches.batching import FILLER, Collator, EpochOrder, padding_share
+from alignkit.data.batches.batching import Collator, EpochOrder, padding_share
 from alignkit.data.sets.sft import SftSet
 from alignkit.errors import ConfigError
 from alignkit.jobs import SftJob
@@ -84,5 +84,5 @@ def epoch_orders(job: SftJob, layout: Batching, args: Any) -> dict[str, Any]:
 
 
 def _order(dataset: Dataset, *, seed: int, shuffle: bool, group: int) -> EpochOrder:
-    num_fillers = list(dataset["row_index"]).count(FILLER)
-    return EpochOrder(SftSet(dataset).lengths, seed=seed, shuffle=shuffle, group=group, num_fillers=num_fillers)
+    rows = SftSet(dataset)
+    return EpochOrder(rows.lengths, seed=seed, shuffle=shuffle, group=group, num_fillers=rows.num_fillers)

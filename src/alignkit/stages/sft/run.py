@@ -21,7 +21,7 @@ from alignkit.stages.sections import build_arguments, template_mismatches
 from alignkit.stages.sft.batches import build_collator, choose_layout, epoch_orders, padding_of
 from alignkit.stages.sft.check import check_job
 from alignkit.stages.sft.data import FIRST_ROWS, Prepared, prepare
-from alignkit.stages.trainer import build_callbacks, eval_dataset, kept_step
+from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.terminal import Lines
 from alignkit.training.arguments import rows_a_step
 from alignkit.training.router_loss import prepare_router_loss
@@ -72,9 +72,7 @@ def run(job: SftJob, run_dir: Path, *, given: Given | None = None) -> None:
 def _trainer(
     job: SftJob, run_dir: Path, args: Any, model: PreTrainedModel, prepared: Prepared, layout: Batching
 ) -> SftTrainer:
-    train, stream = prepared.data.train.filled(args.per_device_train_batch_size * args.world_size), prepared.stream
-    num_together = args.per_device_eval_batch_size * args.world_size
-    evals = {name: rows.filled(num_together) for name, rows in prepared.data.evals.items()}
+    (train, evals), stream = filled(prepared.data, args), prepared.stream
     return SftTrainer(
         model=model,
         args=args,
