@@ -90,15 +90,13 @@ def rows_of(batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, list[int],
 
 def row_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return where a collated batch holds tokens of rows, [B, L]: neither padding nor fillers, which carry no loss."""
-    carries_loss = batch["labels"] != IGNORED
+    some = (batch["labels"] != IGNORED).any()  # a filler lies in a batch alone
     if "attention_mask" in batch:
-        return batch["attention_mask"].bool() & carries_loss.any(1, keepdim=True)
+        return batch["attention_mask"].bool() & some
     positions = batch["position_ids"]
     followed = torch.nn.functional.pad(positions[:, 1:], (0, 1)) == 1
-    starts = (positions == 0) & followed  # padding has position 0 throughout
-    number = starts.cumsum(1)  # of the row in its line, from 1; a row has two tokens at least
-    num_supervised = torch.zeros_like(positions).scatter_add_(1, number, carries_loss.long())
-    return (starts | (positions > 0)) & (num_supervised.gather(1, number) > 0)
+    starts = (positions == 0) & followed  # padding has position 0 throughout; a row has two tokens at least
+    return (starts | (positions > 0)) & some
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
