@@ -238,10 +238,40 @@ def test_multirun_runs_every_combination_in_a_folder_of_its_own(main: Main) -> N
 def test_a_sweep_goes_on_after_a_job_that_fails_and_ends_as_a_failure(
     main: Main,
 ) -> None:
-    status, _, err = main("sft", "--multirun", *TINY, *QUICK, "name=grid", "data.max_length=9,99")
+    status, out, err = main(
+        "sft", "--multirun", *TINY, *QUICK, "name=grid", "train.logging_steps=1", "data.max_length=9,99,-1"
+    )
     assert status == 2
     assert "too_long" in err
+    assert "runs/sft/grid/2: data.max_length is -1: it must be at least 1" in err
     assert [path.parent.name for path in Path("runs/sft/grid").glob("*/run.json")] == ["1"]
+    assert "sweep     data.max_length=99; run runs/sft/grid/1" in out
+    assert re.search(r"^runs/sft/grid/1  data.max_length=99  \d\.\d+  the best$", out, re.MULTILINE)
+    sweep = json.loads(Path("runs/sft/grid/sweep.json").read_text())
+    assert [run["overrides"] for run in sweep["runs"]] == [[f"data.max_length={n}"] for n in (9, 99, -1)]
+    _, _, err = main("compare", *map(str, sorted(Path("runs/sft/grid").iterdir())), "--prompt", "Hi")
+    assert err.splitlines() == [
+        "alignkit: runs/sft/grid/multirun.yaml is skipped: it is no finished run of the sweep",
+        "alignkit: runs/sft/grid/sweep.json is skipped: it is no finished run of the sweep",
+        "alignkit: there is nothing to compare: name two models or more",
+    ]
+
+
+def test_with_json_the_record_is_all_that_standard_output_has(alignkit: Run, main: Main) -> None:
+    done = alignkit("sft", *TINY, *QUICK, "name=one", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "next: alignkit generate runs/sft/one" in done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line) == {"folder": "runs/sft/one", **json.loads(Path("runs/sft/one/run.json").read_text())}
+    assert json.loads(line)["status"] == "finished"
+    status, out, _ = main("sft", *TINY, *QUICK, "name=grid", "--multirun", "--json", "seed=1,2")
+    assert (status, json.loads(out)) == (0, json.loads(Path("runs/sft/grid/sweep.json").read_text()))
+    assert main("sft", *TINY, *QUICK, "name=one", "--json")[:2] == (2, "")
+    status, _, err = main("sft", *TINY, "--json", "--cfg", "job")
+    assert (status, err) == (
+        2,
+        "alignkit: --json prints the record of a run, --cfg and --info run nothing: give one of them\n",
+    )
 
 
 def test_the_same_words_in_another_order_are_the_same_job(main: Main) -> None:

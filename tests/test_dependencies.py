@@ -8,8 +8,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Loaded by transformers, which writes for one and quantizes with the other.
-OF_TRANSFORMERS = {"tensorboard", "bitsandbytes"}
+# Loaded by transformers, which quantizes with the first and writes for the others.
+OF_TRANSFORMERS = {"bitsandbytes", "mlflow", "tensorboard", "trackio", "wandb"}
 
 
 def distribution(requirement: str) -> str:

@@ -1,8 +1,11 @@
 """Text of a model or of a data file cannot command a terminal."""
 
+import subprocess
+import sys
+
 import pytest
 
-from alignkit.terminal import one_line, printable
+from alignkit.terminal import for_the_result_alone, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -22,3 +25,11 @@ def test_control_characters_are_written_out(text: str, shown: str) -> None:
 def test_brief_is_one_line_of_a_length() -> None:
     assert one_line("a\n  b\t\x1bc", 20) == r"a b \x1bc"
     assert one_line("a" * 30, 10) == "a" * 9 + "…"
+
+
+def test_standard_output_is_kept_for_the_result(capfd: pytest.CaptureFixture[str]) -> None:
+    with for_the_result_alone():
+        sys.stdout.write("said\n")
+        subprocess.run(["echo", "by a child"], check=True)
+    sys.stdout.write("result\n")
+    assert capfd.readouterr() == ("result\n", "said\nby a child\n")

@@ -91,6 +91,12 @@ ConfigDir = Annotated[
     Path | None, typer.Option(help="Folder with group options of your own in model/, data/, lora/, …")
 ]
 Cfg = Annotated[str | None, typer.Option(help="Print the composed configuration (job, hydra or all), and run nothing.")]
+Record = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print the record of the finished run to standard output, as one line, and all else elsewhere."
+    ),
+]
 Multirun = Annotated[
     bool, typer.Option("--multirun", "-m", help="Run every combination of the settings that have several values.")
 ]
@@ -100,7 +106,20 @@ Info = Annotated[
 
 
 def _runs_and_words(words: list[str]) -> tuple[list[str], list[str]]:
-    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    runs = [word for word in words if "=" not in word]
+    skipped = [word for word in runs if _is_beside_runs(Path(word))]
+    for word in skipped:
+        _tell(f"{word} is skipped: it is no finished run of the sweep")
+    return [word for word in runs if word not in skipped], [word for word in words if "=" in word]
+
+
+def _is_beside_runs(path: Path) -> bool:
+    """Tell whether `runs/sft/sweep/*` named this, and not a person: in a sweep, it is no finished run."""
+    from alignkit.runs.manifest import read_manifest
+
+    if not (path.parent / "multirun.yaml").is_file():
+        return False
+    return (read_manifest(path) or {}).get("status") != "finished"
 
 
 def _version(wanted: bool) -> None:
@@ -128,8 +147,9 @@ def _register(stage: str, what: str, example: str) -> None:
         multirun: Multirun = False,
         config_dir: ConfigDir = None,
         info: Info = None,
+        json: Record = False,
     ) -> None:
-        _launch(stage, words, cfg, multirun, config_dir, info)
+        _launch(stage, words, cfg, multirun, config_dir, info, json)
 
 
 def _settings_of(stage: str) -> str:
@@ -148,14 +168,26 @@ for _stage, _texts in STAGES.items():
 
 
 def _launch(
-    stage: str, words: list[str] | None, cfg: str | None, multirun: bool, config_dir: Path | None, info: str | None
+    stage: str,
+    words: list[str] | None,
+    cfg: str | None,
+    multirun: bool,
+    config_dir: Path | None,
+    info: str | None,
+    json: bool,
 ) -> None:
     from alignkit.errors import ConfigError, did_you_mean
     from alignkit.launch import launch
+    from alignkit.terminal import for_the_result_alone, print_json_lines
 
     if cfg is not None and cfg not in SHOWN:
         raise ConfigError(f"--cfg {cfg}: choose {', '.join(SHOWN)}{did_you_mean(cfg, SHOWN)}")
-    launch(stage, words or [], config_dir=config_dir, multirun=multirun, show=cfg, info=info)
+    if json and (cfg or info):
+        raise ConfigError("--json prints the record of a run, --cfg and --info run nothing: give one of them")
+    with for_the_result_alone() if json else contextlib.nullcontext():
+        record = launch(stage, words or [], config_dir=config_dir, multirun=multirun, show=cfg, info=info)
+    if json and os.environ.get("RANK", "0") == "0":
+        print_json_lines([record])
 
 
 @app.command()

@@ -16,13 +16,14 @@ from hydra import compose, initialize_config_module
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import mistakes
 from alignkit.data.files.shipped import shipped_file
-from alignkit.errors import ConfigError, Interrupted, RunError
+from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError
 from alignkit.jobs import JOBS, StageJob, out_of_bounds, path_problems, settings
 from alignkit.origins import origins
 from alignkit.recipes import find_config
@@ -39,7 +40,7 @@ def launch(
     multirun: bool = False,
     show: str | None = None,
     info: str | None = None,
-) -> None:
+) -> dict[str, Any] | None:
     """Compose the job of a stage and run it, or print what was asked about it.
 
     Args:
@@ -50,6 +51,9 @@ def launch(
         show: print the composed `job`, `hydra` or `all` instead of running (`--cfg`).
         info: print what Hydra knows about `defaults`, `config`, … instead of running (`--info`).
 
+    Returns:
+        The record of the run with its `folder`, or what `sweep.json` holds of a sweep; None where nothing ran here.
+
     Raises:
         AlignkitError: the user's mistake, in words.
     """
@@ -58,6 +62,9 @@ def launch(
     overrides, overlays = _prepare(stage, words, config_dir, sweep=multirun)
     flags = [*(["--multirun"] if multirun else []), *(["--cfg", show] if show else [])]
     flags += [*(["--info", info] if info else []), *(["--config-dir", str(config_dir)] if config_dir else [])]
+
+    from alignkit.runs.manifest import read_manifest
+    from alignkit.runs.sweep import SweptRun, announce, conclude_sweep
 
     typed_words = ["--multirun"] * multirun + (["--config-dir", str(config_dir)] if config_dir else [])
     command = mask_words(["alignkit", stage, *words, *typed_words])
@@ -73,25 +80,63 @@ def launch(
         )
         return Given(composed, found, command)
 
-    failures: list[Exception] = []
+    swept = _swept(overrides) if multirun else set()
+    folders: list[Path] = []  # of the sweep, once for each run
+    runs: list[SweptRun] = []
+    failures: list[tuple[Path, Exception]] = []
 
     def task(cfg: DictConfig) -> None:
-        run_dir = _short(Path(HydraConfig.get().runtime.output_dir))
+        hydra = HydraConfig.get()
+        run_dir = _short(Path(hydra.runtime.output_dir))
+        folders.append(_short(Path(hydra.sweep.dir).absolute()))
+        keys = {*swept, *(hydra.sweeper.get("params") or {})}
+        run = SweptRun([word for word in hydra.overrides.task if word.lstrip("+").partition("=")[0] in keys], run_dir)
+        problem = ""
         try:
-            if failures and isinstance(failures[-1], Interrupted):
+            if failures and isinstance(failures[-1][1], Interrupted):
+                problem = "not begun"
                 return  # the signal meant the sweep, not one run of it
+            if multirun:
+                announce(run)
             import_module(f"alignkit.stages.{stage}.run").run(typed(stage, cfg), run_dir, given=as_given(cfg))
         except Exception as error:
             # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.
-            if "BasicLauncher" not in str(HydraConfig.get().launcher):
+            if "BasicLauncher" not in str(hydra.launcher):
                 raise
-            failures.append(error)
+            failures.append((run_dir, error))
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
         finally:
+            runs.append(dataclasses.replace(run, problem=problem))
             _remove_if_empty(run_dir)
 
     _run_hydra(stage, task, [*overrides, *flags])
+    record = conclude_sweep(folders[0], stage, runs) if multirun and runs else None
     if failures:
-        raise failures[0]
+        raise _together(failures)
+    return record or {"folder": str(runs[0].folder), **(read_manifest(runs[0].folder) or {})} if runs else None
+
+
+def _swept(overrides: list[str]) -> set[str]:
+    """The keys that have several values among these words."""
+    with _hydra_words():
+        words = OverridesParser.create().parse_overrides(overrides)
+    return {word.key_or_group for word in words if word.is_sweep_override()}
+
+
+def _together(failures: list[tuple[Path, Exception]]) -> Exception:
+    """One error for all runs of a sweep that failed; what ended it, or is a bug of ours, stands for the others."""
+    errors = [error for _, error in failures]
+    alone = [error for error in errors if isinstance(error, Interrupted) or not isinstance(error, AlignkitError)]
+    if alone or len(errors) == 1:
+        return [*alone, *errors][0]
+    lines = [
+        line if str(folder) in line else f"{folder}: {line}"
+        for folder, error in failures
+        for line in getattr(error, "problems", ())
+    ]
+    together = AlignkitError(*lines)
+    together.exit_status = max(error.exit_status for error in errors if isinstance(error, AlignkitError))
+    return together
 
 
 def compose_job(stage: str, words: list[str], *, config_dir: Path | None = None, **given: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 # C0 and C1 controls but newline and tab, characters that turn the direction of the text, and halves of characters
@@ -37,6 +37,23 @@ def print_json_lines(rows: Iterable[Any]) -> None:
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
     for row in rows:
         sys.stdout.write(json.dumps(row, ensure_ascii=not is_utf8) + "\n")
+
+
+@contextmanager
+def for_the_result_alone() -> Iterator[None]:
+    """Keep standard output for what is printed after the block.
+
+    What is written to it in the block goes to standard error: also by libraries in C and by child processes.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class Lines(str):

@@ -46,6 +46,7 @@ def end(folder: Path, error: BaseException) -> None:
 def interrupt(folder: Path) -> None:
     with pytest.raises(Interrupted):
         end(folder, Interrupted(15, "saved"))
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True, exist_ok=True)
 
 
 def refused(folder: Path, **how: Any) -> str:
@@ -139,7 +140,10 @@ def test_nothing_is_written_before_a_run_begins(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_written_over_unasked(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     finish(folder)
-    assert refused(folder) == f"{folder} is a finished run: choose another name, or overwrite=true to replace it"
+    assert refused(folder).splitlines() == [
+        f"{folder} is a finished run: choose another name, or overwrite=true to replace it",
+        f"to train {folder} further, start another run from it: name=… model=run model.name={folder}",
+    ]
     with guarded(folder, overwrite=True) as run:
         run.begin()
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
@@ -184,6 +188,28 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     with guarded(tmp_path / "x", resume=True) as run:
         assert run.finished
     assert (tmp_path / "x" / "run.json").read_bytes() == before
+
+
+def test_a_finished_run_is_not_extended_and_the_refusal_says_how_to_go_on_from_it(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    finish(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    assert refused(folder, resume=True, record={**SETTINGS, "resume": True, "seed": 2}).splitlines() == [
+        f"resume=true: seed was 1 in {folder} and is 2 now",
+        f"to train {folder} further, start another run from it: name=… model=run model.name={folder} lora=none",
+    ]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_simply_starts_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        end(tmp_path / "x", ZeroDivisionError())
+    with guarded(tmp_path / "x") as run:
+        assert not run.resuming
+        run.begin()
+    assert read_manifest(tmp_path / "x")["status"] == "finished"
+    assert f"{tmp_path}/x ended (failed) before its first checkpoint: it starts again" in caplog.text
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:

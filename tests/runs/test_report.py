@@ -41,6 +41,7 @@ def test_the_figures_are_the_first_and_the_last_value(tmp_path: Path) -> None:
     assert conclude(tmp_path, HISTORY, samples=[]) == {
         "eval_loss": {"first": 4.0, "last": 2.25},
         "train_loss": {"last": 2.5},
+        "kept_step": 3,
     }
 
 
@@ -48,6 +49,7 @@ def test_where_the_best_is_kept_the_figures_are_its_own(tmp_path: Path, said: li
     assert conclude(tmp_path, HISTORY, samples=[], kept_step=2) == {
         "eval_loss": {"first": 4.0, "last": 2.0},
         "train_loss": {"last": 3.0},
+        "kept_step": 2,
     }
     assert "kept              step 2, the best" in said
 
@@ -57,7 +59,40 @@ def test_several_held_out_sets_have_their_own_figures(tmp_path: Path) -> None:
     assert conclude(tmp_path, history, samples=[]) == {
         "eval_near_loss": {"first": 3.0, "last": 1.0},
         "eval_far_loss": {"first": 4.0, "last": 4.0},
+        "kept_step": 5,
     }
+
+
+@pytest.mark.parametrize(
+    ("history", "kept_step", "warned"),
+    [
+        (HISTORY, None, []),
+        ([{"step": 0, "eval_loss": 2.25}, *HISTORY[1:]], None, ["loss was 2.25, and is 2.25"]),
+        ([{"step": 0, "eval_loss": 2.25}, *HISTORY[1:]], 2, []),  # the best is better, the last is not
+        ([{"step": 0, "eval_loss": 1.0}, *HISTORY[1:]], 2, ["loss was 1, and is 2"]),
+        (HISTORY[1:], None, []),  # what it was before training is not known
+        (HISTORY[:2], None, []),  # nor what it is now
+        ([{"step": 0, "eval_far_loss": 1.0}, {"step": 5, "eval_far_loss": 2.0}], None, ["far loss was 1, and is 2"]),
+    ],
+)
+def test_what_is_no_better_than_before_training_is_said(
+    tmp_path: Path, said: list[str], history: list[dict[str, Any]], kept_step: int | None, warned: list[str]
+) -> None:
+    conclude(tmp_path, history, samples=[], kept_step=kept_step)
+    expected = [f"no better than before training: the held-out {line}" for line in warned]
+    assert [line for line in said if line.startswith("no better")] == expected
+
+
+def test_other_held_out_figures_and_what_a_stage_says_of_them_come_before_the_next_command(
+    tmp_path: Path, said: list[str]
+) -> None:
+    history = [{"step": 0, "eval_margins": 0.0}, {"step": 1, "eval_margins": 1.5}]
+    figures = conclude(
+        tmp_path, history, samples=[], also=["margins"], judge=lambda found: [f"it is {found['eval_margins']['last']}"]
+    )
+    assert figures == {"eval_margins": {"first": 0.0, "last": 1.5}, "kept_step": 1}
+    assert said[1:4] == ["eval margins      0.0000 → 1.5000", "it is 1.5", "kept              step 1, the last"]
+    assert said[-1].startswith("next: ")
 
 
 def test_the_last_screen_by_value(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +106,7 @@ def test_the_last_screen_by_value(tmp_path: Path, said: list[str], monkeypatch: 
         "",
         "eval loss         4.0000 → 2.2500",
         "train loss        2.5000",
+        "kept              step 3, the last",
         "model             run",
         "metrics           run/metrics.jsonl",
         "picture           run/loss.png",

@@ -140,7 +140,7 @@ def test_the_run_directory_is_a_model_and_has_what_was_measured(job, monkeypatch
     assert metrics("out", "eval_kl")[0] == 0.0
     assert record["result"]["eval_score"]["first"] == metrics("out", "eval_score")[0]
     best = max(metrics("out", "eval_score")[1:])
-    assert record["result"]["kept_update"] == metrics("out", "eval_score").index(best)
+    assert record["result"]["kept_step"] == metrics("out", "eval_score").index(best)
     assert Path("out/curves.png").stat().st_size > 10_000
     (sample, _) = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
     assert sample.keys() == {"source", "prompt", "before", "after", "score_before", "score_after"}
@@ -337,7 +337,7 @@ def test_early_stopping_keeps_the_best(job):
     Path("worse.py").write_text("n = [0]\ndef worse(p, c):\n    n[0] -= 1\n    return [n[0]] * len(c)\n")
     run(job(*words, "reward=[{function: 'worse.py:worse'}]"))
     assert len(metrics("out", "objective/score")) == 2
-    assert json.loads(Path("out/run.json").read_text())["result"]["kept_update"] == 1
+    assert json.loads(Path("out/run.json").read_text())["result"]["kept_step"] == 1
 
 
 def test_a_sign_of_trouble_can_stop_the_run(job):

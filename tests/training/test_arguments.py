@@ -1,13 +1,14 @@
 """What the trainer is told when the user has not said it, and what the user cannot ask for without held-out rows."""
 
 import importlib.util
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from alignkit.training.arguments import check_evaluation, chosen_arguments
+from alignkit.training.arguments import TRACKERS, check_evaluation, check_report_to, chosen_arguments
 from alignkit.upstream import SFT_CONFIG, argument_types, build
 
 
@@ -94,3 +95,19 @@ def test_what_needs_held_out_rows_is_refused_without_them() -> None:
 @pytest.mark.parametrize("train", [{}, {"eval_strategy": "no"}, {"load_best_model_at_end": False}])
 def test_what_asks_for_nothing_is_let_through(train: dict[str, Any]) -> None:
     assert check_evaluation(train, held_out=False, early_stopping=None) == []
+
+
+def test_trackers_are_looked_for_before_anything_is_written() -> None:
+    assert [check_report_to({"report_to": name}) for name in ("none", "all", [], ["none"], "tensorboard")] == [[]] * 5
+    assert check_report_to({"report_to": ["trackio", "clearml", "wnb", "elsewhere"]}) == [
+        "train.report_to=trackio: its package is not installed: pip install 'alignkit[trackio]'",
+        "train.report_to=clearml: its package is not installed: install it, or leave it out",
+        "train.report_to: there is no tracker 'wnb'; did you mean 'wandb'?",
+        "train.report_to: there is no tracker 'elsewhere'; it can be azure_ml, comet_ml, mlflow, neptune, tensorboard, "
+        "trackio, wandb, codecarbon, clearml, dagshub, flyte, dvclive, swanlab, kubeflow",
+    ]
+
+
+def test_every_tracker_that_a_refusal_names_is_an_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {*TRACKERS} <= project["optional-dependencies"].keys()

@@ -157,6 +157,25 @@ def test_a_signal_after_a_last_step_that_is_saved_nowhere_does_not_lose_it(
     assert "SIGTERM came after the last step, which no checkpoint has: the result is saved" in caplog.text
 
 
+def test_a_tracker_that_is_not_set_up_is_told_in_a_line(tiny: ModuleType, tmp_path: Path) -> None:
+    class NoKey(Exception):
+        __module__ = "wandb.errors"
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise NoKey("No API key configured.\nMore words.")
+
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=1)
+    trainer.add_callback(Tracker())
+    with pytest.raises(NoKey):  # nobody asked for it: a bug of ours
+        train(trainer, resume=False)
+    trainer.args.report_to = ["wandb"]
+    with pytest.raises(
+        TrainingError, match=r"^train.report_to=wandb: No API key configured.; set it up, or leave it out$"
+    ):
+        train(trainer, resume=False)
+
+
 def test_out_of_memory_names_its_step_and_what_to_lower(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

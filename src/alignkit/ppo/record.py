@@ -14,6 +14,7 @@ from alignkit.data.sets.prompts import Prompt
 from alignkit.ppo.rollout import Rollout
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_panels
+from alignkit.runs.report import kept_words, last_step, warn_if_no_better
 from alignkit.terminal import Lines, one_line
 from alignkit.training.metrics import cut_after
 
@@ -125,15 +126,17 @@ def conclude(
         error_before = f" ± {figure['first_se']:.2g}" if "first_se" in figure else ""
         words = name.replace("_", " ").replace("/", " ")
         logger.info("%-17s %.4g%s → %.4g%s", words, figure["first"], error_before, figure["last"], error)
-    last = max((entry["step"] for entry in history), default=0)
-    kept = f"update {last}, the last" if kept_step is None else f"update {kept_step}, the best by held-out score"
-    lines = {"kept": kept, "model": run_dir, "metrics": run_dir / "metrics.jsonl"}
+    kept = last_step(history) if kept_step is None else kept_step
+    known = [entry for entry in history if entry["step"] <= kept]
+    warn_if_no_better(known, "eval_score", higher_is_better=True)
+    lines = {"kept": kept_words(kept, is_best=kept_step is not None), "model": run_dir}
+    lines |= {"metrics": run_dir / "metrics.jsonl"}
     lines |= {"picture": run_dir / "curves.png"} if has_picture else {}
     lines |= {"rollouts": run_dir / "rollouts.jsonl", "log": run_dir / "log.txt"}
     for name, value in lines.items():
         logger.info("%-17s %s", name, value)
     logger.info('next: alignkit generate %s --prompt "…"', run_dir)
-    return {**figures, "kept_update": last if kept_step is None else kept_step}
+    return {**figures, "kept_step": kept}
 
 
 def _write_samples(path: Path, prompts: Sequence[Prompt], before: Sequence[Rollout], after: Sequence[Rollout]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -34,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 # What a start that was killed before its first record leaves: nobody's work.
 _LEFTOVERS = (LOCK, f".{MANIFEST}", ".encoded")
-_MAY_CHANGE = ("name", "resume", "overwrite", "samples")  # on resume: they change no bit of the result
+# On resume: they change no bit of the result.
+_MAY_CHANGE = ("name", "resume", "overwrite", "samples", "train.report_to")
+_OTHER_SETTINGS = ["resume with the settings it began with, or start a run of another name"]
 _PACKAGES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
@@ -252,15 +255,17 @@ def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
     status = manifest["status"]
     if overwrite:
         return
-    if resume and status == "finished":
-        run.finished = True
-    elif resume:
+    if resume:
         before, now = (_completed(run.stage, job) for job in (manifest.get("job", {}), run.record))
-        _check_unchanged(folder, before, now)
-        run.resuming = True
+        run.finished, run.resuming = status == "finished", status != "finished"
+        _check_unchanged(folder, before, now, way_out=(_further(run) if run.finished else []) or _OTHER_SETTINGS)
         run.started = manifest.get("started", "")
     elif status == "finished":
-        raise RunError(f"{folder} is a finished run: choose another name, or overwrite=true to replace it")
+        raise RunError(
+            f"{folder} is a finished run: choose another name, or overwrite=true to replace it", *_further(run)
+        )
+    elif not _checkpoints(folder):
+        logger.warning("%s ended (%s) before its first checkpoint: it starts again", folder, status)
     else:
         raise RunError(
             f"{folder} is an unfinished run ({status}): go on with resume=true, or overwrite=true to replace it"
@@ -282,7 +287,16 @@ def _completed(stage: str, job: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict(flat(asdict(JOBS[stage]()))), **dict(flat(job))}
 
 
-def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _further(run: Run) -> list[str]:
+    """How to go on from a finished run, in a line; nothing of a reward model, which is no start for another run."""
+    if run.stage == "reward":
+        return []
+    words = f"model=run model.name={shlex.quote(str(run.folder))}"
+    words += " lora=none" if (run.folder / "adapter_config.json").is_file() else ""
+    return [f"to train {run.folder} further, start another run from it: name=… {words}"]
+
+
+def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, way_out: list[str]) -> None:
     """Resuming with other settings would be neither run; each difference is named."""
     changed = [
         f"resume=true: {key} was {old.get(key)!r} in {folder} and is {new.get(key)!r} now"
@@ -290,7 +304,7 @@ def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any
         if old.get(key) != new.get(key) and key not in _MAY_CHANGE
     ]
     if changed:
-        raise RunError(*changed, "resume with the settings it began with, or start a run of another name")
+        raise RunError(*changed, *way_out)
 
 
 def _now() -> str:

@@ -17,7 +17,7 @@ from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import ModelSource
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.template import forms_mismatch, kwargs_mismatch
-from alignkit.training.arguments import check_evaluation, chosen_arguments, write_as_given
+from alignkit.training.arguments import check_evaluation, check_report_to, chosen_arguments, write_as_given
 from alignkit.training.sharding import check_sharding
 
 _STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
@@ -27,6 +27,7 @@ def check_sections(job: Any, stage: str) -> list[str]:
     """List what is wrong with the sections that all stages have, one line each."""
     held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
     problems = check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping)
+    problems += check_report_to(job.train)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS[stage].items():
         problems += upstream.problems(getattr(job, section), argument_class, section, owned)
     problems += check_sharding()

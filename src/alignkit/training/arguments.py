@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from alignkit.errors import did_you_mean
+
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")  # the extras of alignkit that are one
 
 
 def chosen_arguments(
@@ -68,6 +73,24 @@ def _unresolved_dict(args: Any, unresolved: dict[str, Any]) -> dict[str, Any]:
 def rows_a_step(args: Any) -> int:
     """Count the rows of an optimizer step: on every process, in every batch whose gradients are added up."""
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def check_report_to(train: Mapping[str, Any]) -> list[str]:
+    """List the trackers of `train.report_to` that are unknown or not installed, one line each."""
+    asked, installed = train.get("report_to") or [], get_available_reporting_integrations()
+    problems = []
+    for name in [asked] if isinstance(asked, str) else asked:
+        if name in ("all", "none", "flyte", *installed):  # upstream does not look for flyte
+            continue
+        if name in INTEGRATION_TO_CALLBACK:
+            way_out = f"pip install 'alignkit[{name}]'" if name in TRACKERS else "install it, or leave it out"
+            problems.append(f"train.report_to={name}: its package is not installed: {way_out}")
+        else:
+            hint = (
+                did_you_mean(str(name), INTEGRATION_TO_CALLBACK) or f"; it can be {', '.join(INTEGRATION_TO_CALLBACK)}"
+            )
+            problems.append(f"train.report_to: there is no tracker '{name}'{hint}")
+    return problems
 
 
 def check_evaluation(train: Mapping[str, Any], *, held_out: bool, early_stopping: int | None) -> list[str]:

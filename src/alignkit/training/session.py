@@ -36,7 +36,7 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
 
     Raises:
         Interrupted: a signal came; a checkpoint was saved.
-        TrainingError: the loss is not finite, or the disk is full.
+        TrainingError: the loss is not finite, the disk is full, or a tracker does not work.
     """
     checkpoint = None
     if resume:
@@ -44,7 +44,8 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
         for line in passed_over:
             logger.warning("passed over %s", line)
         logger.info("going on from %s", checkpoint or "the start: no checkpoint was saved yet")
-    with explain_out_of_memory(TO_LOWER, doing=lambda: f"step {trainer.state.global_step + 1}", then=TO_GO_ON):
+    doing = explain_out_of_memory(TO_LOWER, doing=lambda: f"step {trainer.state.global_step + 1}", then=TO_GO_ON)
+    with _explain_trackers(trainer.args.report_to or ()), doing:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
     if trainer.interrupted:
@@ -56,6 +57,19 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
         raise Interrupted(
             number, f"stopped after the last step, {step}, which is saved: resume=true goes on to write the result"
         )
+
+
+@contextmanager
+def _explain_trackers(names: Sequence[str]) -> Iterator[None]:
+    """Say in one line what a tracker raises that is not set up (no key, no server)."""
+    try:
+        yield
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if package not in names:
+            raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TrainingError(f"train.report_to={package}: {reason}; set it up, or leave it out") from error
 
 
 def save(

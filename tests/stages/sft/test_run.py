@@ -148,7 +148,7 @@ def test_a_run_directory_is_guarded(job):
     run(job(), Path("out"))
     before = bits("out")
     with pytest.raises(
-        RunError, match=r"^out is a finished run: choose another name, or overwrite=true to replace it$"
+        RunError, match=r"^out is a finished run: choose another name, or overwrite=true to replace it\n"
     ):
         run(job(), Path("out"))
     run(job("resume=true"), Path("out"))

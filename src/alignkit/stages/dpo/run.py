@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from alignkit.training.router_loss import prepare_router_loss
 from alignkit.training.session import save, train
 
 logger = logging.getLogger(__name__)
+
+# Held-out figures at the start and at the end, beside the loss.
+_PREFERENCES = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 
 
 def run(job: DpoJob, run_dir: Path, *, given: Given | None = None) -> None:
@@ -80,24 +84,22 @@ def run(job: DpoJob, run_dir: Path, *, given: Given | None = None) -> None:
         save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)
         samples = before_and_after(examples, before, answer())
         entry.result = conclude(
-            run_dir, trainer.state.log_history, samples=samples, kept_step=kept_step(trainer), unit="nats per pair"
+            run_dir,
+            trainer.state.log_history,
+            samples=samples,
+            kept_step=kept_step(trainer),
+            unit="nats per pair",
+            also=_PREFERENCES,
+            judge=_less_likely,
         )
-        entry.result |= _preferences(trainer.state.log_history)
 
 
-def _preferences(history: list[dict[str, float]]) -> dict[str, Any]:
-    """Held-out accuracy, margin and log-probabilities at the start and at the end; logged, too."""
-    names = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-    figures = {}
-    for key in dict.fromkeys(key for entry in history for key in entry):
-        if key.startswith("eval_") and key.endswith(names):
-            values = [entry[key] for entry in history if key in entry]
-            figures[key] = {"first": values[0], "last": values[-1]}
-            logger.info("%-24s %.4f → %.4f", key.removeprefix("eval_"), values[0], values[-1])
-            if key.endswith("logps/chosen") and values[-1] < values[0]:
-                logger.warning(
-                    "the chosen responses became less likely by %.2f nats: DPO only widens the margin; a lower "
-                    "train.learning_rate, a higher train.beta, or train.loss_type=[sigmoid,sft] holds on to them",
-                    values[0] - values[-1],
-                )
-    return figures
+def _less_likely(figures: Mapping[str, Any]) -> list[str]:
+    """What to say of held-out chosen responses that became less likely, one line for each set of which they did."""
+    chosen = [figure for key, figure in figures.items() if key.endswith("logps/chosen")]
+    return [
+        f"the chosen responses became less likely by {figure['first'] - figure['last']:.2f} nats: DPO only widens the "
+        "margin; a lower train.learning_rate, a higher train.beta, or train.loss_type=[sigmoid,sft] holds on to them"
+        for figure in chosen
+        if figure["last"] < figure["first"]
+    ]

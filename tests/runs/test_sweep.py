@@ -1,0 +1,61 @@
+"""What is left and said at the end of a sweep."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.runs.sweep import SweptRun, conclude_sweep
+
+
+def swept(name: str, result: dict[str, Any] | None, problem: str = "") -> SweptRun:
+    """A run of the sweep, with its record where it has a result."""
+    folder = Path("sw") / name
+    folder.mkdir(parents=True)
+    if result is not None:
+        (folder / "run.json").write_text(json.dumps({"status": "finished", "result": result}))
+    return SweptRun([f"seed={name}"], folder, problem)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_runs_with_their_figure_the_best_one_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        swept("0", {"eval_loss": {"first": 6.0, "last": 4.5}, "train_loss": {"last": 1.0}}),
+        swept("1", None, "seed is wrong\nit is"),
+        swept("2", {"eval_loss": {"first": 6.0, "last": 4.25}, "train_loss": {"last": 2.0}}),
+        swept("3", {"eval_loss": {"first": 6.0, "last": float("nan")}}),
+    ]
+    record = conclude_sweep(Path("sw"), "sft", runs)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "run   overrides  eval loss",
+        "sw/0  seed=0     4.5000",
+        "sw/1  seed=1     seed is wrong\\nit is",
+        "sw/2  seed=2     4.2500  the best",
+        "sw/3  seed=3     nan",
+    ]
+    assert json.loads(Path("sw/sweep.json").read_text()) | {"runs": []} == record | {"runs": []}
+    assert record["best"] == "sw/2"
+    assert record["runs"][:2] == [
+        {"folder": "sw/0", "overrides": ["seed=0"], "value": 4.5, "problem": None},
+        {"folder": "sw/1", "overrides": ["seed=1"], "value": None, "problem": "seed is wrong\nit is"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("results", "figure", "best"),
+    [
+        ([{"eval_score": {"last": 1.0}}, {"eval_score": {"last": 2.0}}], "eval_score", "sw/1"),
+        ([{"objective/score": {"last": 1.0}}, {"objective/score": {"last": -2.0}}], "objective/score", "sw/0"),
+        ([{"train_loss": {"last": 1.0}, "kept_step": 3}, {"train_loss": {"last": 2.0}}], "train_loss", "sw/0"),
+        ([{}, {}], None, None),
+    ],
+)
+def test_scores_are_best_where_they_are_highest(results: list[Any], figure: str | None, best: str | None) -> None:
+    record = conclude_sweep(Path("sw"), "ppo", [swept(str(n), result) for n, result in enumerate(results)])
+    assert (record["figure"], record["best"]) == (figure, best)
