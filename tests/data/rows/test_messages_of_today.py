@@ -153,7 +153,8 @@ def test_a_list_within_the_text_of_a_result_stays_text() -> None:
         ([{"type": "text", "text": "a", "value": "b"}], "'text' and 'value' differ"),
         (
             [{"type": "text", "text": "a"}, {"type": "reasoning", "value": "b"}],
-            "a part of type 'reasoning' follows one of type 'text'",
+            "a part of type 'reasoning' follows one of type 'text', and templates write reasoning, words and calls in "
+            "this order: sort the parts, or make several messages of them",
         ),
         ([{"type": "tool_call", "value": "f("}], "'tool_call' is no JSON"),
         ([], "an assistant message is empty"),

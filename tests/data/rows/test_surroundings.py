@@ -131,7 +131,7 @@ def test_a_system_message_may_be_there_twice_but_not_two_of_them() -> None:
     row = {"messages": turns, "system": "Be brief. ", "history": [["a", "b"]]}
     messages = (Message("system", "Be brief."), Message("user", "a"), Message("assistant", "b"), *TURNS)
     assert to_conversation(row, "messages", {}).messages == messages
-    with pytest.raises(RowError, match="two system messages in a row"):
+    with pytest.raises(RowError, match="the row's system message and that of its turns differ"):
         to_conversation(row | {"system": "Be long."}, "messages", {})
     assert reason(system="a", system_prompt="b") == "'system' and 'system_prompt' differ"
 

@@ -44,8 +44,12 @@ def read_parts(parts: list[Any]) -> Content:
         if value is None:
             continue
         if _ORDER[kind] < _ORDER[last]:
-            raise RowError(f"a part of type '{kind}' follows one of type '{last}'")
-        last = kind
+            raise RowError(
+                f"a part of type '{kind}' follows one of type '{last}', and templates write reasoning, words and calls "
+                "in this order: sort the parts, or make several messages of them"
+            )
+        if kind != "text" or str(value).strip():  # a line break before a thought is no words
+            last = kind
         if kind == "tool_call":
             calls += read_calls(value, kind)
         else:

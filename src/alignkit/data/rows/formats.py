@@ -11,7 +11,7 @@ from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields, Use
 from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.own_format import read_converted
-from alignkit.data.rows.surroundings import check_label, read_surroundings
+from alignkit.data.rows.surroundings import check_label, check_text, read_surroundings
 from alignkit.data.rows.turns import messages_from, read_turns
 from alignkit.data.rows.values import RowError, describe_type, full_text
 from alignkit.errors import DataError, did_you_mean
@@ -150,6 +150,7 @@ def _conversation(
     if seen is not None:
         seen.add(row, format, columns, unread=unread)
     if format == "text":
+        check_text(row, columns)
         return Conversation((Message("assistant", full_text(*field_value(row, "text", columns))),), plain=True)
     messages = _messages(row, format, columns, response=response)
     conversation = read_surroundings(row, columns).around(messages)

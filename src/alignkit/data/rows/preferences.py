@@ -15,7 +15,7 @@ from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.own_format import read_converted
 from alignkit.data.rows.row_kind import RowKind
 from alignkit.data.rows.surroundings import read_surroundings
-from alignkit.data.rows.turns import messages_from, read_turns
+from alignkit.data.rows.turns import SYSTEM_ROLES, messages_from, read_turns
 from alignkit.data.rows.values import RowError, RowUnusable, describe_type, full_text
 from alignkit.errors import DataError
 
@@ -260,7 +260,7 @@ def _split_side(side: _Side, own_prompt: list[Message]) -> tuple[list[Message], 
         RowUnusable: the prompt it repeats is not the one in the prompt's own column.
     """
     *before, response = side.messages
-    is_whole = bool(before) and before[0].role in ("system", "user")
+    is_whole = bool(before) and before[0].role in (*SYSTEM_ROLES, "user")
     if not is_whole:
         if not own_prompt:
             raise RowError(f"there is no prompt: no column holds one, and '{side.column}' does not begin with one")

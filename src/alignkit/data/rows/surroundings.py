@@ -72,7 +72,9 @@ def _in_front(before: Sequence[Message], messages: Sequence[Message]) -> list[Me
     """Put a row's own system message and earlier turns in front; the same system message may be there twice."""
     is_system = [message.role in ("system", "developer") for message in messages]
     lead = [*messages[: is_system.index(False)]] if False in is_system else [*messages]
-    if lead and before[0].role == "system" and before[0].content.strip() == lead[0].content.strip():
+    if lead and lead[0].role == before[0].role == "system":
+        if before[0].content.strip() != lead[0].content.strip():
+            raise RowError("the row's system message and that of its turns differ")
         before = before[1:]
     own = [message for message in before if message.role == "system"]
     return [*own, *lead, *before[len(own) :], *messages[len(lead) :]]
@@ -91,14 +93,28 @@ def read_surroundings(row: dict[str, Any], columns: Mapping[str, str]) -> Surrou
     if not columns and _NAMES.isdisjoint(row):
         return NONE
     found = _found(row, columns)
-    for name in _REFUSED:
-        if not is_nothing(found.get(name)):
-            raise RowError(refusal(name))
+    _check_refused(found)
     system = given(found, spellings(Use.system))
     messages = [Message("system", checked_text(system, "system"))] if system is not None else []
     messages = [message for message in messages if message.content.strip()]
     tools = given({name: read_tools(found.get(name), name) for name in spellings(Use.tools)}, spellings(Use.tools))
     return Surroundings([*messages, *_history(found.get("history"))], tools or (), _arguments(found))
+
+
+def check_text(row: dict[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuse what has no place beside plain text either: images, audio and video.
+
+    Raises:
+        RowError: one of them is there.
+    """
+    if not _NAMES.isdisjoint(row):
+        _check_refused(_found(row, columns))
+
+
+def _check_refused(found: Mapping[str, Any]) -> None:
+    for name in _REFUSED:
+        if not is_nothing(found.get(name)):
+            raise RowError(refusal(name))
 
 
 def check_label(row: dict[str, Any], columns: Mapping[str, str]) -> None:

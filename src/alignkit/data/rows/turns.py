@@ -10,6 +10,7 @@ from alignkit.data.rows.content_parts import Content, read_parts
 from alignkit.data.rows.conversation import Message
 from alignkit.data.rows.keys import MESSAGE_KEYS, Use, refusal, spellings
 from alignkit.data.rows.tool_calls import Call, name_of, read_calls
+from alignkit.data.rows.typed_calls import untyped
 from alignkit.data.rows.values import RowError, checked_text, describe_type, full_text, given, is_nothing, misfit
 from alignkit.errors import did_you_mean
 
@@ -20,6 +21,11 @@ OPENAI_ROLES = {
     "assistant": "assistant",
     "tool": "tool",
     "function": "tool",
+    "tool_response": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tool_call": "assistant",
+    "function_call": "assistant",
 }
 SHAREGPT_ROLES = {
     "system": "system",
@@ -30,22 +36,21 @@ SHAREGPT_ROLES = {
     "assistant": "assistant",
     "chatgpt": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
     "tool": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+    "ipython": "tool",
 }
-FOLLOWERS = {
-    "": ("system", "developer", "user"),
-    "system": ("user",),
-    "developer": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user", "tool"),
-    "tool": ("tool", "assistant"),
-}
+SYSTEM_ROLES = ("system", "developer")  # they may stand anywhere; a template that has no place for them says so
+FOLLOWERS = {"": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
 
 _REASONING = spellings(Use.reasoning, MESSAGE_KEYS)
 _CALLS = spellings(Use.calls, MESSAGE_KEYS)
 _FLAGS = spellings(Use.flag, MESSAGE_KEYS)
 _REFUSED = frozenset(spellings(Use.refused, MESSAGE_KEYS))
+_CALL_ROLES = ("function_call", "tool_call")  # their content is calls
 _PLAIN = frozenset({"role", "content", "from", "value"})  # what most messages have, and nothing else
 _MISSING = object()
 
@@ -75,7 +80,26 @@ def read_turns(value: Any, name: str, *, response: bool = True) -> list[Message]
     if not response and _role(value[-1]) == "assistant":
         value = value[:-1]
     messages = [_message(turn) for turn in value]
-    return _named_results(messages) if any("role" not in turn for turn in value) else messages
+    is_call = [_spelled(turn) in _CALL_ROLES for turn in value]
+    messages = untyped(_joined(messages, is_call) if True in is_call else messages)
+    return _named_results(messages) if True in is_call or any("role" not in turn for turn in value) else messages
+
+
+def _joined(messages: list[Message], is_call: list[bool]) -> list[Message]:
+    """Join a turn of calls to the assistant's turn right before it: they are one, of words and calls."""
+    joined: list[Message] = []
+    for message, holds_calls in zip(messages, is_call, strict=True):
+        before = joined[-1] if joined else None
+        is_one = before is not None and before.role == "assistant" and before.train == message.train
+        if holds_calls and is_one and before and not message.reasoning:
+            joined[-1] = replace(before, tool_calls=before.tool_calls + message.tool_calls)
+        else:
+            joined.append(message)
+    return joined
+
+
+def _spelled(turn: dict[str, Any]) -> Any:
+    return turn.get("role" if _is_openai(turn) else "from")
 
 
 def _role(turn: Any) -> str:
@@ -99,7 +123,7 @@ def _message(turn: Any) -> Message:
     role = _role(turn)
     key = "content" if _is_openai(turn) else "value"
     content = turn.get(key, _MISSING)
-    if turn.keys() <= _PLAIN and isinstance(content, str) and turn.get("from") != "function_call":
+    if turn.keys() <= _PLAIN and isinstance(content, str) and _spelled(turn) not in _CALL_ROLES:
         message = Message(role, checked_text(content, key))
     else:
         message = _full_message(turn, role, key, content)
@@ -132,11 +156,11 @@ def _full_message(turn: dict[str, Any], role: str, key: str, value: Any) -> Mess
 
 
 def _content(turn: dict[str, Any], key: str, value: Any) -> Content:
-    """Read the content: words, a list of parts, or, in ShareGPT's turn of that name, a function call."""
+    """Read the content: words, a list of parts, or, in a turn of that name, calls."""
     if value is None or value is _MISSING:
         return Content()
-    if turn.get("from") == "function_call" and key == "value":
-        return Content(calls=read_calls(value, "function_call"))
+    if (spelled := _spelled(turn)) in _CALL_ROLES:
+        return Content(calls=read_calls(value, spelled))
     return read_parts(value) if isinstance(value, list) else Content(checked_text(value, key))
 
 
@@ -185,13 +209,17 @@ def _named_results(messages: list[Message]) -> list[Message]:
 
 
 def check_order(messages: list[Message]) -> None:
-    """Refuse messages unless user and assistant alternate, after a system message or none, tools after an assistant.
+    """Refuse messages unless user and assistant alternate, the user first, tools after an assistant.
+
+    System messages may stand between any of them, but teach nothing behind the last answer.
 
     Raises:
         RowError: where the order breaks first.
     """
     previous = ""
     for message in messages:
+        if message.role in SYSTEM_ROLES:
+            continue
         if message.role not in FOLLOWERS[previous]:
             if not previous:
                 raise RowError(f"starts with {_a(message.role)} message")
@@ -199,8 +227,10 @@ def check_order(messages: list[Message]) -> None:
                 raise RowError(f"two {previous} messages in a row")
             raise RowError(f"{_a(message.role)} message follows {_a(previous)} message")
         previous = message.role
-    if previous in ("", "system", "developer"):
-        raise RowError(f"only a {previous} message" if previous else "no user message")
+    if not previous:
+        raise RowError(f"only {_a(messages[0].role)} message" if messages else "no user message")
+    if previous == "assistant" and messages[-1].role in SYSTEM_ROLES:
+        raise RowError(f"ends with {_a(messages[-1].role)} message")
 
 
 def _a(role: str) -> str:
