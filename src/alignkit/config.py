@@ -213,9 +213,7 @@ class DataConfig:
 class TemplateConfig:
     # native: a run directory keeps the template it was trained with in its tokenizer.
     name: str = setting("chat template: a shipped one, or native for the one in the model's tokenizer", "native")
-    file: str | None = setting(
-        "Jinja chat template of your own, with {% generation %} markers around what the assistant says", None
-    )
+    file: str | None = setting("Jinja chat template of your own, as a server takes it", None)
     kwargs: dict[str, Any] = setting(
         "arguments of the template, such as {enable_thinking: false}; a row's own chat_template_kwargs come on top", {}
     )

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alignkit.config import TemplateConfig
+from alignkit.data.encode.masking import EncodeRules, encode
 from alignkit.data.encode.templates import SHIPPED, RowRefused, Template, load_template
 from alignkit.data.encode.trained_turns import trained_turn
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import TemplateError
+from families import CONVERSATIONS, family_tokenizer
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 CALL_TEXT = '[{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]'
@@ -265,10 +267,27 @@ def test_a_file_of_ones_own(tmp_path: Path, byte: PreTrainedTokenizerFast) -> No
     ]
 
 
+@pytest.mark.parametrize("template", ["qwen3", "qwen3_training", "gptoss", "glm4moe", "deepseekv3"])
+def test_a_file_is_read_as_the_same_text_in_the_tokenizer_is(template: str, tmp_path: Path) -> None:
+    tokenizer = family_tokenizer(template)
+    own, file = load("native", tokenizer), load_file(str(tokenizer.chat_template), tmp_path, tokenizer)
+    assert (file.stops, file.ends, file.thought, file.refused) == (own.stops, own.ends, own.thought, own.refused)
+    for kind in ("several turns", "reasoning in every turn", "several users with tools"):
+        said = [_parts(CONVERSATIONS[kind], template, tokenizer) for template in (own, file)]
+        assert said[0] == said[1]
+
+
+def _parts(conversation: Conversation, template: Template, tokenizer: PreTrainedTokenizerFast) -> Any:
+    try:
+        return [(part.input_ids, part.labels) for part in encode(conversation, template, tokenizer, EncodeRules())]
+    except RowRefused as refusal:
+        return str(refusal).replace(template.name, "")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ messages[0].content }}", "no {% generation %} marker, so nothing says what to train on: write "),
+        ("{{ messages[0].content }}", "it leaves out what the user or the assistant says"),
         (MARKED + "\n\n{% if %}", "my.jinja:5: Expected an expression, got 'end of statement block'"),
         (
             MARKED.replace("{{ 'assistant: ' }}", "{{ 'bot: ' }}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -74,6 +75,14 @@ class Controls:
             messages.append(replace(message, **texts))
         tools = tuple(_changed(tool, marked(self.written)) for tool in conversation.tools)
         return replace(conversation, messages=tuple(messages), tools=tools), mark
+
+    @staticmethod
+    def is_lost(mark: str, text: str) -> bool:
+        """Tell whether a rendered text has a mark escaped, as JSON or Python write it, or one without its other."""
+        if not mark:
+            return False
+        forms = (json.dumps(mark)[1:-1], repr(mark)[1:-1])
+        return text.count(mark) % 2 == 1 or any(form.replace("\\", "") in text.replace("\\", "") for form in forms)
 
     def _forbidden(self, message: Message) -> re.Pattern[str]:
         return self.special if message.role == "assistant" else self.written

@@ -187,6 +187,12 @@ class _Encoder:
         self._prefixes: dict[str, str] = {}
 
     def draft(self, conversation: Conversation) -> _Draft:
+        draft = self._draft(conversation)
+        for turn in draft.turns:
+            _check_marks(turn.prompt + turn.response, draft.mark)
+        return draft
+
+    def _draft(self, conversation: Conversation) -> _Draft:
         conversation, template, mark, notes = self._as_rendered(conversation)
         if conversation.plain:
             return self._plain(conversation, mark)
@@ -206,7 +212,9 @@ class _Encoder:
         if conversation.plain:
             turn = self._plain(conversation, mark).turns[0]
             return [_pieces(turn.prompt, mark), _pieces(conversation.messages[0].content, mark)]
-        return [_pieces(prompt_text(template, conversation), mark)]
+        text = prompt_text(template, conversation)
+        _check_marks(text, mark)
+        return [_pieces(text, mark)]
 
     def _as_rendered(self, conversation: Conversation) -> tuple[Conversation, Template, str, tuple[str, ...]]:
         """The conversation in the forms the rules ask for, the template that renders it, the mark, and notes."""
@@ -349,6 +357,12 @@ class _Encoder:
             if len(pieces) > 1 and self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) != "".join(pieces):
                 return RowRefused("control_tokens", "the tokenizer cannot spell it in ordinary characters")
         return None
+
+
+def _check_marks(text: str, mark: str) -> None:
+    """Refuse a text in which the template changed the marks: what they stand around would become control tokens."""
+    if Controls.is_lost(mark, text):
+        raise RowRefused("control_tokens", "the template escapes or cuts the text that one is typed in")
 
 
 def _pieces(text: str, mark: str) -> Pieces:

@@ -23,7 +23,7 @@ from alignkit.config import TemplateConfig
 from alignkit.data.encode.dates import with_date
 from alignkit.data.encode.probes import ANSWER, QUESTION, is_token, probed, token_ids
 from alignkit.data.encode.rendering import RowRefused, Template
-from alignkit.data.encode.sandbox import bounded, is_marked, variables_of
+from alignkit.data.encode.sandbox import bounded, variables_of
 from alignkit.data.encode.trained_turns import trained_turn
 from alignkit.data.rows.conversation import Conversation
 from alignkit.errors import TemplateError, did_you_mean
@@ -51,7 +51,7 @@ def load_template(
         now: what the template sees as the time from now on, if it asks for the date; None leaves it the clock.
 
     Raises:
-        TemplateError: no such template, broken Jinja, no generation markers, or a check that failed.
+        TemplateError: no such template, broken Jinja, or a check that failed.
     """
     where = f"template.file={config.file}" if config.file else f"template.name={config.name}"
     try:
@@ -94,7 +94,7 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _source(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     if config.file:
-        return _with_ends(_marked_file(Path(config.file)), "", tokenizer)
+        return _with_ends(_file(Path(config.file)), "", tokenizer)
     if config.name in SHIPPED:
         return _with_ends(shipped_template(config.name), OWN_END.get(config.name, ""), tokenizer)
     if config.name != "native":
@@ -105,19 +105,13 @@ def _source(config: TemplateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.get_chat_template()
 
 
-def _marked_file(path: Path) -> str:
+def _file(path: Path) -> str:
     if not path.is_file():
         raise TemplateError("no such file")
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise TemplateError(f"not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if not is_marked(text):
-        raise TemplateError(
-            "no {% generation %} marker, so nothing says what to train on: write "
-            "{% generation %}{{ message.content + end }}{% endgeneration %} where the assistant speaks"
-        )
-    return text
 
 
 def _with_ends(source: str, own_end: str, tokenizer: PreTrainedTokenizerBase) -> str:
