@@ -21,6 +21,7 @@ FLOORS = {
         training rewards
         data models sampling runs
         yaml_size upstream terminal user_functions jobs json_files digests
+        estimators
         errors config conf
     """,
     "data": """

@@ -79,6 +79,31 @@ class HealthPolicy(StrEnum):
     stop = "stop"
 
 
+class Advantage(StrEnum):
+    gae = "gae"
+    grpo = "grpo"
+    dr_grpo = "dr_grpo"
+    rloo = "rloo"
+    reinforce = "reinforce"
+    reinforce_baseline = "reinforce_baseline"
+
+
+class KlAs(StrEnum):
+    reward = "reward"
+    loss = "loss"
+
+
+class LossOver(StrEnum):
+    tokens = "tokens"
+    completions = "completions"
+    constant = "constant"
+
+
+class RatioOver(StrEnum):
+    token = "token"
+    completion = "completion"
+
+
 class ScoreScaling(StrEnum):
     none = "none"
     running = "running"
@@ -291,20 +316,60 @@ class PpoConfig:
     num_ppo_epochs: int = setting("number of optimization passes over each rollout", 4, ge=1)
     num_mini_batches: int = setting("number of minibatches, each one optimizer step, per pass over a rollout", 4, ge=1)
     generation_batch_size: int = setting("maximum number of completions that a process generates together", 64, ge=1)
+    # What is null here is filled in by the estimator (alignkit.estimators): it has a meaning beside some of them alone.
+    advantage: Advantage = setting(
+        "advantage estimator: gae (with a value function); without one grpo, dr_grpo, rloo, reinforce or "
+        "reinforce_baseline (docs/ppo.md says which when)",
+        Advantage.gae,
+    )
+    kl_as: KlAs | None = setting(
+        "place of the KL penalty: subtracted from the reward of each token (reward), or its k3 estimate added to the "
+        "loss (loss); null is the estimator's",
+        None,
+    )
+    loss_over: LossOver | None = setting(
+        "average of the policy loss: over the tokens of the minibatch, over its completions (of each one's mean), or "
+        "its sum divided by a constant, sampling.max_new_tokens × completions; null is the estimator's",
+        None,
+    )
+    refill_flat_groups: int = setting(
+        "number of times that further prompts are asked in place of those whose completions all have the same reward; "
+        "0 keeps these",
+        0,
+        ge=0,
+    )
     clip_range: float = setting("PPO clip range ε: the ratio π/π_old is clipped to [1−ε, 1+ε]", 0.2, gt=0)
+    clip_range_high: float | None = setting(
+        "upper clip range ε_high: the ratio π/π_old is clipped to [1−ε, 1+ε_high]; null is clip_range", None, gt=0
+    )
+    dual_clip: float | None = setting(
+        "dual clip c: where the advantage A is negative, the clipped objective is at least c·A; null has no such bound",
+        None,
+        gt=1,
+    )
+    ratio_over: RatioOver = setting(
+        "ratio that is clipped: of each token, or of the completion (the geometric mean over its tokens)",
+        RatioOver.token,
+    )
     clip_range_value: float | None = setting(
-        "value clip range: a new value is clipped to ± this around the value of the rollout; null does not clip",
-        0.2,
+        "value clip range: a new value is clipped to ± this around the value of the rollout, inf does not clip; null "
+        "is 0.2 beside a value function",
+        None,
         gt=0,
     )
-    vf_coef: float = setting("coefficient of the value loss", 0.1, ge=0)
+    vf_coef: float | None = setting("coefficient of the value loss; null is 0.1 beside a value function", None, ge=0)
     entropy_coef: float = setting("coefficient of the entropy bonus, which keeps the policy exploring", 0.0, ge=0)
-    gamma: float = setting("discount factor γ of later rewards", 1.0, ge=0, le=1)
-    lam: float = setting(
-        "GAE λ: 0 is the one-step TD error, 1 the Monte Carlo return minus the value", 0.95, ge=0, le=1
+    gamma: float | None = setting(
+        "discount factor γ of later rewards; null is 1 where the estimator discounts", None, ge=0, le=1
     )
-    whiten_advantages: bool = setting(
-        "whiten the advantages to mean 0 and variance 1 over the tokens of the rollout", True
+    lam: float | None = setting(
+        "GAE λ: 0 is the one-step TD error, 1 the Monte Carlo return minus the value; null is 0.95 with gae",
+        None,
+        ge=0,
+        le=1,
+    )
+    whiten_advantages: bool | None = setting(
+        "whiten the advantages to mean 0 and variance 1 over the tokens of the rollout; null is the estimator's", None
     )
     kl_coef: float = setting("KL penalty coefficient β (per nat, against the reference policy)", 0.05, ge=0)
     kl_coef_end: float | None = setting("final kl_coef; annealed linearly; null keeps it constant", None, ge=0)
@@ -329,6 +394,14 @@ class PpoConfig:
     missing_eos_penalty: float | None = setting(
         "penalty subtracted from the score of a completion that has no end token", None, gt=0
     )
+    overlong: dict[str, Any] = setting(
+        "penalty on length, {from, to, penalty}: subtracted from the score, it grows linearly from 0 at `from` tokens "
+        "to `penalty` at `to` tokens; empty has none",
+        {},
+    )
+    mask_truncated: bool = setting(
+        "leave completions that have no end token out of the loss; their scores count in their groups", False
+    )
     score_clip: float | None = setting("clip the scores to ± this; null does not clip", None, gt=0)
     score_scaling: ScoreScaling = setting(
         "scaling of the scores: none, or running: subtract the running mean, divide by the running standard deviation",
@@ -337,10 +410,15 @@ class PpoConfig:
     keep_rollouts: int = setting("number of completions of each update that are written to rollouts.jsonl", 4, ge=0)
     show_every: int = setting("number of updates between displays of two completions; 0 shows none", 10, ge=0)
     health: HealthPolicy = setting(
-        "what to do on signs of divergence (in KL, entropy, length or held-out score): off, warn or stop",
+        "what to do on signs of divergence (in KL, entropy, length, held-out score, or rewards that are all alike): "
+        "off, warn or stop",
         HealthPolicy.warn,
     )
-    max_kl: float = setting("KL per completion, in nats, above which the policy counts as diverged", 100.0, gt=0)
+    max_kl: float | None = setting(
+        "KL per completion, in nats, above which the policy counts as diverged; null is 100, beside a KL penalty",
+        None,
+        gt=0,
+    )
 
 
 @dataclass

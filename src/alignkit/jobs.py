@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from alignkit.config import (
     DataConfig,
@@ -24,6 +24,7 @@ from alignkit.config import (
     ValueConfig,
     setting,
 )
+from alignkit.estimators import settle
 
 
 @dataclass
@@ -57,6 +58,10 @@ class StageJob:
 
     def __post_init__(self) -> None:
         self.train = {**stage_arguments(self.stage), **self.train}
+
+    def settled(self) -> Self:
+        """Return the job with what its other settings decide filled in: as it runs, and as it is recorded."""
+        return self
 
 
 @dataclass
@@ -118,6 +123,9 @@ class PpoJob(PolicyJob):
     ppo: PpoConfig = field(default_factory=PpoConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
     train: dict[str, Any] = setting("training: arguments of transformers.TrainingArguments", {})
+
+    def settled(self) -> Self:
+        return dataclasses.replace(self, ppo=settle(self.ppo))
 
 
 @dataclass

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alignkit.config import PpoConfig
+from alignkit.estimators import settle
 from alignkit.ppo.experience import RolloutTensors, experience
 
 # Two tokens of a first completion; a second one without a score, whose tensors must not be read.
@@ -21,11 +22,12 @@ def found(**settings: Any) -> RolloutTensors:
     return experience(
         torch.tensor([1.0, 9.0]),
         MASK,
+        trained_BT=MASK,
         logprobs_BT=LOGPROBS,
         ref_logprobs_BT=REFERENCE,
         entropies_BT=ENTROPIES,
         values_BT=VALUES,
-        ppo=PpoConfig(gamma=1.0, lam=0.5, **settings),
+        ppo=settle(PpoConfig(gamma=1.0, lam=0.5, **settings)),
         kl_coef=0.5,
     )
 
@@ -68,12 +70,13 @@ def test_constant_rewards_teach_nothing_and_the_smallest_difference_does(score: 
     noise_BT = 2.0**-23 * logprobs_BT * torch.randn(16, 24, generator=generator)
     mask_BT = torch.arange(24) < torch.randint(1, 25, (16, 1), generator=generator)
     values_BT = torch.full((16, 24), score if expected == "all of it" else 0.0)
-    ppo = PpoConfig(lam=0.95 if expected == "all of it" else 1.0)
+    ppo = settle(PpoConfig(lam=0.95 if expected == "all of it" else 1.0))
 
     def advantages(scores_B: torch.Tensor) -> torch.Tensor:
         return experience(
             scores_B,
             mask_BT,
+            trained_BT=mask_BT,
             logprobs_BT=logprobs_BT,
             ref_logprobs_BT=logprobs_BT + noise_BT,
             entropies_BT=logprobs_BT,

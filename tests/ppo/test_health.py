@@ -4,8 +4,10 @@ from alignkit.ppo.health import HealthMonitor
 
 
 def metrics(**found: float) -> dict[str, float]:
-    base = {"kl": 1.0, "entropy": 2.0, "length": 10.0, "score": 0.0} | found
+    base = {"kl": 1.0, "entropy": 2.0, "length": 10.0, "score": 0.0, "std": 1.0, "flat": 0.5} | found
     return {
+        "objective/score_std": base["std"],
+        "group/flat_fraction": base["flat"],
         "objective/kl": base["kl"],
         "objective/entropy": base["entropy"],
         "objective/score": base["score"],
@@ -34,6 +36,25 @@ def test_an_entropy_that_collapsed() -> None:
 def test_completions_that_run_into_the_limit() -> None:
     (line,) = watched().check_update(metrics(length=63.0))
     assert line.startswith("completions grew from 10 to 63 tokens and reach sampling.max_new_tokens=64")
+
+
+def test_rewards_that_are_all_alike_in_three_updates_in_a_row() -> None:
+    for health, alike in (
+        (HealthMonitor(20.0, 64, compares_group=True), {"flat": 1.0}),
+        (HealthMonitor(20.0, 64), {"std": 0.0}),
+    ):
+        said = [health.check_update(metrics(**found)) for found in (alike, alike, {}, alike, alike)]
+        assert said == [[]] * 5
+        again = HealthMonitor(20.0, 64, compares_group=health.compares_group)
+        again.load_state_dict(health.state_dict())
+        (line,) = again.check_update(metrics(**alike))
+        who = "the completions of each prompt" if health.compares_group else "all completions"
+        assert line.startswith(f"in 3 updates in a row {who} had one reward: there is nothing to learn")
+
+
+def test_without_a_reference_there_is_no_kl_to_watch() -> None:
+    found = {key: value for key, value in metrics().items() if key != "objective/kl"}
+    assert HealthMonitor(None, 64).check_update(found) == []
 
 
 def test_prompts_learnt_by_heart() -> None:

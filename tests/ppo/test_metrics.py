@@ -29,6 +29,7 @@ def tensors() -> RolloutTensors:
     """A completion of two tokens, and one that has no score."""
     return RolloutTensors(
         mask_BT=torch.tensor([[True, True], [False, False]]),
+        trained_BT=torch.tensor([[True, True], [False, False]]),
         logprobs_BT=torch.tensor([[-1.0, -2.0], [NOTHING, NOTHING]]),
         ref_logprobs_BT=torch.tensor([[-1.5, -2.0], [NOTHING, NOTHING]]),
         entropies_BT=torch.tensor([[0.25, 0.75], [NOTHING, NOTHING]]),
@@ -91,6 +92,7 @@ def test_metrics_of_a_rollout() -> None:
         "rollout/eos_fraction": 0.5,
         "rollout/unique_fraction": 0.5,
         "rollout/skipped": 1.0,
+        "rollout/masked": 0.0,
         "score/length": 3.0,
         "score/judge": 1.0,
     }
@@ -111,7 +113,9 @@ def test_metrics_of_an_evaluation() -> None:
 
 def test_tokens_per_second() -> None:
     rows = pad_sequences([[5, 6, 7], [8]], [[9, 1], [1]], pad_id=0, min_new_tokens=0, device=torch.device("cpu"))
-    found = throughput_metrics(rows, rollout_seconds=1.0, scoring_seconds=0.5, update_seconds=2.0, num_passes=4.0)
+    found = throughput_metrics(
+        rows, num_drawn=3, rollout_seconds=1.0, scoring_seconds=0.5, update_seconds=2.0, num_passes=4.0
+    )
     assert found == {
         "seconds/rollout": 1.0,
         "tokens_per_second/rollout": 3.0,

@@ -82,6 +82,87 @@ def test_a_mistake_is_a_line(words: list[str], line: str) -> None:
     assert found.startswith(line)
 
 
+GRPO = ["ppo.advantage=grpo", "ppo.num_generations=4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["ppo.advantage=grpo"], "ppo.num_generations=1: ppo.advantage=grpo compares the completions of a prompt with"),
+        (["ppo.advantage=rloo"], "ppo.num_generations=1: ppo.advantage=rloo compares the completions of a prompt with"),
+        ([*GRPO, "ppo.vf_coef=0.1"], "ppo.vf_coef=0.1 has no effect with ppo.advantage=grpo: it has no value function"),
+        ([*GRPO, "ppo.lam=0.95"], "ppo.lam=0.95 has no effect with ppo.advantage=grpo: it has no value function"),
+        ([*GRPO, "ppo.clip_range_value=inf"], "ppo.clip_range_value=inf has no effect with ppo.advantage=grpo: it has"),
+        (
+            [*GRPO, "ppo.gamma=1"],
+            "ppo.gamma=1.0 has no effect with ppo.advantage=grpo: every token of a completion has",
+        ),
+        (["ppo.advantage=reinforce", "ppo.lam=1"], "ppo.lam=1.0 has no effect with ppo.advantage=reinforce: it has no"),
+        (
+            [*GRPO, "ppo.whiten_advantages=false"],
+            "ppo.whiten_advantages=false has no effect with ppo.advantage=grpo: the advantages of each group",
+        ),
+        (
+            ["ppo.advantage=reinforce", "ppo.whiten_advantages=false"],
+            "ppo.whiten_advantages=false: ppo.advantage=reinforce has no other scale; leave it out",
+        ),
+        ([*GRPO, "value.learning_rate=1"], "value.learning_rate=1.0: ppo.advantage=grpo has no value function; leave"),
+        ([*GRPO, "value.start=run"], "value.start=run: ppo.advantage=grpo has no value function; leave it out"),
+        ([*GRPO, "value.model=adapter"], "value.model=adapter: ppo.advantage=grpo has no value function; leave it out"),
+        (
+            [*GRPO, "ppo.score_scaling=running"],
+            "ppo.score_scaling=running has no effect with ppo.advantage=grpo, which",
+        ),
+        ([*GRPO, "ppo.kl_target=6"], "ppo.kl_target=6.0 adapts a KL penalty in the reward, and that of ppo.advantage="),
+        (["ppo.kl_as=loss", "ppo.kl_target=6"], "ppo.kl_target=6.0 adapts a KL penalty in the reward, and that of"),
+        (["ppo.kl_coef=0", "ppo.max_kl=9"], "ppo.max_kl=9.0 has no effect with ppo.kl_coef=0: no reference is held"),
+        (
+            ["ppo.refill_flat_groups=1"],
+            "ppo.refill_flat_groups=1 has no meaning with ppo.advantage=gae, which does not",
+        ),
+        (
+            ["ppo.mask_truncated=true", "ppo.missing_eos_penalty=1"],
+            "ppo.missing_eos_penalty=1.0 has no effect beside ppo.mask_truncated=true: the loss does not see",
+        ),
+        (
+            ["ppo.overlong={from: 9, to: 9, penalty: 1}"],
+            "ppo.overlong: from=9 is not below to=9, and the penalty grows",
+        ),
+        (
+            ["ppo.overlong={from: 9, to: 99, penalty: 1}"],
+            "ppo.overlong.to=99 is never reached: sampling.max_new_tokens",
+        ),
+        (["ppo.overlong={from: 1.5, to: 9, penalty: 1}"], "ppo.overlong.from is 1.5: it must be a number of tokens"),
+        (["ppo.overlong={from: 1, to: 9, penalty: 0}"], "ppo.overlong.penalty is 0: it must be a number above 0"),
+        (["ppo.overlong={from: 1, to: 9}"], "ppo.overlong.penalty is missing: give from, to and penalty"),
+        (
+            ["ppo.overlong={from: 1, to: 9, penalty: 1, penalti: 2}"],
+            "unknown key 'ppo.overlong.penalti'; did you mean 'penalty'?",
+        ),
+    ],
+)
+def test_a_setting_without_a_meaning_beside_the_estimator_is_a_line(words: list[str], line: str) -> None:
+    (found,) = problems(*words)
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*GRPO, "ppo.kl_as=reward", "ppo.kl_target=6"],
+        [*GRPO, "ppo.mask_truncated=true", "ppo.missing_eos_penalty=1"],  # it counts in the group
+        ["ppo.advantage=dr_grpo", "ppo.num_generations=2", "ppo.score_scaling=running"],
+        ["ppo.advantage=rloo", "ppo.num_generations=2", "ppo.whiten_advantages=true", "ppo.kl_target=6"],
+        ["ppo.advantage=reinforce", "ppo.gamma=0.9", "ppo.whiten_advantages=true", "ppo.kl_target=6"],
+        ["ppo.kl_as=loss", "ppo.loss_over=constant", "ppo.clip_range_high=0.3", "ppo.dual_clip=3"],
+        ["ppo.overlong={from: 32, to: 64, penalty: 0.5}", "ppo.ratio_over=completion", "ppo.clip_range_value=inf"],
+    ],
+    ids=" ".join,
+)
+def test_what_has_a_meaning_beside_the_estimator_can_be_given(words: list[str]) -> None:
+    check_job(compose_job("ppo", [*BASIS, *words]))
+
+
 def test_mistakes_are_told_together() -> None:
     found = problems("reward=[{function: 'gone.py:f'}]", "sampling.top_k=5", "lora=default", "ppo.num_prompts=9")
     assert len(found) == 4
@@ -94,6 +175,10 @@ def test_mistakes_are_told_together() -> None:
         ("ppo.lam=1.5", "ppo.lam is 1.5: it must be at least 0 and at most 1"),
         ("ppo.gamma=-0.1", "ppo.gamma is -0.1: it must be at least 0 and at most 1"),
         ("ppo.num_generations=0", "ppo.num_generations is 0: it must be at least 1"),
+        ("ppo.advantage=GRPO", "ppo.advantage is 'GRPO': choose gae, grpo, dr_grpo, rloo, reinforce, reinforce_basel"),
+        ("ppo.dual_clip=1", "ppo.dual_clip is 1.0: it must be above 1"),
+        ("ppo.clip_range_high=0", "ppo.clip_range_high is 0.0: it must be above 0"),
+        ("ppo.refill_flat_groups=-1", "ppo.refill_flat_groups is -1: it must be at least 0"),
         ("ppo.health=loud", "ppo.health is 'loud': choose off, warn, stop"),
         ("train.max_steps=3", "train.max_steps cannot be set here: use ppo.num_updates"),
         ("train.gradient_accumulation_steps=3", "train.gradient_accumulation_steps cannot be set here: a minibatch is"),

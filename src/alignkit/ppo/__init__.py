@@ -5,9 +5,11 @@ reference (`reference.py`). One step of the trainer is one update (`trainer.py`,
 
 1. `schedule.py`: which prompts this update takes
 2. `rollout.py`: sample completions and score them with the rewards
-3. `score_shaping.py`: the penalty for a missing end token, scaling and clipping of the scores
+3. `groups.py`, `score_shaping.py`: prompts whose completions all score the same; penalties, scaling and clipping of the
+   scores
 4. `scoring.py`: log-probabilities, reference log-probabilities and values of the whole rollout
-5. `experience.py`, on `advantage.py` and `kl.py`: the KL penalty in the token rewards, GAE, whitening
+5. `experience.py`, on `advantage.py`, `group_advantage.py` and `kl.py`: the KL penalty in the token rewards, advantages
+   by a value function (GAE) or without one, whitening
 6. `learner.py`: num_ppo_epochs × num_mini_batches optimizer steps on `loss.py`
 7. `metrics.py`, `health.py`, `record.py`: metrics, warnings, rollouts.jsonl, curves
 

@@ -13,7 +13,7 @@ _EPSILON = 2.0**-23  # of float32
 
 
 def token_rewards(
-    scores_B: Tensor, old_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, kl_coef: float
+    scores_B: Tensor, old_logprobs_BT: Tensor, ref_logprobs_BT: Tensor | None, mask_BT: Tensor, *, kl_coef: float
 ) -> Tensor:
     """Compute the reward of each token: −β (ln π_old − ln π_ref), plus the row's score at its last token.
 
@@ -22,7 +22,7 @@ def token_rewards(
     Args:
         scores_B: one per completion. That of a row without any token has nowhere to go and is left out.
         old_logprobs_BT: under the policy that drew the tokens.
-        ref_logprobs_BT: under the reference.
+        ref_logprobs_BT: under the reference; None where there is none, and no penalty.
         mask_BT: where there are tokens.
         kl_coef: β, at least 0.
 
@@ -31,8 +31,10 @@ def token_rewards(
     """
     positions_T = torch.arange(mask_BT.shape[-1], device=mask_BT.device)
     last_B1 = positions_T.where(mask_BT, -1).amax(-1, keepdim=True)
-    penalties_BT = kl_coef * token_kl(old_logprobs_BT, ref_logprobs_BT, mask_BT, estimator="k1")
-    return torch.where(positions_T == last_B1, scores_B[:, None], 0.0) - penalties_BT
+    rewards_BT = torch.where(positions_T == last_B1, scores_B[:, None], 0.0)
+    if ref_logprobs_BT is None:
+        return rewards_BT
+    return rewards_BT - kl_coef * token_kl(old_logprobs_BT, ref_logprobs_BT, mask_BT, estimator="k1")
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -61,6 +63,20 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
         next_value_B = values_BT[:, t]
         advantages_BT[:, t] = next_advantage_B
     return advantages_BT, advantages_BT + values_BT
+
+
+def returns_to_go(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> Tensor:
+    """Compute G_t = Σ_{u ≥ t} γ^{u − t} r_u, what is still to come (REINFORCE++, Hu 2025; Williams 1992).
+
+    Args:
+        rewards_BT: r of each token.
+        mask_BT: where there are tokens; each row's in one run.
+        gamma: γ, the discount, from 0 to 1.
+
+    Returns:
+        `[B, T]`, 0 where there is no token.
+    """
+    return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma=gamma, lam=1.0)[0]
 
 
 def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
 from alignkit.models.source import ModelSource
 from alignkit.ppo.policy import Policy
+from alignkit.ppo.value import NoValueFunction
 from alignkit.ppo.value_init import build_value_function
 from alignkit.rewards.backbone import Backbone
 from alignkit.sampling.settings import stop_ids
@@ -28,6 +29,8 @@ def build_policy(
     tokenizer: PreTrainedTokenizerBase,
     end_ids: Sequence[int],
     entropy_trains: bool,
+    has_critic: bool,
+    has_reference: bool,
     seed: int,
 ) -> Policy:
     """Load the policy as it is before the first update.
@@ -39,6 +42,8 @@ def build_policy(
         tokenizer: of the policy.
         end_ids: the tokens that end a turn of the template.
         entropy_trains: the loss has an entropy bonus.
+        has_critic: the advantages need a value function.
+        has_reference: there is a KL penalty at some time.
         seed: of weights that are drawn at random.
 
     Raises:
@@ -56,11 +61,14 @@ def build_policy(
             hidden_size=loaded.config.get_text_config().hidden_size,
             tokenizer=tokenizer,
             seed=seed,
-        ),
+        )
+        if has_critic
+        else NoValueFunction(),
         is_continued=adapters is not None and not lora,
         eos_ids=stop_ids(loaded, end_ids),
         entropy_trains=entropy_trains,
         detach_values=value.detach,
+        has_reference=has_reference,
     )
 
 

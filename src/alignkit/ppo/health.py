@@ -8,6 +8,7 @@ from typing import Any
 
 _ENTROPY_LEFT = 0.1  # of what there was at the start
 _FULL_LENGTH = 0.95  # of max_new_tokens
+_UPDATES = 3  # in a row without anything to learn
 _EVALS = 3  # held-out scores in a row that fall while the training score rises
 
 
@@ -16,28 +17,40 @@ class HealthMonitor:
     """Watches the metrics of updates and evaluations for signs of divergence.
 
     Attributes:
-        max_kl: nats per completion that are too far from the reference.
+        max_kl: nats per completion that are too far from the reference; None where there is none.
         max_new_tokens: the longest a completion can be.
+        compares_group: completions are compared with those of their prompt, not with all others.
         first: entropy and length of the first update.
         evals: (training score, held-out score) at each evaluation.
         reported: names of signs that were reported already; each is reported once.
     """
 
-    max_kl: float
+    max_kl: float | None
     max_new_tokens: int
+    compares_group: bool = False
     first: dict[str, float] = field(default_factory=dict)
     evals: list[tuple[float, float]] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
+    num_alike: int = 0  # updates in a row whose rewards had nothing to teach
     _last_score: float | None = None  # of training: none before the first update
 
     def check_update(self, metrics: Mapping[str, float]) -> list[str]:
         """Find new signs in the metrics of an update, one line each."""
-        kl, entropy, length = metrics["objective/kl"], metrics["objective/entropy"], metrics["rollout/length"]
+        entropy, length = metrics["objective/entropy"], metrics["rollout/length"]
         self._last_score = metrics["objective/score"]
         if not self.first:
             self.first = {"entropy": entropy, "length": length}
         warnings = {}
-        if kl > self.max_kl:
+        are_alike = metrics["group/flat_fraction"] == 1 if self.compares_group else metrics["objective/score_std"] == 0
+        self.num_alike = self.num_alike + 1 if are_alike else 0
+        if self.num_alike >= _UPDATES:
+            alike = "the completions of each prompt" if self.compares_group else "all completions"
+            warnings["signal"] = (
+                f"in {_UPDATES} updates in a row {alike} had one reward: there is nothing to learn; if the task is not "
+                "solved, take a reward that tells completions apart, prompts neither too easy nor too hard, more "
+                "ppo.num_generations, or a higher sampling.temperature"
+            )
+        if self.max_kl is not None and (kl := metrics["objective/kl"]) > self.max_kl:
             warnings["kl"] = (
                 f"the KL is {kl:.3g} nats a completion, above ppo.max_kl={self.max_kl:g}: the policy has moved far "
                 "from its reference; raise ppo.kl_coef, lower train.learning_rate, or set ppo.kl_target"
@@ -77,8 +90,10 @@ class HealthMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         # "told": what checkpoints have called it from the start
-        return {"first": self.first, "evals": self.evals, "told": self.reported, "last_score": self._last_score}
+        state = {"first": self.first, "evals": self.evals, "told": self.reported, "last_score": self._last_score}
+        return state | {"num_alike": self.num_alike}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.first, self.reported, self._last_score = dict(state["first"]), list(state["told"]), state["last_score"]
         self.evals = [(trained, held_out) for trained, held_out in state["evals"]]
+        self.num_alike = state.get("num_alike", 0)  # which checkpoints did not have from the start

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
+from alignkit.config import KlAs, PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
+from alignkit.estimators import estimator_of
 from alignkit.ppo.experience import RolloutTensors, experience
-from alignkit.ppo.loss import entropy_bonus, policy_loss, value_loss
+from alignkit.ppo.loss import ValueLoss, entropy_bonus, kl_loss, loss_divisors, policy_loss, value_loss
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.policy_trainer import PolicyTrainer
 from alignkit.ppo.rollout import Rollout
@@ -23,7 +24,7 @@ from alignkit.ppo.schedule import minibatches
 from alignkit.ppo.scoring import Sequences, pad_sequences
 
 # What is summed over the pieces of a minibatch.
-_SUMMED = ("policy", "value", "entropy", "approx_kl", "policy_clipped", "value_clipped")
+_SUMMED = ("policy", "value", "kl", "entropy", "approx_kl", "policy_clipped", "value_clipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Learner(PolicyTrainer):
         prompts: to learn on.
         held_out: to evaluate on; empty where none are.
         sampling: the section; what moves in it moves over the updates.
-        ppo: the section.
+        ppo: the section, settled.
         value: the section.
         args: upstream's arguments, whose steps are updates.
         tokenizer: of the policy.
@@ -86,6 +87,8 @@ class Learner(PolicyTrainer):
             callbacks=callbacks,
         )
         self.prompts, self.held_out, self.sampling, self.ppo, self.value = prompts, held_out, sampling, ppo, value
+        self.estimator = estimator_of(ppo)
+        self.has_kl_loss = ppo.kl_as is KlAs.loss and policy.has_reference
         self.pad_id = int(tokenizer.pad_token_id or 0)
 
     def pad(self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> Sequences:
@@ -104,7 +107,13 @@ class Learner(PolicyTrainer):
         )
 
     def score_rollouts(
-        self, model: nn.Module, rows: Sequences, scores: Sequence[float | None], update: Update
+        self,
+        model: nn.Module,
+        rows: Sequences,
+        scores: Sequence[float | None],
+        update: Update,
+        *,
+        in_loss: Sequence[bool],
     ) -> RolloutTensors:
         """Compute log-probabilities, values and advantages of the whole rollout, on every process.
 
@@ -116,26 +125,39 @@ class Learner(PolicyTrainer):
             rows: the rollout.
             scores: to learn from, one for each row; None leaves a row out.
             update: its temperature, its β and its number.
+            in_loss: false leaves a row out of the loss, but not out of its group.
         """
         model.eval()
-        names = ("logprobs_BT", "ref_logprobs_BT", "values_BT", "entropies_BT")
+        names = ["logprobs_BT", "entropies_BT"]
+        names += ["values_BT"] if self.estimator.has_critic else []
+        names += ["ref_logprobs_BT"] if self.policy.has_reference else []
         own = {name: torch.zeros(rows.mask_BT.shape, device=self.args.device) for name in names}
         for minibatch in self._minibatches(rows, update, epoch=0):
             for indices in self._pieces(minibatch):
                 piece = rows.take(indices)
                 with torch.no_grad():
                     logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
-                    with self.accelerator.autocast():
-                        ref_BT = self.policy.reference_logprobs(piece, temperature=update.temperature)
+                    found = {"logprobs_BT": logprobs_BT, "entropies_BT": entropies_BT, "values_BT": values_BT}
+                    if self.policy.has_reference:
+                        with self.accelerator.autocast():
+                            found["ref_logprobs_BT"] = self.policy.reference_logprobs(
+                                piece, temperature=update.temperature
+                            )
                 width = piece.mask_BT.shape[1]
-                for name, found_BT in zip(names, (logprobs_BT, ref_BT, values_BT, entropies_BT), strict=True):
-                    own[name][indices, :width] = found_BT.float().masked_fill(~piece.mask_BT, 0.0)
+                for name, kept_BT in own.items():
+                    kept_BT[indices, :width] = found[name].float().masked_fill(~piece.mask_BT, 0.0)
         has_score_B = torch.tensor([score is not None for score in scores], device=self.args.device)
+        mask_BT = rows.mask_BT & has_score_B[:, None]
+        # each row was filled by one process and is 0 on the others: the sum adds nothing to it
+        kept = {name: self.sum_of_all(tensor) for name, tensor in own.items()}
         return experience(
             torch.tensor([score or 0.0 for score in scores], device=self.args.device),
-            rows.mask_BT & has_score_B[:, None],
-            # each row was filled by one process and is 0 on the others: the sum adds nothing to it
-            **{name: self.sum_of_all(tensor) for name, tensor in own.items()},
+            mask_BT,
+            trained_BT=mask_BT & torch.tensor(in_loss, device=self.args.device)[:, None],
+            logprobs_BT=kept["logprobs_BT"],
+            ref_logprobs_BT=kept.get("ref_logprobs_BT"),
+            entropies_BT=kept["entropies_BT"],
+            values_BT=kept.get("values_BT"),
             ppo=self.ppo,
             kl_coef=update.kl_coef,
         )
@@ -177,16 +199,17 @@ class Learner(PolicyTrainer):
                     break
         means = dict(zip(_SUMMED, self.sum_of_all(torch.stack(steps).mean(0)).tolist(), strict=True))
         ratio_max = float(self.accelerator.gather(torch.tensor([ratio_max], device=self.args.device)).max())
-        return {
+        found = {
             "loss/policy": means["policy"],
-            "loss/value": means["value"],
-            "loss/total": self._total(means["policy"], means["value"], means["entropy"]),
+            "loss/total": self._total(means["policy"], means["value"], means["kl"], means["entropy"], update),
             "policy/approx_kl": means["approx_kl"],
             "policy/clip_fraction": means["policy_clipped"],
             "policy/ratio_max": ratio_max,
-            "value/clip_fraction": means["value_clipped"],
             "optimizer_steps": float(num_steps),
         }
+        if self.estimator.has_critic:
+            found |= {"loss/value": means["value"], "value/clip_fraction": means["value_clipped"]}
+        return found | ({"loss/kl": means["kl"]} if self.has_kl_loss else {})
 
     def _minibatch(
         self,
@@ -198,7 +221,12 @@ class Learner(PolicyTrainer):
         update: Update,
     ) -> tuple[Tensor, float]:
         """Run this process's pieces forward and backward; the sums of `_SUMMED` and the largest ratio."""
-        num_tokens = max(1, int(tensors.mask_BT[minibatch].sum()))
+        num_tokens = max(1, int(tensors.trained_BT[minibatch].sum()))
+        divisors_B = torch.ones(len(tensors.trained_BT), dtype=torch.long, device=self.args.device)
+        assert self.ppo.loss_over is not None
+        divisors_B[minibatch] = loss_divisors(
+            tensors.trained_BT[minibatch], self.ppo.loss_over, max_new_tokens=self.sampling.max_new_tokens
+        )
         pieces = list(self._pieces(minibatch))
         summed = torch.zeros(len(_SUMMED), device=self.args.device)
         ratio_max = 0.0
@@ -206,8 +234,10 @@ class Learner(PolicyTrainer):
         for number, indices in enumerate(pieces):
             is_last = number == len(pieces) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(model):
-                loss, parts, largest = self._losses(model, rows.take(indices), tensors, indices, num_tokens, update)
-                # data parallelism averages the gradients of its processes, and num_tokens counts those of all
+                loss, parts, largest = self._losses(
+                    model, rows.take(indices), tensors, indices, num_tokens, divisors_B[indices], update
+                )
+                # data parallelism averages the gradients of its processes, and the divisors are those of all
                 self.accelerator.backward(loss * self.args.world_size)
             summed += parts
             ratio_max = max(ratio_max, float(largest))
@@ -224,11 +254,12 @@ class Learner(PolicyTrainer):
         tensors: RolloutTensors,
         indices: list[int],
         num_tokens: int,
+        divisors_B: Tensor,
         update: Update,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of a piece of a minibatch with its gradient, its parts by `_SUMMED`, and its largest ratio."""
         columns = slice(0, piece.mask_BT.shape[1])
-        mask_BT = tensors.mask_BT[indices, columns]
+        mask_BT = tensors.trained_BT[indices, columns]
         logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
         policy = policy_loss(
             logprobs_BT,
@@ -237,22 +268,33 @@ class Learner(PolicyTrainer):
             mask_BT,
             clip_range=self.ppo.clip_range,
             num_tokens=num_tokens,
+            divisors_B=divisors_B,
+            clip_range_high=self.ppo.clip_range_high,
+            dual_clip=self.ppo.dual_clip,
+            ratio_over=self.ppo.ratio_over,
         )
-        value = value_loss(
-            values_BT,
-            tensors.values_BT[indices, columns],
-            tensors.returns_BT[indices, columns],
-            mask_BT,
-            clip_range=self.ppo.clip_range_value or math.inf,
-            num_tokens=num_tokens,
-        )
+        nothing = torch.zeros((), device=self.args.device)
+        value, kl = ValueLoss(nothing, nothing), nothing
+        if tensors.values_BT is not None and tensors.returns_BT is not None:
+            value = value_loss(
+                values_BT,
+                tensors.values_BT[indices, columns],
+                tensors.returns_BT[indices, columns],
+                mask_BT,
+                clip_range=self.ppo.clip_range_value or math.inf,
+                num_tokens=num_tokens,
+            )
+        if self.has_kl_loss and tensors.ref_logprobs_BT is not None:
+            kl = kl_loss(logprobs_BT, tensors.ref_logprobs_BT[indices, columns], mask_BT, divisors_B=divisors_B)
         entropy = entropy_bonus(entropies_BT, mask_BT, num_tokens=num_tokens)
-        loss: Tensor = self._total(policy.loss if update.trains_policy else 0.0 * policy.loss, value.loss, entropy)
-        parts = (policy.loss, value.loss, entropy, policy.approx_kl, policy.clip_fraction, value.clip_fraction)
+        trains = float(update.trains_policy)  # 0 keeps the policy in the graph, which several processes wait for
+        loss: Tensor = self._total(trains * policy.loss, value.loss, trains * kl, entropy, update)
+        parts = (policy.loss, value.loss, kl, entropy, policy.approx_kl, policy.clip_fraction, value.clip_fraction)
         return loss, torch.stack([part.detach().float() for part in parts]), policy.ratio_max
 
-    def _total(self, policy: Any, value: Any, entropy: Any) -> Any:
-        total = policy + self.ppo.vf_coef * value
+    def _total(self, policy: Any, value: Any, kl: Any, entropy: Any, update: Update) -> Any:
+        total = policy + self.ppo.vf_coef * value if self.ppo.vf_coef is not None else policy
+        total = total + update.kl_coef * kl if self.has_kl_loss else total
         return total - self.ppo.entropy_coef * entropy if self.ppo.entropy_coef else total
 
     def _optimizer_step(self, model: nn.Module) -> None:

@@ -1,8 +1,8 @@
-"""The losses of PPO. Each is a sum over the tokens of a piece of a minibatch, divided by `num_tokens`.
+"""The losses of PPO. Each is a sum over the tokens of a piece of a minibatch, divided by what belongs to the whole.
 
-With the number of tokens in the global minibatch, the losses of its pieces (gradient accumulation, processes) add up to
-the loss of the whole, and so do their gradients; a mean over each piece would weigh tokens by how the batch happened to
-be cut. Under data parallelism, which averages gradients over processes, multiply the loss by the number of processes.
+With divisors of the global minibatch, the losses of its pieces (gradient accumulation, processes) add up to the loss of
+the whole, and so do their gradients; a mean over each piece would weigh tokens by how the batch happened to be cut.
+Under data parallelism, which averages gradients over processes, multiply the loss by the number of processes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from alignkit.config import LossOver, RatioOver
+from alignkit.ppo.kl import token_kl
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,27 @@ class ValueLoss:
     clip_fraction: Tensor
 
 
+def loss_divisors(mask_BT: Tensor, over: LossOver, *, max_new_tokens: int) -> Tensor:
+    """Compute what the sum over the tokens of each completion is divided by, `[B]`, so that all add up to the average.
+
+    `tokens` is a mean over the tokens of the minibatch (DAPO, Yu et al. 2025, eq. 8); `completions` a mean over the
+    completions of each one's mean (GRPO, Shao et al. 2024, eq. 3); `constant` a sum that no length divides (Dr. GRPO,
+    Liu et al. 2025, §3.2).
+
+    Args:
+        mask_BT: where there are tokens to learn from, of the global minibatch; the mean of `completions` is over those
+            that have one.
+        over: which of the three.
+        max_new_tokens: the longest a completion can be, of `constant`.
+    """
+    lengths_B = mask_BT.sum(-1)
+    if over is LossOver.tokens:
+        return lengths_B.sum().clamp(min=1).expand(len(mask_BT))
+    if over is LossOver.completions:
+        return lengths_B.clamp(min=1) * mask_BT.any(-1).sum().clamp(min=1)
+    return torch.full_like(lengths_B, len(mask_BT) * max_new_tokens)
+
+
 def policy_loss(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
@@ -51,8 +75,12 @@ def policy_loss(
     *,
     clip_range: float,
     num_tokens: int | Tensor,
+    divisors_B: Tensor | None = None,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+    ratio_over: RatioOver = RatioOver.token,
 ) -> PolicyLoss:
-    """Compute −Σ min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) / num_tokens with ρ = π / π_old (Schulman et al. 2017, eq. 7).
+    """Compute −Σ min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) / divisor with ρ = π / π_old (Schulman et al. 2017, eq. 7).
 
     Args:
         logprobs_BT: of the drawn tokens under the policy in training.
@@ -61,20 +89,49 @@ def policy_loss(
         mask_BT: where there are tokens.
         clip_range: ε, above 0.
         num_tokens: in the global minibatch.
+        divisors_B: what each completion's sum is divided by (see `loss_divisors`); None is `num_tokens`.
+        clip_range_high: ε above 1 (DAPO, Yu et al. 2025, eq. 10); None is `clip_range`.
+        dual_clip: c, above 1: where A < 0 the clipped objective is at least c A (Ye et al. 2020, eq. 5).
+        ratio_over: `completion` takes ρ^(1/|y|) of the whole completion at each of its tokens (GSPO, Zheng et al. 2025,
+            eq. 7).
     """
     log_ratio_BT = (logprobs_BT - old_logprobs_BT).masked_fill(~mask_BT, 0.0)
     advantages_BT = advantages_BT.masked_fill(~mask_BT, 0.0)
-    ratio_BT = log_ratio_BT.exp()
+    ratio_BT = (
+        _over_completion(log_ratio_BT, mask_BT).exp() if ratio_over is RatioOver.completion else log_ratio_BT.exp()
+    )
     plain_BT = ratio_BT * advantages_BT
-    clipped_BT = ratio_BT.clamp(1 - clip_range, 1 + clip_range) * advantages_BT
-    loss = -torch.minimum(plain_BT, clipped_BT).sum() / num_tokens
+    high = clip_range if clip_range_high is None else clip_range_high
+    objective_BT = torch.minimum(plain_BT, ratio_BT.clamp(1 - clip_range, 1 + high) * advantages_BT)
+    if dual_clip is not None:
+        objective_BT = torch.where(advantages_BT < 0, objective_BT.maximum(dual_clip * advantages_BT), objective_BT)
+    divisors_B1 = num_tokens if divisors_B is None else divisors_B[:, None]
+    loss = -(objective_BT / divisors_B1).sum()
     with torch.no_grad():
         return PolicyLoss(
             loss=loss,
-            clip_fraction=(clipped_BT < plain_BT).sum() / num_tokens,
+            clip_fraction=(objective_BT != plain_BT).sum() / num_tokens,
             approx_kl=(torch.expm1(log_ratio_BT) - log_ratio_BT).sum() / num_tokens,
             ratio_max=ratio_BT.masked_fill(~mask_BT, 0.0).amax(),
         )
+
+
+def _over_completion(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The mean over each completion's tokens, at each of them."""
+    mean_B1 = log_ratio_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    return mean_B1.expand_as(log_ratio_BT).masked_fill(~mask_BT, 0.0)
+
+
+def kl_loss(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, divisors_B: Tensor) -> Tensor:
+    """Compute Σ k3 / divisor, the KL to the reference with its gradient (Shao et al. 2024, eq. 4); β multiplies it.
+
+    Args:
+        logprobs_BT: of the drawn tokens under the policy in training.
+        ref_logprobs_BT: under the reference, without gradient.
+        mask_BT: where there are tokens.
+        divisors_B: what each completion's sum is divided by (see `loss_divisors`).
+    """
+    return (token_kl(logprobs_BT, ref_logprobs_BT, mask_BT, estimator="k3") / divisors_B[:, None]).sum()
 
 
 def value_loss(

@@ -35,38 +35,48 @@ def rollout_metrics(
         "objective/score_std": sample_std(scores),
         "objective/score_shaped": mean([score for score in shaped if score is not None]),
         "objective/reward": float(tensors.rewards_BT.sum()) / max(len(scores), 1),
-        "value/explained_variance": explained_variance(tensors.returns_BT, tensors.values_BT, mask_BT),
-        "value/mean": float(tensors.values_BT[mask_BT].mean()) if bool(mask_BT.any()) else 0.0,
         "rollout/length": mean([len(rollout.ids) for rollout in rollouts]),
         "rollout/eos_fraction": sum(rollout.has_ended for rollout in rollouts) / num,
         "rollout/unique_fraction": len({tuple(rollout.ids) for rollout in rollouts}) / num,
         "rollout/skipped": float(num - len(scores)),
+        "rollout/masked": float((mask_BT.any(-1) & ~tensors.trained_BT.any(-1)).sum()),
     }
+    if tensors.values_BT is not None and tensors.returns_BT is not None:
+        measured |= {
+            "value/explained_variance": explained_variance(tensors.returns_BT, tensors.values_BT, mask_BT),
+            "value/mean": float(tensors.values_BT[mask_BT].mean()) if bool(mask_BT.any()) else 0.0,
+        }
     names = list(rollouts[0].by_source)
     for name in names if len(names) > 1 else ():
         measured[f"score/{name}"] = mean([s for rollout in rollouts if (s := rollout.by_source[name]) is not None])
     return measured
 
 
-def held_out_metrics(rollouts: Sequence[Rollout], *, kl: float) -> dict[str, float]:
+def held_out_metrics(rollouts: Sequence[Rollout], *, kl: float | None) -> dict[str, float]:
     """Measure completions of the held-out prompts: mean score with its standard error, KL and length.
 
     Args:
         rollouts: scored.
-        kl: to the reference, in nats per completion.
+        kl: to the reference, in nats per completion; None where there is none.
     """
     scores = [rollout.score for rollout in rollouts if rollout.score is not None]
     return {
         "score": mean(scores),
         "score_se": sample_std(scores) / math.sqrt(max(len(scores), 1)),
-        "kl": kl,
+        **({} if kl is None else {"kl": kl}),
         "length": mean([len(rollout.ids) for rollout in rollouts]),
         "eos_fraction": sum(rollout.has_ended for rollout in rollouts) / len(rollouts),
     }
 
 
 def throughput_metrics(
-    rows: Sequences, *, rollout_seconds: float, scoring_seconds: float, update_seconds: float, num_passes: float
+    rows: Sequences,
+    *,
+    num_drawn: int,
+    rollout_seconds: float,
+    scoring_seconds: float,
+    update_seconds: float,
+    num_passes: float,
 ) -> dict[str, float]:
     """Measure seconds and tokens per second of the parts of an update.
 
@@ -74,13 +84,13 @@ def throughput_metrics(
 
     Args:
         rows: prompts and completions of the rollout.
+        num_drawn: tokens that were drawn, those of completions that were replaced too.
         rollout_seconds: to generate and score the completions.
         scoring_seconds: to compute log-probabilities and values.
         update_seconds: of the optimizer steps.
         num_passes: how often the optimizer steps went over the rollout.
     """
-    num_drawn = sum(rows.completion_lengths)
-    num_tokens = num_drawn + sum(rows.prompt_lengths)
+    num_tokens = sum(rows.completion_lengths) + sum(rows.prompt_lengths)
     parts = {
         "rollout": (rollout_seconds, num_drawn),
         "scoring": (scoring_seconds, num_tokens),
@@ -93,12 +103,18 @@ def throughput_metrics(
 
 
 def kl_and_entropy(tensors: RolloutTensors) -> dict[str, float]:
-    """Measure KL to the reference, in nats per completion and per token, and entropy, in nats per token."""
+    """Measure KL to the reference, in nats per completion and per token, and entropy, in nats per token.
+
+    Without a reference there is no KL.
+    """
     mask_BT = tensors.mask_BT
     num = max(int(mask_BT.any(-1).sum()), 1)
-    measured = {}
+    measured: dict[str, float] = {}
+    ref_BT = tensors.ref_logprobs_BT
     for name, estimator in _KL_ESTIMATORS.items():
-        kl_BT = token_kl(tensors.logprobs_BT, tensors.ref_logprobs_BT, mask_BT, estimator=estimator)
+        if ref_BT is None:
+            break
+        kl_BT = token_kl(tensors.logprobs_BT, ref_BT, mask_BT, estimator=estimator)
         total, num_tokens = token_sum(kl_BT, mask_BT)
         measured[name] = float(sequence_sums(kl_BT, mask_BT).sum()) / num
         measured[f"{name}_per_token"] = float(total) / max(int(num_tokens), 1)

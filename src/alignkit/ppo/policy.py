@@ -17,6 +17,8 @@ from alignkit.ppo.reference import describe_reference, hold_reference, reference
 from alignkit.ppo.scoring import CompletionScorer, Sequences
 from alignkit.ppo.value import ValueFunction
 
+_NO_REFERENCE = "one copy of the model: the policy; without a KL penalty there is no reference"
+
 
 class Policy(nn.Module):
     """A causal language model in training, with its value function and its reference.
@@ -31,6 +33,7 @@ class Policy(nn.Module):
         eos_ids: the tokens that end a completion.
         entropy_trains: the loss has an entropy bonus.
         detach_values: the value loss keeps off the policy's own layers.
+        has_reference: there is a KL penalty at some time, and so a reference to measure from.
     """
 
     def __init__(
@@ -43,9 +46,11 @@ class Policy(nn.Module):
         eos_ids: Sequence[int],
         entropy_trains: bool,
         detach_values: bool,
+        has_reference: bool = True,
     ) -> None:
         super().__init__()
-        self.reference = hold_reference(model, adapters, is_continued=is_continued)
+        self.has_reference = has_reference
+        self.reference = hold_reference(model, adapters, is_continued=is_continued) if has_reference else None
         self.model, self.adapters, self.value, self.eos_ids = model, adapters, value, list(eos_ids)
         self.detach_values = detach_values
         self.scorer = CompletionScorer(model, eos_ids=eos_ids, entropy_trains=entropy_trains)
@@ -63,7 +68,7 @@ class Policy(nn.Module):
     @property
     def held(self) -> str:
         """What is in memory of policy, reference and value function, in words."""
-        return describe_reference(self.adapters) + self.value.held
+        return (describe_reference(self.adapters) if self.has_reference else _NO_REFERENCE) + self.value.held
 
     def train(self, mode: bool = True) -> Policy:
         """Switch what recomputes activations to this mode, since it needs training mode, and the rest to evaluation."""
@@ -88,8 +93,11 @@ class Policy(nn.Module):
         if self.adapters is not None:  # the frozen embeddings would cut the graph that is recomputed
             self.model.enable_input_require_grads()
 
-    def forward(self, rows: Sequences, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute log-probabilities, entropies and values of the completion tokens, `[B, T]` each."""
+    def forward(self, rows: Sequences, temperature: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Compute log-probabilities, entropies and values of the completion tokens, `[B, T]` each.
+
+        Without a value function there are no values.
+        """
         scores = self.scorer(self.model, rows, temperature=temperature)
         hidden_BTH = scores.hidden_BTH.detach() if self.detach_values else scores.hidden_BTH
         return scores.logprobs_BT, scores.entropies_BT, self.value(rows, hidden_BTH)

@@ -27,7 +27,8 @@ PANELS = {
     "KL to the reference (nats a completion)": {"objective/kl": "training", "eval_kl": "held out"},
     "length (tokens)": {"rollout/length": "training", "eval_length": "held out"},
     "entropy (nats a token)": {"objective/entropy": "entropy"},
-    "losses": {"loss/policy": "policy", "loss/value": "value"},
+    "losses": {"loss/policy": "policy", "loss/value": "value", "loss/kl": "KL"},
+    "groups whose rewards are all alike": {"group/flat_fraction": "share"},
     "variance of the returns that the values explain": {"value/explained_variance": "explained variance"},
 }
 

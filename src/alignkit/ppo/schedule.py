@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def prompts_of_update(num_all: int, update: int, *, num_prompts: int, seed: int, shuffle: bool) -> list[int]:
@@ -28,6 +28,24 @@ def prompts_of_update(num_all: int, update: int, *, num_prompts: int, seed: int,
             random.Random(f"prompts {seed} {lap}").shuffle(order)
         chosen += order[position : position + num_prompts - len(chosen)]
     return chosen
+
+
+def prompts_of_refill(
+    num_all: int, update: int, refill: int, *, num_prompts: int, seed: int, asked: Collection[int]
+) -> list[int]:
+    """Choose further prompts for an update, by their indices: such that were not asked in it, where there are any.
+
+    Args:
+        num_all: number of prompts.
+        update: counted from 0.
+        refill: of this update, counted from 0.
+        num_prompts: how many to choose.
+        seed: of the choice.
+        asked: in this update before.
+    """
+    order = [index for index in range(num_all) if index not in asked] or list(range(num_all))
+    random.Random(f"refill {seed} {update} {refill}").shuffle(order)
+    return [order[number % len(order)] for number in range(num_prompts)]
 
 
 def minibatches(

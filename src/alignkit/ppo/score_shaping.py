@@ -1,4 +1,4 @@
-"""From raw scores to the scores that are learned from: a penalty, a scale and a clip, each optional."""
+"""From raw scores to the scores that are learned from: penalties, a scale and a clip, each optional."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from alignkit.config import PpoConfig, ScoreScaling
+from alignkit.ppo.rollout import Rollout
 
 _ROUNDING = 4 * 2.0**-23  # of float32, in which models score
 
@@ -34,25 +35,29 @@ class RunningMoments:
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
 
+def overlong_penalty(length: int, *, start: int, end: int, penalty: float) -> float:
+    """Compute the soft punishment of a long completion: 0 up to `start` tokens, all of `penalty` from `end` tokens on.
+
+    In between it grows in a line (DAPO, Yu et al. 2025, eq. 13, whose penalty is 1).
+    """
+    return penalty * min(max((length - start) / (end - start), 0.0), 1.0)
+
+
 @dataclass
 class ScoreShaping:
     """The optional steps between a reward source and the loss, in their order, and what they have seen.
 
     Attributes:
-        ppo: the settings `missing_eos_penalty`, `score_scaling` and `score_clip`.
+        ppo: the settings `missing_eos_penalty`, `overlong`, `score_scaling` and `score_clip`.
         seen: scores of all updates, for running scaling.
     """
 
     ppo: PpoConfig
     seen: RunningMoments = field(default_factory=RunningMoments)
 
-    def __call__(self, scores: Sequence[float | None], has_ended: Sequence[bool]) -> list[float | None]:
-        """Scores to learn from, None where there was none."""
-        penalty = self.ppo.missing_eos_penalty or 0.0
-        shaped = [
-            None if score is None else score - (0.0 if ended else penalty)
-            for score, ended in zip(scores, has_ended, strict=True)
-        ]
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """Return the scores to learn from, None where there was none."""
+        shaped = self.penalized(rollouts)
         if self.ppo.score_scaling is ScoreScaling.running:
             self.seen.add([score for score in shaped if score is not None])
             spread = max(self.seen.std, 1e-6)
@@ -62,6 +67,17 @@ class ScoreShaping:
         if (bound := self.ppo.score_clip) is not None:
             shaped = [None if score is None else min(max(score, -bound), bound) for score in shaped]
         return shaped
+
+    def penalized(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """Return the scores less the penalties, before scale and clip."""
+        return [None if rollout.score is None else rollout.score - self._penalty(rollout) for rollout in rollouts]
+
+    def _penalty(self, rollout: Rollout) -> float:
+        missing = 0.0 if rollout.has_ended else self.ppo.missing_eos_penalty or 0.0
+        if not (soft := self.ppo.overlong):
+            return missing
+        length = len(rollout.ids)
+        return missing + overlong_penalty(length, start=soft["from"], end=soft["to"], penalty=soft["penalty"])
 
     def state_dict(self) -> dict[str, float]:
         return {"count": self.seen.count, "mean": self.seen.mean, "squares": self.seen.squares}

@@ -23,13 +23,14 @@ from alignkit.config import HealthPolicy, PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.errors import RewardError, TrainingError
 from alignkit.ppo.experience import RolloutTensors
+from alignkit.ppo.groups import group_metrics, grouped, is_flat
 from alignkit.ppo.health import HealthMonitor
-from alignkit.ppo.kl import KLController
+from alignkit.ppo.kl import KLController, token_kl
 from alignkit.ppo.learner import Learner, Update, temperature_of
 from alignkit.ppo.metrics import held_out_metrics, kl_and_entropy, mean, rollout_metrics, throughput_metrics
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.rollout import Rollout, RolloutGenerator, add_scores
-from alignkit.ppo.schedule import linear, prompts_of_update
+from alignkit.ppo.schedule import linear, prompts_of_refill, prompts_of_update
 from alignkit.ppo.score_shaping import ScoreShaping
 from alignkit.rewards.weighted import Rewards
 from alignkit.sampling.settings import sampling_at
@@ -47,7 +48,7 @@ class PpoTrainer(Learner):
         generator: completes prompts.
         sampling: how tokens are drawn; what moves in it moves over the updates.
         rewards: score completions.
-        ppo: the section.
+        ppo: the section, settled.
         value: the section.
         shuffle: take the prompts in a fresh order each time round.
         on_rollout: called with (update counted from 1, rollouts, KL of each that has a score) after each update, on the
@@ -88,7 +89,7 @@ class PpoTrainer(Learner):
         self.generator, self.rewards, self.shuffle, self.on_rollout = generator, rewards, shuffle, on_rollout
         self.controller = KLController(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
         self.shaping = ScoreShaping(ppo)
-        self.health = HealthMonitor(ppo.max_kl, sampling.max_new_tokens)
+        self.health = HealthMonitor(ppo.max_kl, sampling.max_new_tokens, self.estimator.compares_group)
         self.num_skipped = 0
         self._said_cut = False
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
@@ -117,27 +118,40 @@ class PpoTrainer(Learner):
         """
         update = self._update(int(inputs["update"]))
         with self._timed("rollout") as rollout_time:
-            rollouts = self._roll_out(update)
+            rollouts, asked = self._roll_out(update)
         self._warn_of_cut(rollouts, update)
         with self._timed("scoring") as scoring_time:
             rows = self.pad(rollouts, self.prompts)
-            shaped = self.shaping([rollout.score for rollout in rollouts], [r.has_ended for r in rollouts])
-            tensors = self.score_rollouts(model, rows, shaped, update)
+            shaped = self.shaping(rollouts)
+            in_loss = [rollout.has_ended or not self.ppo.mask_truncated for rollout in rollouts]
+            tensors = self.score_rollouts(model, rows, shaped, update, in_loss=in_loss)
         with self._timed("update") as update_time:
             losses = self.learn(model, rollouts, rows, tensors, update)
         measured = kl_and_entropy(tensors) | losses | rollout_metrics(rollouts, tensors, shaped)
+        measured |= group_metrics(shaped, self.ppo.num_generations) | self._refill_metrics(rollouts, asked)
         measured |= {"kl_coef": update.kl_coef, "temperature": update.temperature}
         measured |= throughput_metrics(
             rows,
+            num_drawn=sum(len(rollout.ids) for rollout in asked),
             rollout_seconds=rollout_time[0],
             scoring_seconds=scoring_time[0],
             update_seconds=update_time[0],
             num_passes=losses["optimizer_steps"] / self.ppo.num_mini_batches,
         )
-        self.num_skipped += int(measured["rollout/skipped"])
-        self.controller.update(measured["objective/kl"], num_rollouts=len(rollouts))
+        self.num_skipped += sum(rollout.score is None for rollout in asked)
+        if self.policy.has_reference:
+            self.controller.update(measured["objective/kl"], num_rollouts=len(rollouts))
         self._report(update, rollouts, tensors, measured)
         return torch.tensor(measured["loss/total"], device=self.args.device)
+
+    def _refill_metrics(self, rollouts: Sequence[Rollout], asked: Sequence[Rollout]) -> dict[str, float]:
+        """Count the further prompts, and average over all completions: those that remain are a choice by score."""
+        if not self.ppo.refill_flat_groups:
+            return {}
+        return {
+            "group/refilled": float(len(asked) - len(rollouts)) / self.ppo.num_generations,
+            "group/score_asked": mean([rollout.score for rollout in asked if rollout.score is not None]),
+        }
 
     def _update(self, number: int) -> Update:
         kl_coef = linear(self.ppo.kl_coef, self.ppo.kl_coef_end, update=number, num_updates=self.ppo.num_updates)
@@ -148,24 +162,42 @@ class PpoTrainer(Learner):
             trains_policy=number >= self.value.warmup_updates,
         )
 
-    def _roll_out(self, update: Update) -> list[Rollout]:
-        """The rollout of an update, scored, the same on every process; each generates and scores its share."""
+    def _roll_out(self, update: Update) -> tuple[list[Rollout], list[Rollout]]:
+        """The rollout of an update, scored, the same on every process, and all that was asked for it.
+
+        Groups that are flat give way to those of further prompts, as often as `ppo.refill_flat_groups` says.
+        """
+        num_all, seed, size = len(self.prompts), self.args.seed, self.ppo.num_generations
         indices = prompts_of_update(
-            len(self.prompts),
-            update.number,
-            num_prompts=self.ppo.num_prompts,
-            seed=self.args.seed,
-            shuffle=self.shuffle,
+            num_all, update.number, num_prompts=self.ppo.num_prompts, seed=seed, shuffle=self.shuffle
         )
+        asked = self._ask(indices, update, f"update {update.number}")
+        groups = grouped(asked, size)
+        for refill in range(self.ppo.refill_flat_groups):
+            num_flat = sum(map(self._is_flat, groups))
+            if num_flat == 0:
+                break
+            taken = {rollout.prompt for rollout in asked}
+            indices = prompts_of_refill(num_all, update.number, refill, num_prompts=num_flat, seed=seed, asked=taken)
+            further = self._ask(indices, update, f"update {update.number} refill {refill}")
+            fresh = (group for group in grouped(further, size) if not self._is_flat(group))
+            groups = [next(fresh, group) if self._is_flat(group) else group for group in groups]
+            asked = asked + further
+        rollouts = [rollout for group in groups for rollout in group]
+        return _with_a_score(rollouts, f"update {update.number + 1}"), asked
+
+    def _is_flat(self, group: Sequence[Rollout]) -> bool:
+        return is_flat(self.shaping.penalized(group))
+
+    def _ask(self, indices: Sequence[int], update: Update, draw_stream: str) -> list[Rollout]:
+        """The completions of prompts, scored, group by group; each process generates and scores its share."""
         requests: list[tuple[int, int]] = []
         times_before: Counter[int] = Counter()  # a prompt that is taken twice draws anew
         for index in indices:
             first = times_before[index] * self.ppo.num_generations
             requests += [(index, first + k) for k in range(self.ppo.num_generations)]
             times_before[index] += 1
-        name = f"update {update.number}"
-        rollouts = self._complete(self.prompts, requests, draw_stream=name, sampling=update.sampling)
-        return _with_a_score(rollouts, f"update {update.number + 1}")
+        return self._complete(self.prompts, requests, draw_stream=draw_stream, sampling=update.sampling)
 
     def generate_and_score(self, prompts: Sequence[Prompt], requests: Sequence[tuple[int, int]]) -> list[Rollout]:
         """Complete and score prompts, to show them; every process must call this.
@@ -223,9 +255,7 @@ class PpoTrainer(Learner):
         for name, value in measured.items():
             self._metrics["train"].setdefault(name, []).append(value)
         if self.is_world_process_zero():
-            kl_B = ((tensors.logprobs_BT - tensors.ref_logprobs_BT) * tensors.mask_BT).sum(-1).tolist()
-            known_B = [None if one.score is None else kl for one, kl in zip(rollouts, kl_B, strict=True)]
-            self.on_rollout(update.number + 1, rollouts, known_B)
+            self.on_rollout(update.number + 1, rollouts, _kl_of_each(rollouts, tensors))
         self._warn_or_stop(self.health.check_update(measured), f"update {update.number + 1}")
 
     def _warn_or_stop(self, warnings: Sequence[str], when: str) -> None:
@@ -238,7 +268,7 @@ class PpoTrainer(Learner):
 
     def _warn_of_cut(self, rollouts: Sequence[Rollout], update: Update) -> None:
         """Say once that responses are scored as if they had ended, where nothing is subtracted for it."""
-        if self._said_cut or self.ppo.missing_eos_penalty is not None:
+        if self._said_cut or self.ppo.missing_eos_penalty is not None or self.ppo.mask_truncated:
             return
         lines = self.rewards.scored_though_cut(
             sum(not rollout.has_ended for rollout in rollouts),
@@ -276,8 +306,10 @@ class PpoTrainer(Learner):
         return metrics
 
     @torch.no_grad()
-    def _held_out_kl(self, rollouts: Sequence[Rollout], temperature: float) -> float:
-        """KL to the reference in nats per completion, each process's share of the rows the longest first."""
+    def _held_out_kl(self, rollouts: Sequence[Rollout], temperature: float) -> float | None:
+        """KL to the reference, if any, in nats per completion, each process's share of the rows the longest first."""
+        if not self.policy.has_reference:
+            return None
         size, total = self.args.per_device_train_batch_size, torch.zeros((), device=self.args.device)
         rows = self.pad(rollouts, self.held_out)
         order = sorted(range(len(rollouts)), key=lambda index: -len(rollouts[index].ids))
@@ -289,6 +321,15 @@ class PpoTrainer(Learner):
                 ref_BT = self.policy.reference_logprobs(piece, temperature=temperature)
             total += ((logprobs_BT - ref_BT) * piece.mask_BT).sum()
         return float(self.sum_of_all(total)) / max(len(rollouts), 1)
+
+
+def _kl_of_each(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> list[float | None]:
+    """KL to the reference of each completion, in nats; None where there is no reference, or no score."""
+    if tensors.ref_logprobs_BT is None:
+        return [None] * len(rollouts)
+    kl_BT = token_kl(tensors.logprobs_BT, tensors.ref_logprobs_BT, tensors.mask_BT, estimator="k1")
+    kl_B = kl_BT.sum(-1).tolist()
+    return [None if one.score is None else kl for one, kl in zip(rollouts, kl_B, strict=True)]
 
 
 def _with_a_score(rollouts: list[Rollout], what: str) -> list[Rollout]:

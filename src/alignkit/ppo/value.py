@@ -86,6 +86,22 @@ class ValueFunction(nn.Module):
         self.head.load(folder)
 
 
+class NoValueFunction(ValueFunction):
+    """What takes the place of a value function where the advantages need none: nothing is held, trained or saved."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, rows: Sequences, hidden_BTH: Tensor) -> None:  # type: ignore[override]  # there are no values
+        """Return nothing."""
+
+    def save(self, folder: Path) -> None:
+        """Write nothing."""
+
+    def load(self, folder: Path) -> None:
+        """Read nothing."""
+
+
 class AdapterValue(ValueFunction):
     """A value function on the frozen backbone, under an adapter of its own that starts as the policy's does."""
 

@@ -284,7 +284,7 @@ def _why(path: Path) -> str:
 
 def _completed(stage: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """Lay the record of a job over the defaults of the settings, some of which may be newer than the record."""
-    return {**dict(flat(asdict(JOBS[stage]()))), **dict(flat(job))}
+    return {**dict(flat(asdict(JOBS[stage]().settled()))), **dict(flat(job))}
 
 
 def _further(run: Run) -> list[str]:

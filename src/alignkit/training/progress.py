@@ -20,6 +20,7 @@ _SHOWN = {
     "objective/kl": "KL",
     "rollout/length": "length",
     "objective/entropy": "entropy",
+    "group/flat_fraction": "flat groups",
     "eval_score": "held-out score",
     "eval_score_se": "±",
     "eval_kl": "KL",

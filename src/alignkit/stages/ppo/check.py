@@ -7,10 +7,12 @@ import os
 
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.errors import AlignkitError, ConfigError
+from alignkit.estimators import estimator_of
 from alignkit.jobs import PpoJob
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws
+from alignkit.stages.ppo.advantage import check_advantage
 from alignkit.stages.ppo.check_value import check_value
 from alignkit.stages.sections import check_adapter_stacking, check_base_stays, check_sections
 from alignkit.training.sharding import sharding_launched
@@ -28,7 +30,8 @@ def check_job(job: PpoJob) -> None:
     problems += check_sections(job, "ppo") + check_adapter_stacking(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
-    problems += check_base_stays(job) + _schedule_problems(job) + check_value(job)
+    problems += check_base_stays(job) + _schedule_problems(job) + check_advantage(job)
+    problems += check_value(job) if estimator_of(job.ppo).has_critic else []
     if name := sharding_launched():
         problems.append(
             f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
 from alignkit.models.save import save_model
 from alignkit.ppo.build import backbone_for_rewards, build_policy
@@ -17,6 +18,7 @@ from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
 from alignkit.runs.given import Given
 from alignkit.stages.opening import log_plan, open_run, warn
+from alignkit.stages.ppo.advantage import describe_advantage, settled_given
 from alignkit.stages.ppo.arguments import build_ppo_arguments
 from alignkit.stages.ppo.check import check_job
 from alignkit.stages.ppo.data import Prepared, prepare, read_as
@@ -37,6 +39,7 @@ def run(job: PpoJob, run_dir: Path, *, given: Given | None = None) -> None:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
+    job, given = job.settled(), settled_given(job, given)
     with open_run(job, "ppo", run_dir, given) as entry:
         if entry.finished:
             return
@@ -79,6 +82,8 @@ def _policy(job: PpoJob, prepared: Prepared) -> Policy:
         tokenizer=prepared.tokenizer,
         end_ids=prepared.template.stop_ids,
         entropy_trains=job.ppo.entropy_coef > 0,
+        has_critic=estimator_of(job.ppo).has_critic,
+        has_reference=needs_reference(job.ppo),
         seed=job.seed,
     )
 
@@ -120,6 +125,7 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
         "memory": trainer.policy.held,
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "reward": str(trainer.rewards),
+        "advantage": describe_advantage(ppo),
         "rollout": f"{num:,} completions ({ppo.num_prompts} prompts × {ppo.num_generations}), at most "
         f"{job.sampling.max_new_tokens} tokens each",
         "update": f"a rollout, then {ppo.num_ppo_epochs} passes of {ppo.num_mini_batches} minibatches of "
