@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.ppo.advantage import gae, moments, token_rewards, whiten
+from alignkit.ppo.advantage import gae, moments, returns_to_go, token_rewards, whiten
 
 NAN = math.nan
 number = st.floats(-5, 5, width=32)
@@ -92,6 +92,37 @@ def test_gae_works_on_left_padding_too() -> None:
     mask = torch.tensor([[False, False, True, True, True]])
     padded, _ = gae(torch.cat([padding, rewards], 1), torch.cat([padding, values], 1), mask, gamma=0.9, lam=0.8)
     assert padded.tolist() == [[0.0, 0.0, *plain[0].tolist()]]
+
+
+def test_returns_to_go_by_value() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 4.0], [3.0, NAN, NAN]])
+    assert returns_to_go(rewards, mask_of([3, 1], 3), gamma=0.5).tolist() == [[2.0, 2.0, 4.0], [3.0, 0.0, 0.0]]
+
+
+def test_without_a_reference_the_reward_of_a_token_is_the_score_alone() -> None:
+    rewards = token_rewards(torch.tensor([2.0]), torch.tensor([[-1.0, -2.0]]), None, mask_of([2], 2), kl_coef=0.1)
+    assert rewards.tolist() == [[0.0, 2.0]]
+
+
+def test_in_float64_gae_returns_to_go_and_whitening_are_those_of_slow_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 6, 9, generator=generator, dtype=torch.float64)
+    lengths = [9, 1, 4, 7, 3, 9]
+    mask = mask_of(lengths, 9)
+    advantages, _ = gae(rewards, values, mask, gamma=0.9, lam=0.8)
+    to_go = returns_to_go(rewards, mask, gamma=0.9)
+    for b, length in enumerate(lengths):
+        next_advantage = next_value = next_return = 0.0
+        for t in reversed(range(length)):
+            delta = rewards[b, t].item() + 0.9 * next_value - values[b, t].item()
+            next_advantage, next_value = delta + 0.9 * 0.8 * next_advantage, values[b, t].item()
+            next_return = rewards[b, t].item() + 0.9 * next_return
+            assert advantages[b, t].item() == pytest.approx(next_advantage, rel=0, abs=1e-12)
+            assert to_go[b, t].item() == pytest.approx(next_return, rel=0, abs=1e-12)
+    tokens = to_go[mask].tolist()
+    spread = math.sqrt(statistics.pvariance(tokens) + 1e-8)
+    expected = [(token - statistics.fmean(tokens)) / spread for token in tokens]
+    assert whiten(to_go, mask, moments(to_go, mask))[mask].tolist() == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_whiten_by_value() -> None:

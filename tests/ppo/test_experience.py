@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.config import PpoConfig
+from alignkit.config import Advantage, KlAs, PpoConfig
 from alignkit.estimators import settle
 from alignkit.ppo.experience import RolloutTensors, experience
 
@@ -88,3 +88,51 @@ def test_constant_rewards_teach_nothing_and_the_smallest_difference_does(score: 
     assert advantages(torch.full((16,), score)).abs().max() == 0
     better_B = torch.full((16,), score) + torch.arange(16) * max(abs(score), 1.0) * 1e-3
     assert advantages(better_B)[mask_BT].square().mean() == pytest.approx(1, abs=0.01)
+
+
+def of_groups(scores: list[float], **settings: Any) -> RolloutTensors:
+    """Of two groups of two completions, of two tokens and one, the reference e times as unlikely at every token."""
+    mask_BT = torch.tensor([[True, True], [True, False], [True, True], [True, False]])
+    ppo = settle(PpoConfig(num_generations=2, **settings))
+    return experience(
+        torch.tensor(scores),
+        mask_BT,
+        trained_BT=mask_BT & torch.tensor([[True], [True], [True], [False]]),
+        logprobs_BT=torch.zeros(4, 2),
+        ref_logprobs_BT=torch.full((4, 2), -1.0),
+        entropies_BT=torch.zeros(4, 2),
+        values_BT=None,
+        ppo=ppo,
+        kl_coef=0.5,
+    )
+
+
+def test_the_advantage_of_a_completion_is_that_of_its_tokens() -> None:
+    tensors = of_groups([1.0, 0.0, 5.0, 2.0], advantage=Advantage.dr_grpo)
+    assert tensors.rewards_BT.tolist() == [[0.0, 1.0], [0.0, 0.0], [0.0, 5.0], [2.0, 0.0]]  # the KL is in the loss
+    # the last completion is left out of the loss, but its score is in the mean of its group
+    assert tensors.advantages_BT.tolist() == [[0.5, 0.5], [-0.5, 0.0], [1.5, 1.5], [0.0, 0.0]]
+    assert tensors.values_BT is tensors.returns_BT is None
+
+
+def test_the_kl_penalty_of_a_reward_is_that_of_all_its_tokens() -> None:
+    tensors = of_groups([1.0, 0.0, 5.0, 2.0], advantage=Advantage.rloo)
+    # R = 1 − 0.5 · 2, 0 − 0.5, 5 − 1, 2 − 0.5; each less the other of its group
+    assert tensors.advantages_BT.tolist() == [[0.5, 0.5], [-0.5, 0.0], [2.5, 2.5], [0.0, 0.0]]
+    in_loss = of_groups([1.0, 0.0, 5.0, 2.0], advantage=Advantage.rloo, kl_as=KlAs.loss)
+    assert in_loss.advantages_BT.tolist() == [[1.0, 1.0], [-1.0, 0.0], [3.0, 3.0], [0.0, 0.0]]
+
+
+def test_reinforce_is_whitened_over_the_tokens_that_are_learned_from() -> None:
+    tensors = of_groups([1.0, 0.0, 5.0, 2.0], advantage=Advantage.reinforce, kl_as=KlAs.loss)
+    # returns to go 1, 1, 0, 5, 5: mean 2.4, variance 4.64
+    expected = [(value - 2.4) / 4.64**0.5 for value in (1.0, 1.0, 0.0, 5.0, 5.0)]
+    assert tensors.advantages_BT[tensors.trained_BT].tolist() == pytest.approx(expected, abs=1e-6)
+    assert tensors.advantages_BT[3].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("advantage", [name for name in Advantage if name is not Advantage.gae])
+def test_rewards_that_are_alike_teach_exactly_nothing(advantage: Advantage) -> None:
+    score = 0.1 if advantage is Advantage.reinforce else 7.3
+    tensors = of_groups([0.1, 0.1, score, score], advantage=advantage, kl_as=KlAs.loss)
+    assert tensors.advantages_BT.eq(0).all()

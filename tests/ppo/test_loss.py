@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit.ppo.loss import entropy_bonus, policy_loss, token_entropies, value_loss
+from alignkit.config import LossOver, RatioOver
+from alignkit.ppo.loss import entropy_bonus, kl_loss, loss_divisors, policy_loss, token_entropies, value_loss
 
 NAN = math.nan
 number = st.floats(-3, 3, width=32)
@@ -79,6 +80,81 @@ def test_policy_loss_against_a_slow_loop(rows: Rows, clip_range: float) -> None:
     assert result.ratio_max.item() == pytest.approx(largest, rel=1e-4)
 
 
+def test_the_loss_is_averaged_over_tokens_completions_or_by_a_constant() -> None:
+    mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
+    found = {over: loss_divisors(mask, over, max_new_tokens=8).tolist() for over in LossOver}
+    assert found == {
+        LossOver.tokens: [4, 4, 4],
+        LossOver.completions: [3 * 2, 1 * 2, 1 * 2],  # two have something to learn from
+        LossOver.constant: [3 * 8] * 3,
+    }
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert [int(loss_divisors(nothing, over, max_new_tokens=8).min()) for over in LossOver] == [1, 1, 16]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "objective"),
+    [
+        (1.5, 1.0, 1.4),  # cut at 1 + ε_high
+        (1.3, 1.0, 1.3),
+        (0.5, 1.0, 0.5),
+        (0.5, -1.0, -0.8),  # cut at 1 − ε
+        (1.5, -1.0, -1.5),
+        (9.0, -1.0, -3.0),  # the dual clip: c A, whatever the ratio
+        (9.0, 1.0, 1.4),
+    ],
+)
+def test_a_higher_range_and_a_dual_clip_by_value(ratio: float, advantage: float, objective: float) -> None:
+    logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    given = (logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1, dtype=torch.bool))
+    result = policy_loss(*given, clip_range=0.2, clip_range_high=0.4, dual_clip=3.0, num_tokens=1)
+    assert result.loss.item() == pytest.approx(-objective, rel=1e-6)
+    result.loss.backward()
+    is_cut = objective != ratio * advantage
+    assert logprobs.grad is not None
+    assert (logprobs.grad.item() == 0) is is_cut
+    assert result.clip_fraction.item() == float(is_cut)
+
+
+def test_the_ratio_of_a_completion_is_the_geometric_mean_of_its_tokens() -> None:
+    # ln ρ = 0.3, −0.1, 0.1 → (0.3 − 0.1 + 0.1) / 3 = 0.1; the second completion is one token
+    logprobs = torch.tensor([[0.3, -0.1, 0.1], [-0.05, NAN, NAN]], requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    advantages = torch.tensor([[2.0, 2.0, 2.0], [-1.0, NAN, NAN]])
+    divisors = loss_divisors(mask, LossOver.completions, max_new_tokens=3)
+    result = policy_loss(
+        logprobs,
+        torch.zeros(2, 3),
+        advantages,
+        mask,
+        clip_range=0.2,
+        num_tokens=4,
+        divisors_B=divisors,
+        ratio_over=RatioOver.completion,
+    )
+    assert result.loss.item() == pytest.approx(-(2 * math.exp(0.1) - math.exp(-0.05)) / 2, rel=1e-6)
+    result.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad[0].tolist() == pytest.approx([-math.exp(0.1) / 3] * 3, rel=1e-5)
+    assert logprobs.grad[1].tolist() == pytest.approx([math.exp(-0.05) / 2, 0, 0], rel=1e-5)
+    assert result.ratio_max.item() == pytest.approx(math.exp(0.1), rel=1e-6)
+
+
+def test_the_kl_in_the_loss_by_value_and_its_gradient() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, NAN]], requires_grad=True)
+    ref = torch.tensor([[-1.5, -2.0], [-0.2, NAN]])
+    mask = torch.tensor([[True, True], [True, False]])
+    divisors = loss_divisors(mask, LossOver.completions, max_new_tokens=2)
+    loss = kl_loss(logprobs, ref, mask, divisors_B=divisors)
+    k3 = [math.exp(-0.5) + 0.5 - 1, 0.0, math.exp(0.3) - 0.3 - 1]
+    assert loss.item() == pytest.approx((k3[0] + k3[1]) / 4 + k3[2] / 2, rel=1e-5)
+    loss.backward()
+    # d k3 / d ln π = 1 − π_ref / π
+    assert logprobs.grad is not None
+    assert logprobs.grad[0].tolist() == pytest.approx([(1 - math.exp(-0.5)) / 4, 0], rel=1e-5)
+    assert logprobs.grad[1].tolist() == pytest.approx([(1 - math.exp(0.3)) / 2, 0], rel=1e-5)
+
+
 def test_value_loss_by_value() -> None:
     values = torch.tensor([[1.0, 3.0, 0.0, NAN]])
     old = torch.tensor([[1.1, 1.0, 1.0, NAN]])
@@ -124,6 +200,10 @@ def losses(parts: slice, leaf: Tensor, num_tokens: int) -> Tensor:
     mask = torch.arange(5) < torch.tensor([5, 1, 2, 5, 3, 4, 1, 1])[:, None]
     part = (leaf[parts], old[parts], target[parts], mask[parts])
     policy = policy_loss(*part, clip_range=0.2, num_tokens=num_tokens).loss
+    for over in LossOver:
+        divisors = loss_divisors(mask, over, max_new_tokens=5)[parts]
+        policy = policy + policy_loss(*part, clip_range=0.2, num_tokens=num_tokens, divisors_B=divisors).loss
+        policy = policy + kl_loss(leaf[parts], old[parts], mask[parts], divisors_B=divisors)
     value = value_loss(*part, clip_range=0.2, num_tokens=num_tokens).loss
     return policy + 0.1 * value - 0.01 * entropy_bonus(leaf[parts].square(), mask[parts], num_tokens=num_tokens)
 

@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from alignkit.ppo.schedule import linear, minibatches, prompts_of_update
+from alignkit.ppo.schedule import linear, minibatches, prompts_of_refill, prompts_of_update
 
 
 def test_no_prompt_is_asked_twice_before_every_other_was_asked_once() -> None:
@@ -18,6 +18,17 @@ def test_no_prompt_is_asked_twice_before_every_other_was_asked_once() -> None:
 def test_an_update_may_ask_more_prompts_than_there_are() -> None:
     assert prompts_of_update(3, 0, num_prompts=7, seed=0, shuffle=False) == [0, 1, 2, 0, 1, 2, 0]
     assert sorted(prompts_of_update(3, 1, num_prompts=3, seed=4, shuffle=True)) == [0, 1, 2]
+
+
+def test_a_refill_asks_what_was_not_asked_in_the_update() -> None:
+    def chosen(update: int, refill: int, num_prompts: int = 3, asked: range = range(4)) -> list[int]:
+        return prompts_of_refill(10, update, refill, num_prompts=num_prompts, seed=0, asked=asked)
+
+    assert sorted(chosen(0, 0, 6)) == [4, 5, 6, 7, 8, 9]
+    assert chosen(0, 0) == chosen(0, 0)
+    assert len({tuple(chosen(update, refill)) for update in range(3) for refill in range(3)}) > 6
+    assert len(chosen(0, 0, 9)) == 9  # of six that are left, three twice
+    assert sorted(chosen(0, 0, 10, range(10))) == list(range(10))
 
 
 def test_every_completion_is_in_one_minibatch_of_a_pass_longest_first() -> None:

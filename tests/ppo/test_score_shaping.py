@@ -7,7 +7,7 @@ import pytest
 
 from alignkit.config import PpoConfig, ScoreScaling
 from alignkit.ppo.rollout import Rollout
-from alignkit.ppo.score_shaping import RunningMoments, ScoreShaping
+from alignkit.ppo.score_shaping import RunningMoments, ScoreShaping, overlong_penalty
 
 
 def rollouts(scores: Sequence[float | None], has_ended: Sequence[bool] = (), *, length: int = 1) -> list[Rollout]:
@@ -48,3 +48,10 @@ def test_scores_that_are_alike_but_for_rounding_are_not_scaled_up() -> None:
     shape = ScoreShaping(PpoConfig(score_scaling=ScoreScaling.running))
     assert shape(rollouts([0.73105860, 0.73105854, 0.73105860, 0.73105854])) == [0, 0, 0, 0]
     assert shape(rollouts([0.74, 0.73, 0.73, 0.73]))[0] > 1
+
+
+@pytest.mark.parametrize(("length", "penalty"), [(1, 0.0), (8, 0.0), (9, 0.5), (10, 1.0), (12, 2.0), (13, 2.0)])
+def test_a_completion_that_is_too_long_pays_more_the_longer_it_is(length: int, penalty: float) -> None:
+    assert overlong_penalty(length, start=8, end=12, penalty=2.0) == penalty
+    shaping = ScoreShaping(PpoConfig(overlong={"from": 8, "to": 12, "penalty": 2.0}, missing_eos_penalty=1.0))
+    assert shaping(rollouts([3.0, 3.0, None], [True, False, True], length=length)) == [3 - penalty, 2 - penalty, None]

@@ -28,7 +28,17 @@ WORDS = [
         "sampling.temperature={start: 1, end: 1.5}",
     ),
 ]
-KINDS = {"full": [], "lora": ["lora=ppo"]}
+GROUPS = ["ppo.num_prompts=2", "ppo.num_generations=4", "ppo.kl_target=null", "ppo.refill_flat_groups=1"]
+# What `WORDS` says, but for what has no meaning beside an estimator; one with LoRA, the others with every weight.
+KINDS = {
+    "full": [],
+    "lora": ["lora=ppo"],
+    "grpo": ["ppo.advantage=grpo", *GROUPS, "ppo.score_scaling=none", "lora=ppo"],
+    "dr_grpo": ["ppo.advantage=dr_grpo", *GROUPS, "ppo.kl_coef=0"],
+    "rloo": ["ppo.advantage=rloo", *GROUPS, "ppo.kl_target=3"],
+    "reinforce": ["ppo.advantage=reinforce", "ppo.gamma=0.9"],
+    "reinforce_baseline": ["ppo.advantage=reinforce_baseline", *GROUPS],
+}
 REWARDS = "def length(prompts, completions, **columns):\n    return [len(c) / 10 for c in completions]\n"
 TIMED = ("seconds/", "tokens_per_second")
 
@@ -43,12 +53,14 @@ def bits(run_dir: Path) -> dict[str, str]:
     """Of the result and of the last checkpoint: policy, value head, optimizer, schedule, controller, statistics."""
     files = [*run_dir.glob("*.safetensors"), *run_dir.glob("base/*.safetensors")]
     files += [run_dir / "checkpoints" / f"checkpoint-{UPDATES}" / name for name in LAST]
+    files += run_dir.glob(f"checkpoints/checkpoint-{UPDATES}/value_head.safetensors")
     found = {str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    assert len(found) >= 2 + len(LAST)
+    has_critic = json.loads((run_dir / "run.json").read_text())["job"]["ppo"]["advantage"] == "gae"
+    assert len(found) >= 1 + len(LAST) + 2 * has_critic
     return found
 
 
-LAST = ("value_head.safetensors", "optimizer.pt", "scheduler.pt", "ppo_state.json")
+LAST = ("optimizer.pt", "scheduler.pt", "ppo_state.json")
 
 
 def measured(run_dir: Path) -> list[dict[str, float]]:
