@@ -82,6 +82,12 @@ Reward = Annotated[
 ]
 Prompt = Annotated[list[str] | None, typer.Option(help="A prompt. It may be given several times.")]
 Prompts = Annotated[Path | None, typer.Option(help="Data file of prompts. A .txt file holds one prompt per line.")]
+ToolsFile = Annotated[
+    Path | None, typer.Option("--tools", help="JSON or YAML file with a list of tools that the model may call.")
+]
+HideReasoning = Annotated[
+    bool, typer.Option("--hide-reasoning", help="Do not show what the model thinks before its answer.")
+]
 Html = Annotated[Path | None, typer.Option(help="Also write the result to this file, as one self-contained HTML page.")]
 Json = Annotated[Path | None, typer.Option(help="Also write all results to this file, as JSON.")]
 JsonLines = Annotated[
@@ -234,10 +240,13 @@ def generate(
     prompt: Prompt = None,
     prompts: Prompts = None,
     out: JsonLines = None,
+    tools: ToolsFile = None,
+    hide_reasoning: HideReasoning = False,
 ) -> None:
     """Generate responses to prompts.
 
-    The prompts are rendered by the chat template that the model was trained with.
+    The prompts are rendered by the chat template that the model was trained with. Rows of a data file may have tools of
+    their own.
 
     alignkit generate runs/sft/tiny --prompt "Repeat the word." sampling.temperature=0.7 sampling.top_k=50
     """
@@ -246,7 +255,8 @@ def generate(
     job, record = compose_with_record("generate", words or [], model={"name": run})
     from alignkit.commands.generate import run as answer
 
-    answer(job, prompts=prompt or [], prompts_path=prompts, out=out, record=record)
+    given: dict[str, Any] = {"prompts": prompt or [], "prompts_path": prompts, "out": out, "record": record}
+    answer(job, tools_path=tools, hide_reasoning=hide_reasoning, **given)
 
 
 @app.command()
@@ -276,10 +286,11 @@ def next(
 
 
 @app.command()
-def chat(words: RunsAndWords) -> None:
+def chat(words: RunsAndWords, tools: ToolsFile = None, hide_reasoning: HideReasoning = False) -> None:
     """Chat with one or several models.
 
-    Each model uses the chat template it was trained with. Type /help for the commands of the chat.
+    Each model uses the chat template it was trained with. Type /help for the commands of the chat. Where a model calls
+    a tool, /result TEXT gives it the result.
 
     alignkit chat runs/sft/base runs/sft/tuned sampling.temperature=0.7 system="Be brief."
     """
@@ -289,7 +300,7 @@ def chat(words: RunsAndWords) -> None:
     job = compose_job("chat", settings, model={"name": runs[0] if runs else ""})
     from alignkit.commands.chat import run as talk
 
-    talk(job, runs=runs, lines=_typed_lines())
+    talk(job, runs=runs, lines=_typed_lines(), tools_path=tools, hide_reasoning=hide_reasoning)
 
 
 def _typed_lines() -> Iterator[str]:

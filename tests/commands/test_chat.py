@@ -10,7 +10,9 @@ from rich.console import Console
 
 from alignkit.commands.chat import Chat, Stream, run
 from alignkit.config import ModelConfig, SamplingConfig, TemplateConfig
+from alignkit.data.rows.conversation import Message
 from alignkit.errors import AlignkitError
+from alignkit.evaluate.replies import Piece, ReplyReader
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.launch import compose_job
 from alignkit.sampling.generate import Completion
@@ -101,15 +103,15 @@ def test_a_conversation_that_grows_too_long_is_told(policy: ServedModel) -> None
 
 
 def test_a_character_is_shown_whole_and_a_stop_string_never(policy: ServedModel) -> None:
-    heard: list[str] = []
+    heard: list[Piece] = []
     sampling = SamplingConfig(stop=["END"])
-    stream = Stream(policy, sampling, heard.append)
+    stream = Stream(policy, sampling, ReplyReader(None, ""), heard.append)
     text = "aλE, b ENDc"
     for token in text.encode():
         stream.add(token)
     done = Completion(list(text.encode()), "stop_string", 0.0)
-    assert stream.finish(done) == "".join(heard) == "aλE, b "
-    assert "�" not in "".join(heard)
+    assert stream.finish(done) == Message("assistant", "aλE, b ")
+    assert "".join(piece.text for piece in heard) == "aλE, b "
 
 
 def test_mistakes_are_told_before_anything_is_loaded(talk: Talk, run_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +14,59 @@ from rich.text import Text
 
 from alignkit.config import SamplingConfig
 from alignkit.data.rows.conversation import Conversation, Message
+from alignkit.data.rows.tool_calls import Call, name_of
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean
 from alignkit.evaluate.arguments import check_models
+from alignkit.evaluate.replies import Piece, ReplyReader, Spec, reply_spec
 from alignkit.evaluate.served_model import ServedModel
+from alignkit.evaluate.shown_reply import ShownReply
+from alignkit.evaluate.tools_file import Tools, check_tools, read_tools_file
 from alignkit.jobs import ChatJob, out_of_bounds
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
 from alignkit.sampling.settings import check_sampling
-from alignkit.terminal import printable
 
 _SETTINGS = {item.name: item for item in fields(SamplingConfig) if item.name not in ("do_sample", "stop")}
 _HELP = (
     "/reset forgets the conversation   /system TEXT begins a new one under TEXT   /save FILE writes it as JSON lines\n"
+    "/result TEXT gives the result of a call, on one line; of several calls one after the other\n"
     f"/SETTING VALUE changes the sampling: {', '.join(_SETTINGS)}; none removes it   /quit or Ctrl-D leaves"
 )
 
-Write = Callable[[str], None]
+Show = Callable[[Piece], None]
 
 
-def run(job: ChatJob, *, runs: Sequence[str], lines: Iterable[str]) -> None:
+def run(
+    job: ChatJob,
+    *,
+    runs: Sequence[str],
+    lines: Iterable[str],
+    tools_path: Path | None = None,
+    hide_reasoning: bool = False,
+) -> None:
     """Answer line by line until there are no more.
 
     Args:
         job: the settings.
         runs: the models, which answer one after the other, each with its own history.
         lines: what the user types; a line that begins with `/` is a command.
+        tools_path: a file of tools that the models may call.
+        hide_reasoning: do not show what a model thinks before its answer.
 
     Raises:
-        ConfigError, ModelError: the user's mistake, before the first line is read.
+        ConfigError, DataError, ModelError: the user's mistake, before the first line is read.
     """
     with run_log(), explain_out_of_memory("take model.dtype=bfloat16, or fewer models"):
-        _check(job, runs)
+        tools = _check(job, runs, tools_path)
         policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
-        talk = Chat(policies, job.sampling, seed=job.seed)
+        talk = Chat(policies, job.sampling, seed=job.seed, tools=tools, hide_reasoning=hide_reasoning)
         problem = talk.begin(job.system or "")
         if problem:
             raise ConfigError(f"system: {problem}")
+        for policy in policies:
+            check_tools(policy, tools, tools_path)
         for policy in policies:
             policy.load(seed=job.seed)
     console = SafeConsole()
@@ -58,7 +74,10 @@ def run(job: ChatJob, *, runs: Sequence[str], lines: Iterable[str]) -> None:
         text = line.rstrip("\n")
         if text.strip() in ("/quit", "/exit"):
             return
-        if text.startswith("/"):
+        name, _, rest = text.partition(" ")
+        if name == "/result":
+            talk.result(rest.strip(), console)
+        elif text.startswith("/"):
             console.print(talk.command(text), markup=False, highlight=False, style="dim")
         elif text.strip():
             talk.say(text, console)
@@ -74,6 +93,8 @@ class Chat:
         seed: of every draw.
         histories: the messages that each model sees.
         num_turns: since the conversation began; each turn has random draws of its own.
+        tools: that the models may call.
+        hide_reasoning: what a model thinks is not shown.
     """
 
     policies: Sequence[ServedModel]
@@ -81,6 +102,11 @@ class Chat:
     seed: int = 0
     histories: list[list[Message]] = field(default_factory=list)
     num_turns: int = 0
+    tools: Tools = ()
+    hide_reasoning: bool = False
+
+    def __post_init__(self) -> None:
+        self._specs = [reply_spec(policy) for policy in self.policies]
 
     def begin(self, system: str = "") -> str:
         """Start a new conversation; return why this system prompt is refused, or nothing."""
@@ -94,35 +120,66 @@ class Chat:
 
     def say(self, text: str, console: Console) -> None:
         """Give every model the user's message, and show each answer as it is generated."""
-        for policy, history in zip(self.policies, self.histories, strict=True):
-            if len(self.policies) > 1:
-                console.print(Text(policy.name, style="bold cyan"))
-            self._answer(policy, history, text, console)
-        self.num_turns += 1
+        self._ask([[Message("user", text)] for _ in self.policies], console)
 
-    def _answer(self, policy: ServedModel, history: list[Message], text: str, console: Console) -> None:
-        conversation = Conversation((*history, Message("user", text)))
-        stream = Stream(policy, self.sampling, lambda part: console.print(Text(printable(part)), end=""))
+    def result(self, text: str, console: Console) -> None:
+        """Give every model that waits for a tool's result this one, and let it go on once it has them all."""
+        waiting = [open_calls(history) for history in self.histories]
+        if not any(waiting):
+            console.print("no call waits for a result", style="dim", markup=False, highlight=False)
+            return
+        added = []
+        for history, calls in zip(self.histories, waiting, strict=True):
+            results = [_result(text, call) for call in calls[:1]]
+            if len(calls) > 1:
+                history += results
+                console.print(_wanted(calls[1]), style="dim", markup=False, highlight=False)
+            added.append(results if len(calls) == 1 else [])
+        self._ask(added, console)
+
+    def _ask(self, added: Sequence[Sequence[Message]], console: Console) -> None:
+        """Let each model answer the messages that are new to it; one without any says nothing."""
+        asked = list(zip(self.policies, self._specs, self.histories, added, strict=True))
+        for policy, spec, history, messages in asked:
+            if messages and len(self.policies) > 1:
+                console.print(Text(policy.name, style="bold cyan"))
+            if messages:
+                self._answer(policy, spec, history, messages, console)
+        self.num_turns += any(added)
+
+    def _answer(
+        self, policy: ServedModel, spec: Spec | None, history: list[Message], added: Sequence[Message], console: Console
+    ) -> None:
+        conversation = Conversation((*history, *added), tools=self.tools)
         try:
-            ids = policy.encode([("this", conversation)])
-            policy.check_lengths([("this conversation", conversation)], ids, self.sampling)
+            (ids,) = policy.encode([("this", conversation)])
+            policy.check_lengths([("this conversation", conversation)], [ids], self.sampling)
+            shown = ShownReply(console, hide_reasoning=self.hide_reasoning)
+            stream = Stream(policy, self.sampling, ReplyReader(spec, policy.decode(ids), self.tools), shown.add)
+            done = self._complete(policy, ids, stream)
+        except AlignkitError as error:
+            console.print(f"{error} (/reset starts a new conversation)", style="red", markup=False, highlight=False)
+            return
+        answer = stream.finish(done)
+        note = " … (cut off)" if done.finish_reason == "length" else ""
+        console.print(Text(note, style="dim"))
+        history += [*added, answer]
+        if answer.tool_calls:
+            console.print(_wanted(answer.tool_calls[0]), style="dim", markup=False, highlight=False)
+
+    def _complete(self, policy: ServedModel, ids: list[int], stream: Stream) -> Completion:
+        try:
             (done,) = policy.complete(
-                ids,
+                [ids],
                 self.sampling,
                 seed=self.seed,
                 batch_size=1,
                 keys=[f"turn {self.num_turns}"],
                 on_token=lambda _, token: stream.add(token),
             )
-        except AlignkitError as error:
-            console.print(f"{error} (/reset starts a new conversation)", style="red", markup=False, highlight=False)
-            return
         except KeyboardInterrupt:  # that is enough of this answer
-            done = Completion(stream.ids, "length", 0.0)
-        answer = stream.finish(done)
-        note = " … (cut off)" if done.finish_reason == "length" else ""
-        console.print(Text(note, style="dim"))
-        history += [Message("user", text), Message("assistant", answer)]
+            return Completion(stream.ids, "length", 0.0)
+        return done
 
     def command(self, line: str) -> str:
         """Run a line that begins with `/`; return what to tell the user."""
@@ -141,7 +198,7 @@ class Chat:
             return self._save(value)
         if name in _SETTINGS:
             return self._set(name, value)
-        known = ("help", "reset", "system", "save", "quit", *_SETTINGS)
+        known = ("help", "reset", "system", "save", "result", "quit", *_SETTINGS)
         return f"there is no /{name}{did_you_mean(name, known) or ': /help has them all'}"
 
     def _set(self, name: str, text: str) -> str:
@@ -168,8 +225,9 @@ class Chat:
         if not name:
             return "/save FILE: name the file"
         path = Path(name)
+        tools = {"tools": list(self.tools)} if self.tools else {}
         rows = [
-            {"model": policy.name, "sampling": asdict(self.sampling), "messages": [_as_json(m) for m in history]}
+            {"model": policy.name, "sampling": asdict(self.sampling), **tools, "messages": [*map(_as_json, history)]}
             for policy, history in zip(self.policies, self.histories, strict=True)
         ]
         try:
@@ -182,37 +240,77 @@ class Chat:
 
 
 class Stream:
-    """Shows a response as it comes: never half a character, and nothing that a stop string may yet take back."""
+    """Shows a response as it comes: never half a character, and nothing that a stop string may yet take back.
 
-    def __init__(self, policy: ServedModel, sampling: SamplingConfig, write: Write) -> None:
-        self.policy, self.sampling, self.write = policy, sampling, write
+    Args:
+        policy: that generates it.
+        sampling: the settings in force.
+        reader: of the response; one that knows no parts is not given what every answer begins with.
+        show: is given each piece.
+    """
+
+    def __init__(self, policy: ServedModel, sampling: SamplingConfig, reader: ReplyReader, show: Show) -> None:
+        self.policy, self.sampling, self.reader, self.show = policy, sampling, reader, show
         self.ids: list[int] = []
-        self.num_shown = 0
+        self.num_read = 0
         self.held_back = max((len(stop) for stop in sampling.stop), default=1) - 1
+        self.has_parts = reader.knows_parts
+        self.lead = "" if self.has_parts else policy.template.response_lead
 
     def add(self, token: int) -> None:
         self.ids.append(token)
-        lead, text = self.policy.template.response_lead, self.policy.decode(self.ids)
-        if not lead.startswith(text):
-            self._show(cut_at_stop(text.removeprefix(lead), self.sampling).rstrip("�"), self.held_back)
+        text = self.policy.decode(self.ids)
+        if not (self.lead and self.lead.startswith(text)):
+            self._read(cut_at_stop(text.removeprefix(self.lead), self.sampling).rstrip("�"), self.held_back)
 
-    def finish(self, done: Completion) -> str:
+    def finish(self, done: Completion) -> Message:
         """Show the rest; return the whole response."""
-        text = self.policy.text(done, self.sampling)
-        self._show(text, 0)
-        return text
+        whole = self.policy.reply if self.has_parts else self.policy.text
+        self._read(whole(done, self.sampling), 0)
+        message, rest = self.reader.finish()
+        for piece in rest:
+            self.show(piece)
+        return message
 
-    def _show(self, text: str, held_back: int) -> None:
+    def _read(self, text: str, held_back: int) -> None:
         end = len(text) - held_back
-        if end > self.num_shown:
-            self.write(text[self.num_shown : end])
-            self.num_shown = end
+        if end > self.num_read:
+            for piece in self.reader.feed(text[self.num_read : end]):
+                self.show(piece)
+            self.num_read = end
+
+
+def open_calls(history: Sequence[Message]) -> list[Call]:
+    """List the calls at the end of a conversation that have no result yet."""
+    num_results = len([*takewhile(lambda message: message.role == "tool", reversed(history))])
+    callers = history[: len(history) - num_results][-1:]
+    return [call for caller in callers for call in caller.tool_calls[num_results:]]
+
+
+def _result(text: str, call: Call) -> Message:
+    return Message("tool", text, name=name_of(call), tool_call_id=str(call.get("id", "")))
+
+
+def _wanted(call: Call) -> str:
+    return f"/result TEXT gives the result of {name_of(call)}"
 
 
 def _as_json(message: Message) -> dict[str, Any]:
-    return {"role": message.role, "content": message.content}
+    beside = {
+        "reasoning_content": message.reasoning,
+        "tool_calls": list(message.tool_calls),
+        "name": message.name,
+        "tool_call_id": message.tool_call_id,
+    }
+    return {"role": message.role, "content": message.content} | {key: value for key, value in beside.items() if value}
 
 
-def _check(job: ChatJob, runs: Sequence[str]) -> None:
-    if problems := check_sampling(job.sampling) + check_models(runs, job.model):
+def _check(job: ChatJob, runs: Sequence[str], tools_path: Path | None) -> Tools:
+    problems, tools = check_sampling(job.sampling) + check_models(runs, job.model), Tools()
+    try:
+        tools = read_tools_file(tools_path)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
         raise ConfigError(*problems)
+    return tools

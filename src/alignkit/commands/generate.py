@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from alignkit.errors import ConfigError, Interrupted, StopSignal
 from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
 from alignkit.evaluate.arguments import check_section
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
+from alignkit.evaluate.replies import ReplyReader, reply_spec
 from alignkit.evaluate.served_model import ServedModel, sample_keys
+from alignkit.evaluate.shown_reply import ShownReply
+from alignkit.evaluate.tools_file import Tools, check_tools, read_tools_file, with_tools
 from alignkit.jobs import GenerateJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
@@ -23,6 +26,8 @@ from alignkit.runs.manifest import flat
 from alignkit.runs.output import outputs
 from alignkit.sampling.settings import check_sampling
 from alignkit.terminal import printable
+
+Answer: TypeAlias = tuple[dict[str, Any], str]  # a line of the file, and all that the model wrote
 
 _LOWER = "lower batch_size or sampling.max_new_tokens"
 _BATCHES_AT_ONCE = 16  # sorted by length among themselves, then written in the order of the prompts
@@ -34,6 +39,8 @@ def run(
     prompts: Sequence[str],
     prompts_path: Path | None,
     out: Path | None,
+    tools_path: Path | None = None,
+    hide_reasoning: bool = False,
     record: Mapping[str, Any] | None = None,
 ) -> None:
     """Answer every prompt, to the terminal or to a file of JSON lines, which is continued where it stopped.
@@ -46,6 +53,8 @@ def run(
         prompts: texts.
         prompts_path: a file of further ones.
         out: the file.
+        tools_path: a file of tools for the prompts that have none of their own.
+        hide_reasoning: do not show, on the terminal, what the model thinks before its answer.
         record: the settings as they were given, interpolations unresolved: as such they are written beside `out`.
 
     Raises:
@@ -53,18 +62,21 @@ def run(
         Interrupted: Ctrl-C; what was answered is in the file.
     """
     with outputs(out=out), run_log(), explain_out_of_memory(_LOWER):
-        _check(job, prompts, prompts_path, out)
+        tools = _check(job, prompts, prompts_path, out, tools_path, hide_reasoning=hide_reasoning)
         found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
+        found = with_tools(found, tools, tools_path)
         policy = ServedModel.of(job.model, job.template)
+        check_tools(policy, tools, tools_path)
         rows = policy.encode(found)
         policy.check_lengths(found, rows, job.sampling)
         file = None if out is None else AnswerFile(out, _settings(record or asdict(job), job, rows))
         if file is not None and file.num_done == len(rows) * job.num_samples:
             _say(f"{file.path} is complete: it has all {file.num_done} responses")
             return
+        write = partial(_append, file) if file else _Terminal(policy, found, hide_reasoning=hide_reasoning).show
         policy.load(seed=job.seed)
         try:
-            _answer(job, policy, found, rows, file)
+            _answer(job, policy, found, rows, file, write)
         except (KeyboardInterrupt, StopSignal) as stop:
             if file is None:
                 raise
@@ -74,17 +86,19 @@ def run(
 
 
 def _answer(
-    job: GenerateJob, policy: ServedModel, found: Prompts, rows: list[list[int]], file: AnswerFile | None
+    job: GenerateJob,
+    policy: ServedModel,
+    found: Prompts,
+    rows: list[list[int]],
+    file: AnswerFile | None,
+    write: Callable[[list[Answer]], None],
 ) -> None:
     places = [row for row in range(len(rows)) for _ in range(job.num_samples)]
     started, num_tokens, num_before = time.perf_counter(), 0, file.num_done if file else 0
     with progress_bar("generating", len(places), num_done=num_before) as on_progress:
-        for lines in _chunks(job, policy, found, rows, places, num_before, on_progress):
-            num_tokens += sum(line["num_tokens"] for line in lines)
-            if file is None:
-                _show(lines)
-            else:
-                file.append(lines)
+        for answers in _chunks(job, policy, found, rows, places, num_before, on_progress):
+            num_tokens += sum(line["num_tokens"] for line, _ in answers)
+            write(answers)
     seconds = time.perf_counter() - started
     if file is not None:
         speed = f"{num_tokens:,} tokens in {seconds:.1f} s, {num_tokens / seconds:,.0f} tokens/s"
@@ -99,7 +113,7 @@ def _chunks(
     places: list[int],
     num_before: int,
     on_progress: Callable[[int], None],
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[Answer]]:
     keys, size = sample_keys(len(rows), job.num_samples), job.batch_size * _BATCHES_AT_ONCE
     for start in range(num_before, len(places), size):
         chunk = places[start : start + size]
@@ -112,16 +126,19 @@ def _chunks(
             on_progress=partial(_told, on_progress, start),
         )
         yield [
-            {
-                "source": found[row][0],
-                "sample": at % job.num_samples,
-                "prompt": policy.decode(rows[row]),
-                "response": policy.text(completion, job.sampling),
-                "finish_reason": completion.finish_reason,
-                "num_prompt_tokens": len(rows[row]),
-                "num_tokens": completion.num_tokens,
-                "logprob": completion.logprob,
-            }
+            (
+                {
+                    "source": found[row][0],
+                    "sample": at % job.num_samples,
+                    "prompt": policy.decode(rows[row]),
+                    "response": policy.text(completion, job.sampling),
+                    "finish_reason": completion.finish_reason,
+                    "num_prompt_tokens": len(rows[row]),
+                    "num_tokens": completion.num_tokens,
+                    "logprob": completion.logprob,
+                },
+                policy.reply(completion, job.sampling),
+            )
             for at, row, completion in zip(range(start, len(places)), chunk, completions, strict=False)
         ]
 
@@ -138,21 +155,50 @@ def _settings(record: Mapping[str, Any], job: GenerateJob, rows: list[list[int]]
     return settings | {"prompts": fingerprint(rows), "weights": weights_mark(job.model.name)}
 
 
-def _check(job: GenerateJob, prompts: Sequence[str], prompts_path: Path | None, out: Path | None) -> None:
-    problems = check_sampling(job.sampling)
+def _check(
+    job: GenerateJob,
+    prompts: Sequence[str],
+    prompts_path: Path | None,
+    out: Path | None,
+    tools_path: Path | None,
+    *,
+    hide_reasoning: bool,
+) -> Tools:
+    problems, tools = check_sampling(job.sampling), Tools()
     prompt_problems = check_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
     problems += check_answer_file(out) + check_section(job.model)
+    if hide_reasoning and out is not None:
+        problems.append("--hide-reasoning has no effect on --out, which has the whole responses: leave it out")
+    try:
+        tools = read_tools_file(tools_path)
+    except ConfigError as error:
+        problems += error.problems
     if problems := problems + prompt_problems:
         raise ConfigError(*problems)
+    return tools
 
 
-def _show(lines: Sequence[dict[str, Any]]) -> None:
-    console = SafeConsole()
-    for line in lines:
-        console.print(printable(line["prompt"]), style="dim", markup=False, highlight=False, end="")
-        console.print(printable(line["response"]), style="bold", markup=False, highlight=False)
-        note = f" (cut off after {line['num_tokens']} tokens)" if line["finish_reason"] == "length" else ""
-        console.print(f"--{note}", style="dim", markup=False, highlight=False)
+def _append(file: AnswerFile, answers: Sequence[Answer]) -> None:
+    file.append([line for line, _ in answers])
+
+
+class _Terminal:
+    """Shows answers: prompts dimmed, reasoning and calls as such where the template has forms for them."""
+
+    def __init__(self, policy: ServedModel, found: Prompts, *, hide_reasoning: bool) -> None:
+        self._spec, self._hide_reasoning = reply_spec(policy), hide_reasoning
+        self._tools = {source: prompt.tools for source, prompt in found}
+
+    def show(self, answers: Sequence[Answer]) -> None:
+        console = SafeConsole()
+        for line, reply in answers:
+            console.print(printable(line["prompt"]), style="dim", markup=False, highlight=False, end="")
+            shown = ShownReply(console, words="bold", hide_reasoning=self._hide_reasoning)
+            reader = ReplyReader(self._spec, line["prompt"], self._tools[line["source"]])
+            for piece in [*reader.feed(reply if reader.knows_parts else line["response"]), *reader.finish()[1]]:
+                shown.add(piece)
+            note = f" (cut off after {line['num_tokens']} tokens)" if line["finish_reason"] == "length" else ""
+            console.print(f"\n--{note}", style="dim", markup=False, highlight=False)
 
 
 def _say(text: str) -> None:

@@ -170,6 +170,10 @@ class ServedModel:
         text = self.decode(completion.token_ids).removeprefix(self.template.response_lead)
         return cut_at_stop(text, sampling)
 
+    def reply(self, completion: Completion, sampling: SamplingConfig) -> str:
+        """Decode all that the model wrote, its end token included, cut before a stop string."""
+        return cut_at_stop(self.decode(response_ids(completion)), sampling)
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids)))
 
