@@ -158,8 +158,8 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     path: Any = setting(
-        "data: a file, folder, glob or hub id, or a list of these or of {path, weight, format, columns, split}; a "
-        "weight of 2 uses each row twice, 0.5 half of the rows"
+        "data: a file, folder, glob or hub id, or a list of these or of {path, weight, format, columns, split, limit}; "
+        "a weight of 2 uses each row twice, 0.5 half of the rows"
     )
     format: str = setting(
         "format of the rows: auto (detected from the columns), a format's name, or module:function of your own", "auto"
@@ -179,7 +179,10 @@ class DataConfig:
         None,
     )
     limit: int | None = setting(
-        "maximum number of rows to read from each of data.path and data.eval_path; null reads all", None, ge=1
+        "maximum number of rows to read from each of data.path and data.eval_path, all their sources together; null "
+        "reads all",
+        None,
+        ge=1,
     )
     shuffle: bool = setting("shuffle the rows in every epoch", True)
     max_length: int | None = setting(

@@ -46,7 +46,7 @@ def test_the_prompts_shown_are_those_that_the_policy_is_fed(monkeypatch: pytest.
 def test_the_figures_say_what_was_read_and_how_often_it_is_asked() -> None:
     shown = view(compose_job("ppo", WORDS))
     assert shown.figures() == [
-        "reviews.jsonl read as text",
+        "reviews.jsonl: 5 rows read as text",
         "template instruction, a turn ends in <|eos|>",
         "texts are cut to their first 3 to 9 tokens",
         "2 updates of 8 prompts ask each of them 4.0 times",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.files.sources import Source, check_sources, parse_sources, read_rows
+from alignkit.data.rows.columns import check_fields
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.prompts import PROMPT_FIELDS, detect_prompts, read_prompt
@@ -25,6 +26,9 @@ def check_prompts(texts: Sequence[str], path: Path | None, *, format: str, colum
     if not texts and path is None:
         problems.append("there is nothing to answer: give --prompt TEXT or --prompts FILE")
     problems += [f"--prompt {i} is empty" for i, text in enumerate(texts, start=1) if not text.strip()]
+    if (format != "auto" or columns) and (path is None or path.suffix == ".txt"):
+        names = " and ".join([*(["format"] if format != "auto" else []), *(["columns"] if columns else [])])
+        problems.append(f"{names}: no effect without a data file: --prompt and text files hold prompts as they are")
     try:
         if path is not None and path.suffix == ".txt":
             _check_text(path)
@@ -67,6 +71,7 @@ def _of_file(path: Path, format: str, columns: Mapping[str, Any]) -> Prompts:
     if format == "auto":
         first = next((row.row for row in rows if isinstance(row.row, dict)), {})
         format = detect_prompts(first.keys(), first, columns=columns)
+        check_fields(columns, format, PROMPT_FIELDS[format])
     prompts, problems, seen = [], [], KeysSeen()
     for row in rows:
         try:

@@ -121,7 +121,7 @@ def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
         batch_size=batch_size,
         tokenizer=prepared.tokenizer,
         facts=[
-            *(f"{source}: read as {format_}" for source, format_ in prepared.data.formats.items()),
+            *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
             describe_batches(job, prepared.data.train, layout, batch_size=batch_size, pairs_a_step=pairs_a_step),
         ],
@@ -137,7 +137,7 @@ def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layou
     num_pairs = rows_a_step(args)
     batches = describe_batches(job, data.train, layout, batch_size=per_device, pairs_a_step=num_pairs)
     facts = {
-        "rows": ", ".join(f"{source} read as {format_}" for source, format_ in data.formats.items()),
+        "rows": "; ".join(source.line() for source in data.read),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "batches": f"{num_pairs} pairs a step; {batches}",
     }

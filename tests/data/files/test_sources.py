@@ -49,17 +49,24 @@ def test_one_path() -> None:
 
 
 def test_several_paths_with_settings_of_their_own() -> None:
-    own = {"path": "b", "weight": 2, "format": "messages", "columns": {"messages": "turns"}, "split": "test"}
+    own = {
+        "path": "b",
+        "weight": 2,
+        "format": "messages",
+        "columns": {"messages": "turns"},
+        "split": "test",
+        "limit": 9,
+    }
     assert parse(["a.jsonl", own, {"path": "c", "weight": None}], format="text", columns={"text": "t"}) == [
         Source("a.jsonl", "data.path[0]", 1.0, "text", {"text": "t"}, None),
-        Source("b", "data.path[1]", 2, "messages", {"messages": "turns"}, "test"),
+        Source("b", "data.path[1]", 2, "messages", {"messages": "turns"}, "test", 9),
         Source("c", "data.path[2]", 1.0, "text", {"text": "t"}, None),
     ]
 
 
 @pytest.mark.parametrize("value", [None, 3, "", " ", {"path": "a.json"}])
 def test_what_is_no_path(value: Any) -> None:
-    wanted = "it must be a path, or a list of paths or of {path, weight, format, columns, split}"
+    wanted = "it must be a path, or a list of paths or of {path, weight, format, columns, split, limit}"
     assert mistakes(value, setting="data.eval_path") == (f"data.eval_path is {value!r}: {wanted}",)
 
 
@@ -75,7 +82,7 @@ def test_mistakes_are_told_together() -> None:
         "data.format: unknown format 'instrction'; did you mean 'instruction'?",
         "data.path[0]: unknown key 'wieght'; did you mean 'weight'?",
         "data.path[0].weight is 0: it must be a number above 0",
-        "data.path[1].path is None: it must be a path, or a list of paths or of {path, weight, format, columns, split}",
+        "data.path[1].path is None: it must be a path, or a list of paths or of {path, weight, format, columns, split, limit}",
         "data.path[1].weight is True: it must be a number above 0",
         "data.path[1].format is ['text']: it must be a name",
         "data.path[1].split is 3: it must be a name",

@@ -112,7 +112,7 @@ def test_a_pair_of_each_format_by_value(
     }
     assert data.train.sources == ["rows.jsonl:1"]
     assert data.train.side_lengths() == ([len(ids)], [4], [4])
-    assert (data.evals, data.formats) == ({}, {"rows.jsonl": format})
+    assert (data.evals, [(read.source.path, read.format) for read in data.read]) == ({}, [("rows.jsonl", format)])
 
 
 @pytest.mark.parametrize("name", ["instruction", "user_bot", "chatml", "human_assistant"])
@@ -233,7 +233,11 @@ def test_sources_weights_and_held_out_sets_are_those_of_sft(load: Load, write_ro
     assert data.train.sources == ["rows.jsonl:1", "rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:2", "hh.jsonl:1"]
     assert data.train.dataset["row_index"][:] == [0, 1, 2, 3, 4]
     assert data.evals["far"].sources == ["held.jsonl:1"]
-    assert data.formats == {"rows.jsonl": "pairs", "hh.jsonl": "hh", "held.jsonl": "pairs"}
+    assert [read.line() for read in data.read] == [
+        "rows.jsonl: 2 rows read as pairs, 2 copies added by weight 2",
+        "hh.jsonl: 1 row read as hh",
+        "held.jsonl: 1 row read as pairs",
+    ]
     assert data.ledger.counts() == {"train": {"kept": 3}, "far": {"kept": 1}}
     assert data.lint.duplicates == []  # a copy by weight repeats nothing
 
@@ -337,7 +341,7 @@ def test_pairs_as_data_sets_have_them(load: Load, byte: Any) -> None:
     data = load(str(file), max_length=100_000, eval_fraction=0.1, num_examples=2)
     counts = data.ledger.counts()
     assert (counts["train"]["kept"], counts["eval"]["kept"]) == (18, 2)
-    assert data.formats == {str(file): "sharegpt_pairs"}
+    assert [read.format for read in data.read] == ["sharegpt_pairs"]
     rows = json.loads(file.read_text(encoding="utf-8"))
     by_source = {
         source: text

@@ -76,7 +76,7 @@ def test_a_row_by_value(load: Callable[..., SftData], write_rows: Callable[..., 
     assert data.train.lengths == [len(first) + 3, len(second) + 3]
     assert data.train.num_supervised == 6
     assert data.evals == {}
-    assert data.formats == {"rows.jsonl": "instruction"}
+    assert [read.format for read in data.read] == ["instruction"]
 
 
 def test_every_source_row_is_in_the_ledger_once_and_in_the_order_of_the_file(
@@ -339,7 +339,7 @@ def test_sources_of_several_formats_become_one_set(
     write_rows([{"q": "e", "a": "f"}], "own.jsonl")
     own = {"path": "own.jsonl", "format": "prompt_completion", "columns": {"prompt": "q", "completion": "a"}}
     data = load(["rows.jsonl", "chats.jsonl", "plain.jsonl", own])
-    assert data.formats == {
+    assert {read.source.path: read.format for read in data.read} == {
         "rows.jsonl": "instruction",
         "chats.jsonl": "messages",
         "plain.jsonl": "text",

@@ -136,7 +136,11 @@ def test_the_first_rows_of_each_source_are_looked_at(
     write_rows(tasks(2), "held.jsonl")
     data = load(["a.jsonl", "b.jsonl"], streaming=True, eval_path="held.jsonl")
     assert data.ledger.counts() == {"train": {"kept": 1003}, "eval": {"kept": 2}}
-    assert data.formats == {"a.jsonl": "instruction", "b.jsonl": "prompt_completion", "held.jsonl": "instruction"}
+    assert [read.line() for read in data.read] == [
+        "a.jsonl: 1,000 rows read as instruction",
+        "b.jsonl: 3 rows read as prompt_completion",
+        "held.jsonl: 2 rows read as instruction",
+    ]
 
 
 def test_a_malformed_row_stops_the_stream_where_it_stands(

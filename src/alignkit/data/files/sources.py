@@ -36,6 +36,7 @@ class Source:
         format: `auto`, the name of a format, or `module:function`.
         columns: field to column.
         split: of a hub data set; None takes `train`.
+        limit: most rows to read, malformed ones included; None reads all.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Source:
     format: str = "auto"
     columns: dict[str, str] = field(default_factory=dict)
     split: str | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def parse_sources(
     """Parse the sources that a setting names.
 
     Args:
-        value: a path, or a list of paths and of `{path, weight, format, columns, split}`.
+        value: a path, or a list of paths and of `{path, weight, format, columns, split, limit}`.
         setting: its key, such as `data.path`.
         format: for items that name none of their own.
         columns: for items that name none of their own.
@@ -114,6 +116,9 @@ def _mistakes(given: dict[Any, Any], setting: str, fields: Fields) -> list[str]:
     is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if weight is not None and not (is_number and 0 < weight < math.inf):
         problems.append(f"{setting}.weight is {weight!r}: it must be a number above 0")
+    limit = given.get("limit")
+    if limit is not None and not (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
+        problems.append(f"{setting}.limit is {limit!r}: it must be a whole number above 0")
     for key, wanted, words in (("format", str, "a name"), ("split", str, "a name"), ("columns", dict, "a mapping")):
         if given.get(key) is not None and not isinstance(given[key], wanted):
             problems.append(f"{setting}.{key} is {given[key]!r}: it must be {words}")
@@ -138,14 +143,15 @@ def read_rows(source: Source, *, limit: int | None = None, max_row_bytes: int = 
 
     Args:
         source: where from.
-        limit: most rows to read, malformed ones included; None reads all.
+        limit: most rows to read, malformed ones included, beside the source's own limit; None sets none.
         max_row_bytes: a longer row of a file cannot be used.
 
     Raises:
         DataError: the source cannot be read.
     """
     check_sources([source])
-    return islice(_rows(source, max_row_bytes), limit)
+    limits = [number for number in (limit, source.limit) if number is not None]
+    return islice(_rows(source, max_row_bytes), min(limits, default=None))
 
 
 def repeat_counts(num_rows: int, *, weight: float, seed: int) -> list[int]:

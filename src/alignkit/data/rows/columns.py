@@ -32,6 +32,29 @@ def check_columns(found: Collection[str], columns: Mapping[str, str]) -> None:
         )
 
 
+def check_fields(columns: Mapping[str, str], format: str, fields: tuple[Collection[str], Collection[str]]) -> None:
+    """Refuse a column mapping for a field that rows of the detected format do not have.
+
+    Args:
+        columns: field to column.
+        format: a name.
+        fields: those its rows must have, and those they may have.
+
+    Raises:
+        DataError: one line for each field.
+    """
+    needed, optional = fields
+    unused = [field for field in columns if field not in (*needed, *optional)]
+    if unused:
+        raise DataError(
+            *(
+                f"data.columns.{field} has no effect: the rows are read as {format}, which has no field '{field}'; "
+                "leave it out, or name another format with data.format"
+                for field in unused
+            )
+        )
+
+
 def fields_of(found: Collection[str], columns: Mapping[str, str]) -> set[str]:
     """Return the fields there are: a mapped one counts as present, its column as used up.
 

@@ -19,6 +19,7 @@ from alignkit.data.encode.rendering import RowRefused
 from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.data.sets.ledger import Ledger
 
+COPIES = "copies added by weight"
 CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few hundred
 
 
@@ -104,6 +105,8 @@ def record_outcomes(
     for item, outcome in zip(items, outcomes, strict=True):
         if not item.is_copy:
             _record(item.source, outcome, name, ledger)
+        elif outcome.parts:
+            ledger.notes[COPIES] += 1
         for part in outcome.parts:
             ledger.notes.update(part.notes)
             yield item.source, part

@@ -8,11 +8,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from alignkit.config import DataConfig, Malformed
 from alignkit.data.files.sources import Source, SourceRow, read_rows, repeat_counts
-from alignkit.data.rows.columns import check_columns
+from alignkit.data.rows.columns import check_columns, check_fields
 from alignkit.data.rows.row_kind import RowKind
 from alignkit.data.rows.values import RowError, RowUnusable
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.section import paths_by_set, sources_of
+from alignkit.data.sets.source_read import SourceRead, places_of, shows_format
 from alignkit.errors import DataError
 
 NUM_FIRST = 1000  # rows of each source that are read before a stream is trained on
@@ -62,6 +63,16 @@ class RowBlock:
     rows: Sequence[SourceRow]
     counts: Sequence[int]
 
+    def summary(self, settings: dict[str, str]) -> SourceRead:
+        """Say what was read; `settings` has what named each file so far, and is told."""
+        places = list(places_of(self.source)) if self.rows else []
+        again = [settings[place] for place in places if place in settings]
+        settings |= {place: settings.get(place, self.source.setting) for place in places}
+        format_ = self.format if shows_format(self.rows) else ""
+        return SourceRead(
+            self.source, format_, len(self.rows), self.counts, tuple(dict.fromkeys(again)), len(again) == len(places)
+        )
+
 
 def read_sets(data: DataConfig, kind: RowKind[Any], *, seed: int) -> dict[str, Iterator[RowBlock]]:
     """Read the rows of every set, one source at a time and only as they are asked for.
@@ -101,14 +112,16 @@ def find_format(source: Source, rows: Sequence[SourceRow], kind: RowKind[Any]) -
         return kind.fallback  # every row is malformed and will say so itself
     found = dict.fromkeys(key for row in first for key in row)
     if source.format == "auto":
-        return kind.detect(found, first[0], columns=source.columns)
+        format_ = kind.detect(found, first[0], columns=source.columns)
+        check_fields(source.columns, format_, kind.fields[format_])
+        return format_
     check_columns(found, source.columns)
     return source.format
 
 
 def parse_sets(
     rows: Mapping[str, Iterator[RowBlock]], kind: RowKind[Item], ledger: Ledger, *, malformed: Malformed
-) -> tuple[dict[str, list[SourcedItem[Item]]], dict[str, str]]:
+) -> tuple[dict[str, list[SourcedItem[Item]]], list[SourceRead]]:
     """Parse the rows of every set.
 
     Args:
@@ -118,23 +131,24 @@ def parse_sets(
         malformed: what to do about malformed rows.
 
     Returns:
-        Items by set name, in the order of the rows; and the format of each source.
+        Items by set name, in the order of the rows; and what was read of each source.
 
     Raises:
         DataError: malformed rows of a set under `malformed=stop`, one line each.
     """
     items: dict[str, list[SourcedItem[Item]]] = {}
-    formats: dict[str, str] = {}
+    read: list[SourceRead] = []
+    settings: dict[str, str] = {}
     for name, blocks in rows.items():
         items[name] = []
         problems: list[str] = []
         for block in blocks:
-            formats[block.source.path] = block.format
+            read.append(block.summary(settings))
             parsed, wrong = parse_block(block, kind, name, ledger)
             items[name] += parsed
             problems += wrong
         stop_if_malformed(problems, malformed)
-    return items, formats
+    return items, read
 
 
 def parse_block(

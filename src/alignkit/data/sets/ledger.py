@@ -19,6 +19,9 @@ UNBUDGETED = frozenset({"weight", LABELLED_BAD})
 NUM_EXAMPLES = 2
 NUM_REASONS = 5
 
+# How the table calls what the user asked for.
+_SAID = {"dropped: weight": "left out by weight", f"dropped: {LABELLED_BAD}": "left out by label"}
+
 _WAYS_OUT = {
     "too_long": "raise data.max_length, choose data.overlength=keep_end",
     "control_tokens": "choose data.control_tokens=neutralise",
@@ -124,7 +127,7 @@ class Ledger:
         lines = [["", *counts, ""]]
         for label, sources in _by_label(self._in_source_order()).items():
             numbers = [f"{counts[name].get(label, 0):,}" for name in counts]
-            lines.append([label, *numbers, "" if label == "kept" else _examples(sources)])
+            lines.append([_SAID.get(label, label), *numbers, "" if label == "kept" else _examples(sources)])
         lines.append(["all rows", *(f"{sum(labels.values()):,}" for labels in counts.values()), ""])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = [

@@ -16,6 +16,7 @@ from alignkit.data.batches.batching import FILLER
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.data.sets.ledger import Ledger
+from alignkit.data.sets.source_read import SourceRead
 
 
 @dataclass
@@ -66,14 +67,14 @@ class EncodedData(Generic[Set]):
         sets: encoded rows by set name: `train`, then the held-out ones (`eval` where there is one). With
             `data.streaming`, `train` has the first rows of each source, and the others come as training goes.
         ledger: the fate of every source row.
-        formats: format of each source, as detected or named.
+        read: what was read of each source.
         examples: a few held-out conversations (training ones where nothing is held out), for samples; each is a prompt
             with its response, and no two have one prompt.
     """
 
     sets: dict[str, Set]
     ledger: Ledger
-    formats: dict[str, str] = field(default_factory=dict)
+    read: list[SourceRead] = field(default_factory=list)
     examples: list[Conversation] = field(default_factory=list)
 
     set_type: ClassVar[type[EncodedSet]]

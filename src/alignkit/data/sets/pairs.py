@@ -98,7 +98,7 @@ def load_pairs(
     ledger = Ledger()
     encode = partial(encode_pairs, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     rows = read_sets(data, PAIRS, seed=seed)
-    items, formats = parse_sets(rows, PAIRS, ledger, malformed=data.malformed)
+    items, read = parse_sets(rows, PAIRS, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
     has_margin = use_margin and _all_have_margins(items)
     columns = partial(_columns, has_margin=has_margin, has_masks=not data.train_reasoning)
@@ -109,7 +109,7 @@ def load_pairs(
     ledger.check_budget(data.max_dropped)
     found = lint(items, ledger, [pairs.side_lengths()[1:] for pairs in sets.values()])
     examples = [preference.sides()[0] for preference in example_items(items)[:num_examples]]
-    return PairData(sets, ledger, formats, examples, found)
+    return PairData(sets, ledger, read, examples, found)
 
 
 def check_pair_data(data: DataConfig, *, scores_tokens: bool = False) -> list[str]:

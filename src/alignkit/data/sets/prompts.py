@@ -24,6 +24,7 @@ from alignkit.data.sets.encode_sets import EncodeOutcome, record_sets
 from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets, stop_if_malformed
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.section import check_data
+from alignkit.data.sets.source_read import SourceRead
 from alignkit.data.sets.split import hold_out
 
 # Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
@@ -68,13 +69,13 @@ class PromptData:
         train: prompts to learn on.
         held_out: prompts to evaluate on; empty where none are.
         ledger: the fate of every source row.
-        formats: format of each source, as detected or named.
+        read: what was read of each source.
     """
 
     train: list[Prompt]
     held_out: list[Prompt]
     ledger: Ledger
-    formats: dict[str, str] = field(default_factory=dict)
+    read: list[SourceRead] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +137,14 @@ def load_prompts(
     kind = _row_kind(data.prompt_length)
     encode = partial(_encode, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
     rows = read_sets(data, kind, seed=seed)
-    items, formats = parse_sets(rows, kind, ledger, malformed=data.malformed)
+    items, read = parse_sets(rows, kind, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
     outcomes = {name: encode(of_set) for name, of_set in items.items()}
     kept = record_sets(items, outcomes, ledger)
     prompts = {name: [prompt for _, prompt in of_set] for name, of_set in kept.items()}
     stop_if_malformed(ledger.malformed(), data.malformed)
     ledger.check_budget(data.max_dropped)
-    return PromptData(prompts["train"], prompts.get("eval", []), ledger, formats)
+    return PromptData(prompts["train"], prompts.get("eval", []), ledger, read)
 
 
 def _row_kind(length: PromptLength) -> RowKind[_PromptRow]:

@@ -74,7 +74,7 @@ def load_sft(
     ledger = Ledger()
     encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     rows = read_sets(data, kind, seed=seed)
-    items, formats = parse_sets(rows, kind, ledger, malformed=data.malformed)
+    items, read = parse_sets(rows, kind, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)
@@ -82,7 +82,7 @@ def load_sft(
     stop_if_malformed(ledger.malformed(), data.malformed)
     ledger.check_budget(data.max_dropped)
     examples = [conversation for conversation in example_items(items) if not conversation.plain]
-    return SftData(sets, ledger, formats, examples[:num_examples])
+    return SftData(sets, ledger, read, examples[:num_examples])
 
 
 def encode_chunk(

@@ -84,17 +84,9 @@ def view(job: PpoJob) -> PromptView:
         ledger=data.ledger,
         tokenizer=prepared.tokenizer,
         facts=[
-            *read_as(data),
+            *(source.line(as_prompts=True) for source in data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
             *([f"texts are cut to their first {length.min} to {length.max} tokens"] if length.max else []),
             f"{ppo.num_updates:,} updates of {ppo.num_prompts:,} prompts ask each of them {times:,.1f} times",
         ],
     )
-
-
-def read_as(data: PromptData) -> list[str]:
-    """Say what each source was read as, one line each."""
-    return [
-        f"{source} read as {format_}" + ("" if format_ in ("prompt", "text") else ", without the responses")
-        for source, format_ in data.formats.items()
-    ]

@@ -21,7 +21,7 @@ from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.ppo.advantage import describe_advantage, settled_given
 from alignkit.stages.ppo.arguments import build_ppo_arguments
 from alignkit.stages.ppo.check import check_job
-from alignkit.stages.ppo.data import Prepared, prepare, read_as
+from alignkit.stages.ppo.data import Prepared, prepare
 from alignkit.stages.sections import template_mismatches
 from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import explain_full_disk, train
@@ -120,7 +120,7 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
     ppo, data = job.ppo, prepared.data
     num = ppo.num_prompts * ppo.num_generations
     return {
-        "rows": "; ".join(read_as(data)),
+        "rows": "; ".join(source.line(as_prompts=True) for source in data.read),
         "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
         "memory": trainer.policy.held,
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",

@@ -88,7 +88,7 @@ def view(job: SftJob) -> SftView:
         batch_size=batch_size,
         tokenizer=prepared.tokenizer,
         facts=[
-            *(f"{source}: read as {format_}" for source, format_ in prepared.data.formats.items()),
+            *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
             f"batches of {batch_size} rows, {layout}: {padding:.1%} padding",
             *([f"streaming: {FIRST_ROWS}"] if job.data.streaming else []),

@@ -101,7 +101,7 @@ def _facts(job: SftJob, trainer: SftTrainer, prepared: Prepared, layout: Batchin
     num_rows = rows_a_step(args)
     padding = padding_of(job, train, layout, batch_size=args.per_device_train_batch_size, rows_a_step=num_rows)
     return {
-        "rows": ", ".join(f"{source} read as {format_}" for source, format_ in prepared.data.formats.items()),
+        "rows": "; ".join(source.line() for source in prepared.data.read),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         **({"streaming": FIRST_ROWS} if job.data.streaming else {}),
         "tokens": f"{sum(train.lengths):,} {'read' if job.data.streaming else 'an epoch'}, "
