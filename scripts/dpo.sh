@@ -14,6 +14,9 @@ elif [ $# -ge 4 ]; then
     more=("${@:5}")
     sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05 "${more[@]}")
     dpo=("name=$name" "data.path=$4" data.eval_fraction=0.05 "${more[@]}")
+    # What is wrong with the pairs is said before the first stage trains.
+    alignkit inspect sft "${sft[@]}" --rows 0 >/dev/null
+    alignkit inspect dpo "model.name=$2" template=instruction "${dpo[@]}" --rows 0 >/dev/null
 else
     sed -n '2,7s/^# \{0,1\}//p' "$0"
     exit 2

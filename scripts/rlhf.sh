@@ -16,14 +16,20 @@ elif [ $# -ge 4 ]; then
     sft=("name=$name" "model.name=$2" "data.path=$3" data.eval_fraction=0.05)
     reward=("name=$name" "data.path=$4" data.eval_fraction=0.05)
     ppo=("name=$name" "data.path=$3" data.eval_fraction=0.05)
+    base=("model.name=$2" template=instruction)
     for word in "${@:5}"; do
         case $word in
+            sft:template*) sft+=("${word#*:}") base+=("${word#*:}") ;;
             sft:*) sft+=("${word#*:}") ;;
             reward:*) reward+=("${word#*:}") ;;
             ppo:*) ppo+=("${word#*:}") ;;
             *) sft+=("$word") reward+=("$word") ppo+=("$word") ;;
         esac
     done
+    # What is wrong with the rows of a later stage is said before the first one trains. Any reward does to read prompts.
+    alignkit inspect sft "${sft[@]}" --rows 0 >/dev/null
+    alignkit inspect reward "${reward[@]}" "${base[@]}" --rows 0 >/dev/null
+    alignkit inspect ppo "${ppo[@]}" "${base[@]}" "reward=[{function: alignkit.demo.rewards:count_a}]" --rows 0 >/dev/null
 else
     sed -n '2,8s/^# \{0,1\}//p' "$0"
     exit 2

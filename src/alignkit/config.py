@@ -169,6 +169,10 @@ class DataConfig:
         "instances.0.input",
         {},
     )
+    system: str | None = setting(
+        "system message put in front of every row that has none; it stands in the place of the template's own default",
+        None,
+    )
     split: str | None = setting("split of a hub data set, such as train or train[:10%]; null is train", None)
     eval_path: Any = setting("held-out data, given like data.path, or as {name: path, …} for several sets", None)
     eval_fraction: float = setting("fraction of the rows of data.path to hold out for evaluation", 0.0, ge=0, lt=1)

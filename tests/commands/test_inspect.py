@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -321,3 +322,17 @@ def test_every_part_of_a_row_is_compared(tmp_path: Path) -> None:
     assert check_golden(path, parts, compared) == 2
     with pytest.raises(DataError, match=r"^a\.jsonl:1: its mask changed: was 'part 1', is 'part 7'$"):
         check_golden(path, [{"source": "a.jsonl:1", "ids": [7], "text": "part 7"}, parts[1]], compared)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_over_the_drop_budget_is_shown_and_then_refused(
+    make: Make, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    view = make(max_dropped=1.0, control_tokens=ControlTokens.refuse)
+    view.ledger.drop("rows.jsonl:9", "too_long")
+    with pytest.raises(
+        DataError, match=r"^a run stops here: data: 1 of 5 rows were dropped \(20 %\), more than data\.max_"
+    ):
+        run(replace(view, max_dropped=0.1), num_rows=1, html=None, as_json=as_json, golden=None)
+    out = capsys.readouterr().out
+    assert ('"source": "rows.jsonl:1"' if as_json else "dropped: too_long") in out

@@ -33,7 +33,7 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
         golden: compare with rows saved by `as_json`.
 
     Raises:
-        DataError: rows differ from the golden ones.
+        DataError: rows differ from the golden ones; or all is shown, and a run would stop at its drop budget.
     """
     if html is not None:
         with outputs(html=html):
@@ -44,6 +44,7 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
         every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
     if as_json:
         print_json_lines(every)
+        view.check_budget()
         return
     console = SafeConsole()
     if golden is not None:
@@ -53,6 +54,7 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
     show(view, list(view.rows(num_rows=num_rows)), console)
     if html is not None:
         console.print(f"page: {html}", markup=False, highlight=False)
+    view.check_budget()
 
 
 def show(view: View, rows: Sequence[RowView], console: Console) -> None:

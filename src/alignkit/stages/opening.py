@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,11 @@ def _eval_groups(job: Any, run: Run) -> EvalGroups:
 
 def _say_lost(name: str, error: OSError) -> None:
     logger.warning("%s takes no more (%s): training goes on, and the log has all of it", name, error.strerror)
+
+
+def over_budget(job: Any) -> Any:
+    """Return the same job without a drop budget: `alignkit inspect` shows what a run would refuse."""
+    return replace(job, data=replace(job.data, max_dropped=1.0))
 
 
 def warn(*lines: str | None) -> None:

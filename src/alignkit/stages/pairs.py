@@ -120,6 +120,7 @@ def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
         collator=build_collator(prepared.tokenizer, layout),
         batch_size=batch_size,
         tokenizer=prepared.tokenizer,
+        max_dropped=job.data.max_dropped,
         facts=[
             *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",

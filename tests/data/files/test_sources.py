@@ -82,7 +82,8 @@ def test_mistakes_are_told_together() -> None:
         "data.format: unknown format 'instrction'; did you mean 'instruction'?",
         "data.path[0]: unknown key 'wieght'; did you mean 'weight'?",
         "data.path[0].weight is 0: it must be a number above 0",
-        "data.path[1].path is None: it must be a path, or a list of paths or of {path, weight, format, columns, split, limit}",
+        "data.path[1].path is None: it must be a path, or a list of paths or of {path, weight, format, columns, split, "
+        "limit}",
         "data.path[1].weight is True: it must be a number above 0",
         "data.path[1].format is ['text']: it must be a name",
         "data.path[1].split is 3: it must be a name",

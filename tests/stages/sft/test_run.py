@@ -226,12 +226,15 @@ def test_mistakes_of_several_kinds_come_together(job):
     assert len(caught.value.problems) == 3
 
 
+WAY_OUT = "; fix the row, or leave it out with data.malformed=drop"
+
+
 @pytest.mark.parametrize(
     ("rows", "problems"),
     [
-        (['{"instruction": "a", "output": null}'], ["bad.jsonl:1: 'output' is null"]),
-        (['{"instruction": "a", "output": 3}'], ["bad.jsonl:1: 'output' is a number where text belongs"]),
-        (['{"instruction": "a", "output": ""}'], ["bad.jsonl:1: 'output' is empty"]),
+        (['{"instruction": "a", "output": null}'], ["bad.jsonl:1: 'output' is null" + WAY_OUT]),
+        (['{"instruction": "a", "output": 3}'], ["bad.jsonl:1: 'output' is a number where text belongs" + WAY_OUT]),
+        (['{"instruction": "a", "output": ""}'], ["bad.jsonl:1: 'output' is empty" + WAY_OUT]),
         (
             ['{"instruction": "a", "output": "b"}', "[1]", '{"instruction": "a"}'],
             [

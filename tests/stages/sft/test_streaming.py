@@ -130,7 +130,7 @@ def test_a_row_that_breaks_the_rules_later_ends_the_run(
     ready = job(*words, "data.shuffle=false")
     with Path("rows.jsonl").open("a") as file:
         file.write('{"instruction": "Say nothing.", "output": null}\n')
-    with pytest.raises(DataError, match=r"^rows\.jsonl:37: 'output' is null$") as caught:
+    with pytest.raises(DataError, match=r"^rows\.jsonl:37: 'output' is null; fix the row, or leave") as caught:
         run(ready, Path("out"))
     assert caught.value.exit_status == 2
     assert json.loads(Path("out/run.json").read_text())["status"] == "failed"

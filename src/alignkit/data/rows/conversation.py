@@ -58,6 +58,12 @@ class Conversation:
         """Return the conversation with one more message."""
         return replace(self, messages=(*self.messages, answer))
 
+    def with_system(self, words: str) -> Conversation:
+        """Return the conversation with a system message in front, unless it has one or is plain text."""
+        if self.plain or self.messages[0].role in ("system", "developer"):
+            return self
+        return replace(self, messages=(Message("system", words), *self.messages))
+
     def prompt(self) -> Conversation:
         """Return what a model is asked: everything before the last assistant turn."""
         last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))

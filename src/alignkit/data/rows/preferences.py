@@ -51,6 +51,10 @@ class Preference:
         """Return the prompt with the chosen response, and with the rejected one."""
         return self.prompt.with_answer(self.chosen), self.prompt.with_answer(self.rejected)
 
+    def with_system(self, words: str) -> Preference:
+        """Return the pair with a system message in front of its prompt, unless it has one."""
+        return replace(self, prompt=self.prompt.with_system(words))
+
     def prompt_key(self) -> str:
         """Return what two rows must share to count as the same prompt."""
         return self.sides()[0].prompt_key()

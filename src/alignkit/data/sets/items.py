@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from alignkit.config import DataConfig, Malformed
 from alignkit.data.files.sources import Source, SourceRow, read_rows, repeat_counts
@@ -22,6 +22,8 @@ _NUM_DETECTED = 10  # rows whose columns tell the format
 
 
 class _Promptful(Protocol):
+    def with_system(self, words: str) -> Self: ...
+
     def prompt_key(self) -> str: ...
 
     def beginning_key(self) -> str: ...
@@ -187,5 +189,8 @@ def stop_if_malformed(problems: list[str], policy: Malformed) -> None:
         DataError: one line for each.
     """
     if problems and policy == Malformed.stop:
-        way_out = f"{len(problems)} malformed rows: fix them, or leave them out with data.malformed=drop"
-        raise DataError(*([way_out] if len(problems) > 1 else []), *problems)
+        if len(problems) == 1:
+            raise DataError(f"{problems[0]}; fix the row, or leave it out with data.malformed=drop")
+        raise DataError(
+            f"{len(problems)} malformed rows: fix them, or leave them out with data.malformed=drop", *problems
+        )

@@ -24,6 +24,7 @@ from alignkit.data.sets.lint import Lint, lint
 from alignkit.data.sets.loaded import EncodedData, EncodedSet, example_items
 from alignkit.data.sets.section import check_data
 from alignkit.data.sets.split import hold_out
+from alignkit.data.sets.system import give_system_to_sets
 from alignkit.errors import DataError
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -100,6 +101,7 @@ def load_pairs(
     rows = read_sets(data, PAIRS, seed=seed)
     items, read = parse_sets(rows, PAIRS, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
+    items = give_system_to_sets(items, data.system, ledger)
     has_margin = use_margin and _all_have_margins(items)
     columns = partial(_columns, has_margin=has_margin, has_masks=not data.train_reasoning)
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)

@@ -26,6 +26,7 @@ from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.section import check_data
 from alignkit.data.sets.source_read import SourceRead
 from alignkit.data.sets.split import hold_out
+from alignkit.data.sets.system import give_system_to_sets
 
 # Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
 _NO_EFFECT = {
@@ -85,6 +86,9 @@ class _PromptRow:
     conversation: Conversation
     columns: Mapping[str, Any]
 
+    def with_system(self, words: str) -> _PromptRow:
+        return dataclasses.replace(self, conversation=self.conversation.with_system(words))
+
     def prompt_key(self) -> str:
         return self.conversation.prompt_key()
 
@@ -139,6 +143,7 @@ def load_prompts(
     rows = read_sets(data, kind, seed=seed)
     items, read = parse_sets(rows, kind, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
+    items = give_system_to_sets(items, data.system, ledger)
     outcomes = {name: encode(of_set) for name, of_set in items.items()}
     kept = record_sets(items, outcomes, ledger)
     prompts = {name: [prompt for _, prompt in of_set] for name, of_set in kept.items()}

@@ -45,6 +45,8 @@ def check_data(data: DataConfig, kind: RowKind[Any] = CONVERSATIONS) -> list[str
         problems.append("data.eval_path and data.eval_fraction both name held-out rows: give one of them")
     if data.eval_groups is not None and not data.eval_fraction:
         problems.append(f"data.eval_groups={data.eval_groups} has no effect: data.eval_fraction holds no rows out")
+    if data.system is not None and not data.system.strip():
+        problems.append("data.system is empty: give a system message, or leave it out")
     for name in paths_by_set(data):
         try:
             check_sources(sources_of(data, name, kind))

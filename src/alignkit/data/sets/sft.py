@@ -21,6 +21,7 @@ from alignkit.data.sets.items import parse_sets, read_sets, stop_if_malformed
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.loaded import EncodedData, EncodedSet, example_items
 from alignkit.data.sets.split import hold_out
+from alignkit.data.sets.system import give_system_to_sets
 
 
 class SftSet(EncodedSet):
@@ -76,6 +77,7 @@ def load_sft(
     rows = read_sets(data, kind, seed=seed)
     items, read = parse_sets(rows, kind, ledger, malformed=data.malformed)
     items = hold_out(items, fraction=data.eval_fraction, groups=data.eval_groups, seed=seed)
+    items = give_system_to_sets(items, data.system, ledger)
     outcomes = encode_sets(items, encode, num_proc=data.num_proc)
     kept = record_sets(items, outcomes, ledger)
     sets = {name: SftSet(dataset) for name, dataset in to_datasets(kept, _columns).items()}

@@ -30,6 +30,7 @@ from alignkit.data.sets.items import NUM_FIRST, RowBlock, find_format, parse_blo
 from alignkit.data.sets.ledger import NUM_EXAMPLES, NUM_REASONS, UNBUDGETED, Ledger, LedgerRow
 from alignkit.data.sets.section import sources_of
 from alignkit.data.sets.sft import encode_chunk, labels_of
+from alignkit.data.sets.system import give_system
 from alignkit.errors import AlignkitError, DataError
 
 BUFFER = 10_000  # encoded rows among which the next one is drawn
@@ -218,6 +219,7 @@ class Stream:
             entries = Ledger()
             items, malformed = parse_block(block, CONVERSATIONS, "train", entries)
             stop_if_malformed(malformed, self._data.malformed)
+            items = give_system(items, self._data.system, entries)
             outcomes = self._encode([item.item for item in items])
             kept = list(record_outcomes(items, outcomes, "train", entries))
             stop_if_malformed(entries.malformed(), self._data.malformed)

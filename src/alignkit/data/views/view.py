@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.data.sets.ledger import Ledger
+from alignkit.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class View(ABC):
         ledger: what became of every source row.
         tokenizer: of the model.
         facts: one line each: formats, template, batching.
+        max_dropped: the drop budget of a run.
         legend: what the colors say, in the colors themselves.
         compared: what `--assert` compares of a JSON row: a key, the key of its text, and what it is.
     """
@@ -78,6 +80,7 @@ class View(ABC):
     ledger: Ledger
     tokenizer: PreTrainedTokenizerBase
     facts: Sequence[str]
+    max_dropped: float = field(default=1.0, kw_only=True)
 
     legend: ClassVar[tuple[Span, ...]]
     compared: ClassVar[tuple[tuple[str, str, str], ...]]
@@ -89,6 +92,17 @@ class View(ABC):
     @abstractmethod
     def lengths(self) -> dict[str, list[int]]:
         """Count the tokens in each row of every set, by what is counted."""
+
+    def check_budget(self) -> None:
+        """Refuse what a run would refuse once it has read the data.
+
+        Raises:
+            DataError: one line for each set that is over the drop budget.
+        """
+        try:
+            self.ledger.check_budget(self.max_dropped)
+        except DataError as error:
+            raise DataError(*(f"a run stops here: {problem}" for problem in error.problems)) from error
 
     def figures(self) -> list[str]:
         """Return what else to show, one line each: the facts, and how many rows were cut."""

@@ -9,6 +9,7 @@ from alignkit.data.views.supervised import PairView
 from alignkit.jobs import DpoJob
 from alignkit.runs.log import run_log
 from alignkit.stages.dpo.check import check_job
+from alignkit.stages.opening import over_budget
 from alignkit.stages.pairs import PreparedPairs, prepare_pairs, view_pairs
 
 
@@ -21,4 +22,4 @@ def view(job: DpoJob) -> PairView:
     """Prepare what `alignkit inspect dpo` shows."""
     with run_log():
         check_job(job)
-        return view_pairs(job, "dpo", prepare(job))
+        return view_pairs(job, "dpo", prepare(over_budget(job)))

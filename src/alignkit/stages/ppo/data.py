@@ -19,6 +19,7 @@ from alignkit.ppo.value_init import check_value_start
 from alignkit.rewards.load import check_reward_columns
 from alignkit.rewards.source import parse_rewards
 from alignkit.runs.log import run_log
+from alignkit.stages.opening import over_budget
 from alignkit.stages.ppo.check import check_job
 
 _LONGEST_BY_DEFAULT = 2048  # tokens of a prompt, where the model sets no limit
@@ -75,7 +76,7 @@ def view(job: PpoJob) -> PromptView:
     """Prepare what `alignkit inspect ppo` shows."""
     with run_log():
         check_job(job)
-        prepared = prepare(job)
+        prepared = prepare(over_budget(job))
     data, length, ppo = prepared.data, job.data.prompt_length, job.ppo
     times = ppo.num_updates * ppo.num_prompts / len(data.train)
     return PromptView(
@@ -83,6 +84,7 @@ def view(job: PpoJob) -> PromptView:
         sets={"train": data.train, **({"eval": data.held_out} if data.held_out else {})},
         ledger=data.ledger,
         tokenizer=prepared.tokenizer,
+        max_dropped=job.data.max_dropped,
         facts=[
             *(source.line(as_prompts=True) for source in data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",

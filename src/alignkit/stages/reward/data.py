@@ -8,6 +8,7 @@ from pathlib import Path
 from alignkit.data.views.supervised import PairView
 from alignkit.jobs import RewardJob
 from alignkit.runs.log import run_log
+from alignkit.stages.opening import over_budget
 from alignkit.stages.pairs import PreparedPairs, prepare_pairs, view_pairs
 from alignkit.stages.reward.check import check_job
 
@@ -21,4 +22,4 @@ def view(job: RewardJob) -> PairView:
     """Prepare what `alignkit inspect reward` shows."""
     with run_log():
         check_job(job)
-        return view_pairs(job, "reward", prepare(job))
+        return view_pairs(job, "reward", prepare(over_budget(job)))

@@ -20,6 +20,7 @@ from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import check_lora
 from alignkit.models.skeleton import skeleton
 from alignkit.runs.log import run_log
+from alignkit.stages.opening import over_budget
 from alignkit.stages.sft.batches import build_collator, expected_layout, padding_of
 from alignkit.stages.sft.check import check_job
 
@@ -75,7 +76,7 @@ def view(job: SftJob) -> SftView:
     """Prepare what `alignkit inspect sft` shows."""
     with run_log():
         check_job(job)
-        prepared = prepare(job)
+        prepared = prepare(over_budget(job))
     layout = expected_layout(job, prepared.attention)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     rows_a_step = batch_size * int(job.train.get("gradient_accumulation_steps", 1))
@@ -87,6 +88,7 @@ def view(job: SftJob) -> SftView:
         collator=build_collator(prepared.tokenizer, layout, prepared.attention),
         batch_size=batch_size,
         tokenizer=prepared.tokenizer,
+        max_dropped=job.data.max_dropped,
         facts=[
             *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
