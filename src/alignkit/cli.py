@@ -357,7 +357,8 @@ def evaluate(
 ) -> None:
     """Measure models on held-out rows, or on tasks of lm-eval.
 
-    Without a data section, the rows are those that the training of the first model held out.
+    Without a data section, the rows are those that the training of the first model held out. Of preference pairs, the
+    chosen responses are measured; of a run of PPO, the responses to its held-out prompts.
 
     alignkit evaluate runs/sft/base runs/sft/tuned --reward my_rewards.py:polite --reference runs/sft/base
 
@@ -380,15 +381,20 @@ def evaluate(
     from alignkit.commands.evaluate import run as measured
     from alignkit.evaluate.arguments import check_models, check_new_file
 
+    as_prompts = False
     if not any(word.startswith(("data=", "data.path=", "config=")) for word in settings):
-        if manifest.get("stage") != "sft":
-            missing = f"data.path is missing: {first} is no run of alignkit sft, which knows the rows it held out"
+        if manifest.get("stage") not in ("sft", "dpo", "ppo"):
+            missing = (
+                f"data.path is missing: {first} is no run of alignkit sft, dpo or ppo, which knows what it held out"
+            )
             problems = check_models(runs, ModelConfig(first), distinct=True) + check_new_file(out)
             raise ConfigError(*problems, f"{missing}; give it as data.path=…")
         given["data"] = manifest["job"]["data"]
+        as_prompts = manifest["stage"] == "ppo"
     job, record = compose_with_record("evaluate", settings, **given)
 
-    measured(job, runs=runs, reward=reward, reference=reference, pairs=pairs, out=out, record=record)
+    asked = {"reward": reward, "reference": reference, "pairs": pairs}
+    measured(job, runs=runs, **asked, as_prompts=as_prompts, out=out, record=record)
 
 
 def _evaluate_tasks(

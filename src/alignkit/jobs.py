@@ -191,7 +191,7 @@ class EvaluateJob(BatchedJob):
         gt=0,
     )
     beta: float = setting("β of DPO's implicit reward β · (ln π − ln π_ref), which scores --pairs", 0.1, gt=0)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: PromptDataConfig = field(default_factory=PromptDataConfig)
     # The model's own distribution: expectations are over it.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.config import DataConfig, ModelConfig
+from alignkit.data.rows.responses import RESPONSES
 from alignkit.data.sets.pairs import check_pair_data
+from alignkit.data.sets.prompts import check_prompts
 from alignkit.data.sets.section import check_data
 from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file, check_section
@@ -27,7 +29,7 @@ from alignkit.evaluate.report import write_report
 from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens
 from alignkit.evaluate.statistics import expectation, mean_interval
-from alignkit.evaluate.trained import held_out_groups
+from alignkit.evaluate.trained import held_out_groups, split_seed
 from alignkit.jobs import EvaluateJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
@@ -46,23 +48,33 @@ def run(
     reference: str | None,
     pairs: str | None,
     out: Path | None,
+    as_prompts: bool = False,
     record: Mapping[str, Any] | None = None,
 ) -> None:
     """Measure every model on the same rows and prompts; print a table, and write JSON to `out`.
 
-    The rows are those that the section `data` holds out; all of `data.path` if it holds none out. `record` has the
-    settings as they were given, interpolations unresolved: as such they are written to `out`.
+    The rows are those that the section `data` holds out; all of `data.path` if it holds none out. With `as_prompts`, or
+    `data.prompt_length` or `data.format=prompt`, they are prompts, as PPO has them. `record` has the settings as they
+    were given, interpolations unresolved: as such they are written to `out`.
 
     Raises:
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
     with outputs(out=out):
         with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
-            _check(job, runs, reward, reference, pairs, out)
+            as_prompts = as_prompts or job.data.prompt_length.max is not None or job.data.format == "prompt"
+            _check(job, runs, reward, reference, pairs, out, as_prompts=as_prompts)
             data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
+            seed = split_seed(job.data, runs, job.seed)
             forms = (data.tools, data.reasoning)
             models = [ServedModel.of(replace(job.model, name=name), job.template, forms=forms) for name in runs]
-            held_out = [load_held_out(data, model, num_prompts=job.num_prompts, seed=job.seed) for model in models]
+            longest, num_prompts = job.sampling.max_new_tokens, job.num_prompts
+            held_out = [
+                load_held_out(
+                    data, model, as_prompts=as_prompts, max_new_tokens=longest, num_prompts=num_prompts, seed=seed
+                )
+                for model in models
+            ]
             for model, rows in zip(models, held_out, strict=True):
                 model.check_lengths(rows.prompts, rows.prompt_ids, job.sampling)
             loaded_reference = _load_reference(job, models, held_out, reference)
@@ -95,12 +107,11 @@ def _measure(
 ) -> Figures:
     batch_size, num_samples = job.batch_size, job.num_samples
     model.load(seed=job.seed)
-    losses = measure_losses(model, data, batch_size=batch_size)
-    figures = Figures(
-        model.name,
-        losses=dict(zip(data.sources, losses, strict=True)),
-        loss=mean_interval([loss for loss, _ in losses], weights_N=[count for _, count in losses]),
-    )
+    figures = Figures(model.name)
+    if data.rows:
+        losses = measure_losses(model, data, batch_size=batch_size)
+        figures.losses = dict(zip(data.sources, losses, strict=True))
+        figures.loss = mean_interval([loss for loss, _ in losses], weights_N=[count for _, count in losses])
     if data.prompts:
         sampled = sample_responses(
             model, data, job.sampling, num_samples=num_samples, seed=job.seed, batch_size=batch_size
@@ -144,7 +155,8 @@ def _score_responses(
 
 
 def _show(job: EvaluateJob, data: HeldOutData, figures: Sequence[Figures]) -> None:
-    lines = [f"{len(data.rows):,} held-out rows, {len(data.prompts):,} prompts × {job.num_samples} samples"]
+    rows = f"{len(data.rows):,} held-out rows, " if data.rows else ""
+    lines = [f"{rows}{len(data.prompts):,} prompts × {job.num_samples} samples"]
     if any(row.fate == "dropped" for row in data.ledger.rows):
         lines.insert(0, data.ledger.table())
     lines += ["", figures_table(figures), *difference_lines(figures)]
@@ -165,8 +177,13 @@ def _check(
     reference: str | None,
     pairs: str | None,
     out: Path | None,
+    *,
+    as_prompts: bool,
 ) -> None:
-    problems = check_sampling(job.sampling) + check_data(job.data)
+    problems = check_sampling(job.sampling)
+    problems += check_prompts(job.data) if as_prompts else check_data(job.data, RESPONSES)
+    if as_prompts and not job.num_prompts:
+        problems.append("num_prompts=0 leaves nothing to measure: the rows are prompts, without responses")
     problems += check_models(runs, job.model, distinct=True) + check_new_file(out)
     if reference:
         problems += check_section(replace(job.model, name=reference))

@@ -38,7 +38,7 @@ class Figures:
     Attributes:
         name: of the model.
         losses: of each held-out row, its mean cross entropy in nats per supervised token, and how many there are.
-        loss: per supervised token of all rows, as training logs it, with its interval over rows.
+        loss: per supervised token of all rows, as training logs it, with its interval over rows; None without rows.
         responses: None where none were asked for.
         scores: rewards, N lists of K.
         reward: E_x E_y[r(x, y)].
@@ -48,8 +48,8 @@ class Figures:
     """
 
     name: str
-    losses: dict[str, tuple[float, int]]
-    loss: Interval
+    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
+    loss: Interval | None = None
     responses: Responses | None = None
     scores: list[list[float]] = field(default_factory=list)
     reward: Expectation | None = None
@@ -57,9 +57,9 @@ class Figures:
     preference: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        perplexity = {key: math.exp(value) for key, value in asdict(self.loss).items()}
-        found = asdict(self) | {"perplexity": perplexity}
-        return {key: value for key, value in found.items() if value not in (None, [])}
+        loss = {} if self.loss is None else asdict(self.loss)
+        found = asdict(self) | {"perplexity": {key: math.exp(value) for key, value in loss.items()}}
+        return {key: value for key, value in found.items() if value not in (None, [], {})}
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
@@ -81,10 +81,10 @@ def figures_table(figures: Sequence[Figures]) -> str:
 
 
 def _row(one: Figures) -> dict[str, str]:
-    row = {
-        "loss": f"{one.loss.value:.4f} [{one.loss.low:.4f}, {one.loss.high:.4f}]",
-        "perplexity": f"{math.exp(one.loss.value):.3f}",
-    }
+    row = {}
+    if one.loss is not None:
+        row["loss"] = f"{one.loss.value:.4f} [{one.loss.low:.4f}, {one.loss.high:.4f}]"
+        row["perplexity"] = f"{math.exp(one.loss.value):.3f}"
     if one.reward is not None:
         row["reward"] = f"{one.reward.mean:.4f} [{one.reward.low:.4f}, {one.reward.high:.4f}]"
         row["se (between, within)"] = (
@@ -118,7 +118,7 @@ def _differences(first: Figures, other: Figures) -> dict[str, str]:
     same_tokens = {source: count for source, (_, count) in first.losses.items()} == {
         source: count for source, (_, count) in other.losses.items()
     }
-    if same_tokens:
+    if first.losses and same_tokens:
         pairs = [(other.losses[source][0] - loss, count) for source, (loss, count) in first.losses.items()]
         row["loss"] = _signed(mean_interval([gain for gain, _ in pairs], weights_N=[count for _, count in pairs]))
     if first.scores and other.scores:

@@ -50,6 +50,39 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
         return None
 
 
+def split_seed(data: DataConfig, names: Iterable[str], seed: int) -> int:
+    """Settle the seed by which rows are held out: that of the runs that are measured.
+
+    Args:
+        data: the section.
+        names: of the models; those that are no runs, or trained on other data, have no say.
+        seed: where none has.
+
+    Raises:
+        ConfigError: the runs differ, so that rows held out of one were trained on by another.
+    """
+    if not data.eval_fraction:
+        return seed
+    found: dict[int, str] = {}
+    for name, manifest in _runs_on(data, names):
+        if manifest["job"]["data"].get("eval_fraction"):
+            found.setdefault(manifest["job"].get("seed", 0), name)
+    if len(found) > 1:
+        each = " and ".join(f"{name} by seed {of_run}" for of_run, name in found.items())
+        raise ConfigError(
+            f"data.eval_fraction: rows were held out of {each}: evaluate them one by one, or give data.eval_path"
+        )
+    return next(iter(found), seed)
+
+
+def _runs_on(data: DataConfig, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the runs of these names that trained on the same path, each with its record."""
+    for name in names:
+        manifest = read_manifest(Path(name).expanduser())
+        if manifest is not None and manifest.get("job", {}).get("data", {}).get("path") == data.path:
+            yield name, manifest
+
+
 def held_out_groups(data: DataConfig, names: Iterable[str]) -> EvalGroups | None:
     """Settle how the rows that runs are measured on are held out: as each of these runs held them out.
 
@@ -63,10 +96,9 @@ def held_out_groups(data: DataConfig, names: Iterable[str]) -> EvalGroups | None
     if data.eval_groups is not None or not data.eval_fraction:
         return data.eval_groups
     found: dict[EvalGroups, str] = {}
-    for name in names:
-        manifest = read_manifest(Path(name).expanduser()) or {}
+    for name, manifest in _runs_on(data, names):
         groups = recorded_groups(manifest)
-        if groups is not None and manifest["job"]["data"].get("path") == data.path:
+        if groups is not None:
             found.setdefault(groups, name)
     if len(found) > 1:
         each = " and ".join(f"{name} by {groups}" for groups, name in found.items())

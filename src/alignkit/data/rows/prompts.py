@@ -30,9 +30,14 @@ def detect_prompts(found: Collection[str], first_row: Any, *, columns: Mapping[s
     Raises:
         DataError: no format or more than one fits.
     """
-    if {"chosen", "rejected"} <= fields_of(found, columns or {}):
+    if are_pairs(found, columns or {}):
         return detect_pairs(found, first_row, columns=columns)
     return detect_format(found, first_row, columns=columns, responses=False)
+
+
+def are_pairs(found: Collection[str], columns: Mapping[str, str]) -> bool:
+    """Tell whether the columns of the first rows are those of preference pairs."""
+    return {"chosen", "rejected"} <= fields_of(found, columns)
 
 
 def read_prompt(row: Any, format: str, columns: Mapping[str, str], seen: KeysSeen | None = None) -> Conversation:
