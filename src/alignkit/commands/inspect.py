@@ -61,8 +61,9 @@ def show(view: View, rows: Sequence[RowView], console: Console) -> None:
     """Print rows, supervised text in color, and what became of every row."""
     console.print(Text(view.title, style="bold"))
     console.print(_colored(view.legend))
+    cuts = view.cuts()
     for row in rows:
-        console.print(Text(f"\n{row.source}: {row.size}", style="bold"))
+        console.print(Text(f"\n{row.source}: {row.size}{cuts.get(row.source, '')}", style="bold"))
         for name, spans in row.parts(view.tokenizer):
             if name:
                 console.print(Text(f"{name}:", style="bold"))
@@ -101,8 +102,9 @@ def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
 
 def write_page(path: Path, view: View, rows: Sequence[RowView]) -> None:
     """Write one self-contained HTML page: no script, no font, no image from elsewhere."""
+    cuts = view.cuts()
     sections = "".join(
-        f"<section><h2>{escape(row.source)} <small>{row.size}</small></h2>"
+        f"<section><h2>{escape(row.source)} <small>{row.size}{cuts.get(row.source, '')}</small></h2>"
         + "".join(
             (f"<h3>{name}</h3>" if name else "") + f"<pre>{''.join(map(_marked, spans))}</pre>"
             for name, spans in row.parts(view.tokenizer)

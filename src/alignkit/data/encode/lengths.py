@@ -37,9 +37,14 @@ def apply_length(encoding: Encoding, *, max_length: int, policy: Overlength) -> 
     return row, "cut_start" if policy is Overlength.keep_end else "cut_end"
 
 
+def needed_length(encoding: Encoding) -> int:
+    """Count the tokens of a row up to the last one with loss: what comes after may always go."""
+    return max((i for i, label in enumerate(encoding.labels, start=1) if label != IGNORED), default=0)
+
+
 def _without_rest(encoding: Encoding) -> Encoding:
     """The row up to the last token with loss: what comes after teaches nothing."""
-    length = max((i for i, label in enumerate(encoding.labels, start=1) if label != IGNORED), default=0)
+    length = needed_length(encoding)
     return replace(encoding, input_ids=encoding.input_ids[:length], labels=encoding.labels[:length])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import DataConfig, TrainOn
+from alignkit.config import DataConfig, Overlength, TrainOn
 from alignkit.data.batches.batching import IGNORED
+from alignkit.data.encode.fewer_turns import CUT_TURNS, longest_ends
+from alignkit.data.encode.lengths import needed_length
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.pair_lengths import EncodedPair, apply_pair_length
 from alignkit.data.encode.templates import Template
+from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.preferences import PAIRS, Preference
 from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_sets, to_datasets
 from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets, stop_if_malformed
@@ -157,12 +160,42 @@ def encode_pairs(
     max_length: int,
 ) -> list[EncodeOutcome[EncodedPair]]:
     """Encode pairs with one call of the tokenizer, each side as SFT would, and fit each to `max_length`."""
-    sides = [side for preference in preferences for side in preference.sides()]
-    rows = encode_rows(sides, template, tokenizer, replace(EncodeRules.of(data), train_on=TrainOn.last_turn))
-    return [
-        _outcome(preference, chosen, rejected, data, max_length)
-        for preference, chosen, rejected in zip(preferences, rows[::2], rows[1::2], strict=True)
-    ]
+    rules = replace(EncodeRules.of(data), train_on=TrainOn.last_turn)
+    encode = partial(encode_rows, template=template, tokenizer=tokenizer, rules=rules)
+    rows = encode([side for preference in preferences for side in preference.sides()])
+    outcome = partial(_outcome, data=data, max_length=max_length)
+    outcomes = list(map(outcome, preferences, rows[::2], rows[1::2]))
+    if data.overlength is not Overlength.keep_end:
+        return outcomes
+    cut = _without_first_turns(preferences, rows, encode, max_length)
+    rows = encode([side for preference in cut.values() for side in preference.sides()])
+    for index, preference, *sides in zip(cut, cut.values(), rows[::2], rows[1::2], strict=True):
+        found = outcome(preference, *sides)
+        outcomes[index] = replace(found, reason=found.reason or CUT_TURNS)
+    return outcomes
+
+
+def _without_first_turns(
+    preferences: Sequence[Preference],
+    rows: Sequence[list[Encoding] | RowRefused],
+    encode: Callable[[list[Conversation]], list[list[Encoding] | RowRefused]],
+    max_length: int,
+) -> dict[int, Preference]:
+    """Return the pairs that are too long without as many of their prompts' first turns as the longer side takes."""
+    longer: dict[int, Conversation] = {}
+    for index, (preference, sides) in enumerate(zip(preferences, zip(rows[::2], rows[1::2], strict=True), strict=True)):
+        lengths = [0 if isinstance(side, RowRefused) else needed_length(side[-1]) for side in sides]
+        if max(lengths) > max_length and min(lengths):
+            longer[index] = preference.sides()[lengths.index(max(lengths))]
+    ends = longest_ends(
+        list(longer.values()),
+        lambda some: [not isinstance(row, RowRefused) and needed_length(row[-1]) <= max_length for row in encode(some)],
+    )
+    return {
+        index: replace(preferences[index], prompt=replace(end, messages=end.messages[:-1]))
+        for (index, before), end in zip(longer.items(), ends, strict=True)
+        if end != before
+    }
 
 
 def _outcome(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, Overlength, PromptDataConfig, PromptLength
+from alignkit.data.encode.fewer_turns import CUT_TURNS, longest_ends
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
 from alignkit.data.encode.templates import Template, adds_bos
 from alignkit.data.rows.conversation import Conversation
@@ -178,17 +179,46 @@ def _encode(
     seed: int,
 ) -> list[EncodeOutcome[Prompt]]:
     """Encode the prompts of a set with one call of the tokenizer, and cut each."""
-    conversations = [item.item.conversation for item in items]
-    encoded = encode_prompts(conversations, template, tokenizer, EncodeRules.of(data))
+    encode = partial(encode_prompts, template=template, tokenizer=tokenizer, rules=EncodeRules.of(data))
+    encoded = encode([item.item.conversation for item in items])
+    cut: set[int] = set()
+    if data.overlength is Overlength.keep_end:
+        items, encoded, cut = _without_first_turns(items, encoded, encode, max_length)
     num_bos = int(adds_bos(tokenizer))
     outcomes: list[EncodeOutcome[Prompt]] = []
-    for item, ids in zip(items, encoded, strict=True):
+    for index, (item, ids) in enumerate(zip(items, encoded, strict=True)):
         if isinstance(ids, RowRefused):
             outcomes.append(EncodeOutcome.left_out(ids))
             continue
         kept, reason = _cut(ids, item, data, num_bos, max_length=max_length, seed=seed)
+        reason = reason or (CUT_TURNS if index in cut else "")
         outcomes.append(EncodeOutcome([_prompt(item, kept, num_bos, tokenizer)] if kept else [], reason))
     return outcomes
+
+
+def _without_first_turns(
+    items: list[SourcedItem[_PromptRow]],
+    encoded: list[list[int] | RowRefused],
+    encode: Callable[[list[Conversation]], list[list[int] | RowRefused]],
+    max_length: int,
+) -> tuple[list[SourcedItem[_PromptRow]], list[list[int] | RowRefused], set[int]]:
+    """Leave out the first turns of prompts that are too long; return all items, their tokens, and which were cut."""
+
+    def is_short(ids: list[int] | RowRefused) -> bool:
+        return not isinstance(ids, RowRefused) and len(ids) <= max_length
+
+    items, encoded = list(items), list(encoded)
+    long = {
+        index: item.item.conversation
+        for index, (item, ids) in enumerate(zip(items, encoded, strict=True))
+        if not isinstance(ids, RowRefused) and not is_short(ids) and not item.item.conversation.plain
+    }
+    ends = longest_ends(list(long.values()), lambda some: list(map(is_short, encode(some))))
+    cut = {index: end for (index, before), end in zip(long.items(), ends, strict=True) if end != before}
+    for (index, end), ids in zip(cut.items(), encode(list(cut.values())), strict=True):
+        row = dataclasses.replace(items[index].item, conversation=end)
+        items[index], encoded[index] = dataclasses.replace(items[index], item=row), ids
+    return items, encoded, set(cut)
 
 
 def _cut(

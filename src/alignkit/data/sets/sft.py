@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import DataConfig
+from alignkit.config import DataConfig, Overlength
 from alignkit.data.batches.batching import IGNORED
-from alignkit.data.encode.lengths import apply_length
+from alignkit.data.encode.fewer_turns import CUT_TURNS, without_first_turns
+from alignkit.data.encode.lengths import apply_length, needed_length
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
@@ -96,21 +97,33 @@ def encode_chunk(
     max_length: int,
 ) -> list[EncodeOutcome[Encoding]]:
     """Encode conversations with one call of the tokenizer, and fit each to `max_length`."""
-    rows = encode_rows(conversations, template, tokenizer, EncodeRules.of(data))
+    rules = EncodeRules.of(data)
+    encode = partial(encode_rows, template=template, tokenizer=tokenizer, rules=rules)
+    rows = encode(conversations)
     fit = partial(apply_length, max_length=max_length, policy=data.overlength)
+    cut: dict[int, list[Encoding]] = {}
+    if data.overlength is Overlength.keep_end:
+        long = {
+            index: (conversation, len(row))
+            for index, (conversation, row) in enumerate(zip(conversations, rows, strict=True))
+            if not isinstance(row, RowRefused) and any(needed_length(part) > max_length for part in row)
+        }
+        cut = without_first_turns(long, encode, rules.train_on, max_length)
     return [
-        EncodeOutcome.left_out(row) if isinstance(row, RowRefused) else _fitted([fit(part) for part in row])
-        for row in rows
+        EncodeOutcome.left_out(row)
+        if isinstance(row, RowRefused)
+        else _fitted([fit(part) for part in cut.get(index, row)], CUT_TURNS if index in cut else "")
+        for index, row in enumerate(rows)
     ]
 
 
-def _fitted(parts: list[tuple[Encoding | None, str]]) -> EncodeOutcome[Encoding]:
-    """Give the parts of a row one fate: it is left out if one of them is."""
+def _fitted(parts: list[tuple[Encoding | None, str]], before: str) -> EncodeOutcome[Encoding]:
+    """Give the parts of a row one fate: it is left out if one of them is; `before` says how it was cut before that."""
     reasons = {reason: kept is None for kept, reason in reversed(parts) if reason}
     dropped = next((reason for reason, is_dropped in reasons.items() if is_dropped), "")
     if dropped:
         return EncodeOutcome([], dropped)
-    return EncodeOutcome([kept for kept, _ in parts if kept is not None], next(iter(reasons), ""))
+    return EncodeOutcome([kept for kept, _ in parts if kept is not None], next(iter(reasons), before))
 
 
 def labels_of(encoding: Encoding) -> list[int]:

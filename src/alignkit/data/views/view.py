@@ -13,6 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.data.sets.ledger import Ledger
 from alignkit.errors import DataError
 
+CUTS = {
+    "cut_turns": "cut: its first turns are left out",
+    "cut_start": "cut: the start of its prompt is left out",
+    "cut_end": "cut: the end of its response is left out",
+}
+
 
 @dataclass(frozen=True)
 class Span:
@@ -103,6 +109,10 @@ class View(ABC):
             self.ledger.check_budget(self.max_dropped)
         except DataError as error:
             raise DataError(*(f"a run stops here: {problem}" for problem in error.problems)) from error
+
+    def cuts(self) -> dict[str, str]:
+        """Return, by source, how a row was cut, in words."""
+        return {row.source: f", {CUTS[row.reason]}" for row in self.ledger.rows if row.fate == "truncated"}
 
     def figures(self) -> list[str]:
         """Return what else to show, one line each: the facts, and how many rows were cut."""
