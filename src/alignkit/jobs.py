@@ -120,6 +120,7 @@ class PpoJob(PolicyJob):
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0, max_new_tokens=64)
     )
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
     train: dict[str, Any] = setting("training: arguments of transformers.TrainingArguments", {})

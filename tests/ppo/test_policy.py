@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 from alignkit.models.adapters import Adapters
 from alignkit.models.tiny import byte_tokenizer, random_model
 from alignkit.ppo.policy import Policy
+from alignkit.ppo.reference import hold_start
 from alignkit.ppo.scoring import pad_sequences
 from alignkit.ppo.value import VALUE_ADAPTER, AdapterValue, ValueFunction
 
@@ -22,7 +23,7 @@ def test_layers_that_drop_out_by_themselves_do_not_where_they_are_recomputed() -
         model,
         None,
         ValueFunction(16),
-        is_continued=False,
+        reference=hold_start(model, None, is_continued=False),
         eos_ids=[2],
         entropy_trains=False,
         detach_values=False,

@@ -32,6 +32,12 @@ KINDS = {
         "value.model=adapter",
         "reward=[{model: judge}]",
     ],
+    # two reference models: one with its own weights, one as a further adapter
+    "beside": [*SMALL, "reference.name=base", "reward=[{function: 'rewards.py:length'}]"],
+    "named": [
+        *("model.name=base", "model.dtype=float32", "lora=ppo", "lora.r=4", "reference.name=adapter"),
+        "reward=[{function: 'rewards.py:length'}]",
+    ],
 }
 # In one process group: its seconds of imports are paid once.
 BOTH = f"""
@@ -66,6 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train.learning_rate=1e-2",
         ]
         reward.run(compose_job("reward", [*short, *judge]), folder / "judge")
+        adapter = ["model.name=base", "lora=ppo", "data.path=rows.jsonl", "samples=0", "train.learning_rate=1e-2"]
+        sft.run(compose_job("sft", [*short, *adapter, "train.max_steps=4"]), folder / "adapter")
         for kind, words in KINDS.items():
             launch("ppo", [f"name=one-{kind}", *WORDS, *words, "train.per_device_train_batch_size=8"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -83,6 +83,11 @@ def check_lora(lora: dict[str, Any], bare: PreTrainedModel) -> None:
             ) from error
 
 
+def leaves_base(config: Any) -> bool:
+    """Tell whether the weights below an adapter are those of its base: biases as they were, and no part taken out."""
+    return config.bias == "none" and str(config.init_lora_weights).split("_niter")[0] not in _TAKE_FROM_BASE
+
+
 def attention_layers(model: PreTrainedModel) -> list[str]:
     """List the linear layers inside attention blocks, as `block.layer`: `attn.c_attn`, `self_attn.q_proj`.
 

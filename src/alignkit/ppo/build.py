@@ -15,6 +15,7 @@ from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
 from alignkit.models.source import ModelSource
 from alignkit.ppo.policy import Policy
+from alignkit.ppo.reference import Reference, hold_named, hold_start
 from alignkit.ppo.value import NoValueFunction
 from alignkit.ppo.value_init import build_value_function
 from alignkit.rewards.backbone import Backbone
@@ -26,6 +27,7 @@ def build_policy(
     lora: Mapping[str, Any],
     value: ValueConfig,
     *,
+    reference: str | None,
     tokenizer: PreTrainedTokenizerBase,
     end_ids: Sequence[int],
     entropy_trains: bool,
@@ -39,6 +41,7 @@ def build_policy(
         model: the section of the policy.
         lora: the section; where it is empty, the adapter that the model has is trained further, or every weight is.
         value: the section, which `check_value_start` has passed.
+        reference: name of a model, which `reference_problems` has passed; None is the policy as it starts.
         tokenizer: of the policy.
         end_ids: the tokens that end a turn of the template.
         entropy_trains: the loss has an entropy bonus.
@@ -51,25 +54,38 @@ def build_policy(
     """
     loaded = _load(model, lora, tokenizer=tokenizer, seed=seed)
     adapters = Adapters(loaded) if isinstance(loaded, PeftModel) else None
+    hidden_size = loaded.config.get_text_config().hidden_size
+    function = (
+        build_value_function(value, model, adapters, hidden_size=hidden_size, tokenizer=tokenizer, seed=seed)
+        if has_critic
+        else NoValueFunction()
+    )
     return Policy(
         loaded,
         adapters,
-        build_value_function(
-            value,
-            model,
-            adapters,
-            hidden_size=loaded.config.get_text_config().hidden_size,
-            tokenizer=tokenizer,
-            seed=seed,
-        )
-        if has_critic
-        else NoValueFunction(),
-        is_continued=adapters is not None and not lora,
+        function,
+        reference=_reference(reference, model, lora, policy=loaded, adapters=adapters, seed=seed)
+        if has_reference
+        else None,
         eos_ids=stop_ids(loaded, end_ids),
         entropy_trains=entropy_trains,
         detach_values=value.detach,
-        has_reference=has_reference,
     )
+
+
+def _reference(
+    name: str | None,
+    model: ModelConfig,
+    lora: Mapping[str, Any],
+    *,
+    policy: Any,
+    adapters: Adapters | None,
+    seed: int,
+) -> Reference:
+    is_continued = adapters is not None and not lora
+    if name is None:
+        return hold_start(policy, adapters, is_continued=is_continued)
+    return hold_named(name, model, adapters, is_continued=is_continued, seed=seed)
 
 
 def backbone_for_rewards(policy: Policy, model: ModelConfig) -> Backbone | None:

@@ -20,6 +20,7 @@ class HealthMonitor:
         max_kl: nats per completion that are too far from the reference; None where there is none.
         max_new_tokens: the longest a completion can be.
         compares_group: completions are compared with those of their prompt, not with all others.
+        reference: what the KL is to, in words.
         first: entropy and length of the first update.
         evals: (training score, held-out score) at each evaluation.
         reported: names of signs that were reported already; each is reported once.
@@ -28,6 +29,7 @@ class HealthMonitor:
     max_kl: float | None
     max_new_tokens: int
     compares_group: bool = False
+    reference: str = "its reference"
     first: dict[str, float] = field(default_factory=dict)
     evals: list[tuple[float, float]] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
@@ -53,7 +55,7 @@ class HealthMonitor:
         if self.max_kl is not None and (kl := metrics["objective/kl"]) > self.max_kl:
             warnings["kl"] = (
                 f"the KL is {kl:.3g} nats a completion, above ppo.max_kl={self.max_kl:g}: the policy has moved far "
-                "from its reference; raise ppo.kl_coef, lower train.learning_rate, or set ppo.kl_target"
+                f"from {self.reference}; raise ppo.kl_coef, lower train.learning_rate, or set ppo.kl_target"
             )
         if entropy < _ENTROPY_LEFT * self.first["entropy"]:
             warnings["entropy"] = (

@@ -46,14 +46,20 @@ def rollout_metrics(
             "value/explained_variance": explained_variance(tensors.returns_BT, tensors.values_BT, mask_BT),
             "value/mean": float(tensors.values_BT[mask_BT].mean()) if bool(mask_BT.any()) else 0.0,
         }
+    return measured | _by_source(rollouts)
+
+
+def _by_source(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """The mean score of each reward, unweighted; of a single one it is the score."""
     names = list(rollouts[0].by_source)
-    for name in names if len(names) > 1 else ():
-        measured[f"score/{name}"] = mean([s for rollout in rollouts if (s := rollout.by_source[name]) is not None])
-    return measured
+    return {
+        f"score/{name}": mean([s for rollout in rollouts if (s := rollout.by_source[name]) is not None])
+        for name in (names if len(names) > 1 else ())
+    }
 
 
 def held_out_metrics(rollouts: Sequence[Rollout], *, kl: float | None) -> dict[str, float]:
-    """Measure completions of the held-out prompts: mean score with its standard error, KL and length.
+    """Measure completions of the held-out prompts: mean score with its standard error and each reward's, KL, length.
 
     Args:
         rollouts: scored.
@@ -66,6 +72,7 @@ def held_out_metrics(rollouts: Sequence[Rollout], *, kl: float | None) -> dict[s
         **({} if kl is None else {"kl": kl}),
         "length": mean([len(rollout.ids) for rollout in rollouts]),
         "eos_fraction": sum(rollout.has_ended for rollout in rollouts) / len(rollouts),
+        **_by_source(rollouts),
     }
 
 

@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
-from alignkit.ppo.reference import describe_reference, hold_reference, reference_adapter
+from alignkit.ppo.reference import Reference
 from alignkit.ppo.scoring import CompletionScorer, Sequences
 from alignkit.ppo.value import ValueFunction
 
@@ -29,11 +29,10 @@ class Policy(nn.Module):
         model: the policy; a `PeftModel` trains its adapter, any other model every weight.
         adapters: on the model, where it is a `PeftModel`.
         value: expects the return of its completions, token by token.
-        is_continued: its adapter was trained before, and is trained further.
+        reference: what it must stay near; None where there is never a KL penalty.
         eos_ids: the tokens that end a completion.
         entropy_trains: the loss has an entropy bonus.
         detach_values: the value loss keeps off the policy's own layers.
-        has_reference: there is a KL penalty at some time, and so a reference to measure from.
     """
 
     def __init__(
@@ -42,21 +41,19 @@ class Policy(nn.Module):
         adapters: Adapters | None,
         value: ValueFunction,
         *,
-        is_continued: bool,
+        reference: Reference | None,
         eos_ids: Sequence[int],
         entropy_trains: bool,
         detach_values: bool,
-        has_reference: bool = True,
     ) -> None:
         super().__init__()
-        self.has_reference = has_reference
-        self.reference = hold_reference(model, adapters, is_continued=is_continued) if has_reference else None
+        self.reference, self._reference_model = reference, reference.model if reference is not None else None
         self.model, self.adapters, self.value, self.eos_ids = model, adapters, value, list(eos_ids)
         self.detach_values = detach_values
         self.scorer = CompletionScorer(model, eos_ids=eos_ids, entropy_trains=entropy_trains)
         self._reference_scorer = (
-            CompletionScorer(self.reference, eos_ids=eos_ids, entropy_trains=False)
-            if self.reference is not None
+            CompletionScorer(self._reference_model, eos_ids=eos_ids, entropy_trains=False)
+            if self._reference_model is not None
             else self.scorer
         )
         self.eval()
@@ -66,9 +63,15 @@ class Policy(nn.Module):
         return self.model.config
 
     @property
+    def has_reference(self) -> bool:
+        return self.reference is not None
+
+    @property
     def held(self) -> str:
         """What is in memory of policy, reference and value function, in words."""
-        return (describe_reference(self.adapters) if self.has_reference else _NO_REFERENCE) + self.value.held
+        if self.reference is None:
+            return _NO_REFERENCE + self.value.held
+        return self.reference.held(has_adapters=self.adapters is not None) + self.value.held
 
     def train(self, mode: bool = True) -> Policy:
         """Switch what recomputes activations to this mode, since it needs training mode, and the rest to evaluation."""
@@ -109,10 +112,11 @@ class Policy(nn.Module):
     @torch.no_grad()
     def reference_logprobs(self, rows: Sequences, *, temperature: float) -> Tensor:
         """Compute the log-probabilities `[B, T]` of the same tokens under the reference."""
-        if self.reference is not None:
-            return self._reference_scorer(self.reference, rows, temperature=temperature).logprobs_BT
+        if self._reference_model is not None:
+            return self._reference_scorer(self._reference_model, rows, temperature=temperature).logprobs_BT
         assert self.adapters is not None
-        with self.adapters.computing(reference_adapter(self.adapters)):
+        assert self.reference is not None
+        with self.adapters.computing(self.reference.adapter):
             return self.logprobs(rows, temperature=temperature)
 
     def policy_weights(self) -> list[nn.Parameter]:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignkit.data.sets.prompts import Prompt
+from alignkit.ppo.reference import Reference
 from alignkit.ppo.rollout import Rollout
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_panels
@@ -102,6 +103,7 @@ def conclude(
     before: Sequence[Rollout],
     after: Sequence[Rollout],
     kept_step: int | None,
+    reference: Reference | None,
 ) -> dict[str, Any]:
     """Write `samples.jsonl` and `curves.png`, and log the results and where they are.
 
@@ -112,6 +114,7 @@ def conclude(
         before: samples of the policy training started from.
         after: samples of the result, of the same prompts.
         kept_step: the update whose weights are the result because it was the best; None for the last.
+        reference: what the KL is to; None where it is not measured.
 
     Returns:
         The figures for the run's record.
@@ -119,7 +122,7 @@ def conclude(
     if not is_main_process():
         return {}
     _write_samples(run_dir / "samples.jsonl", prompts, before, after)
-    has_picture = plot_panels(history, PANELS, run_dir / "curves.png", xlabel="update")
+    has_picture = plot_panels(history, PANELS | _reward_panels(history), run_dir / "curves.png", xlabel="update")
     figures = _figures(history, kept_step)
     logger.info("")
     for name, figure in figures.items():
@@ -130,7 +133,8 @@ def conclude(
     kept = last_step(history) if kept_step is None else kept_step
     known = [entry for entry in history if entry["step"] <= kept]
     warn_if_no_better(known, "eval_score", higher_is_better=True)
-    lines = {"kept": kept_words(kept, is_best=kept_step is not None), "model": run_dir}
+    lines: dict[str, Any] = {"KL to": reference} if reference is not None else {}
+    lines |= {"kept": kept_words(kept, is_best=kept_step is not None), "model": run_dir}
     lines |= {"metrics": run_dir / "metrics.jsonl"}
     lines |= {"picture": run_dir / "curves.png"} if has_picture else {}
     lines |= {"rollouts": run_dir / "rollouts.jsonl", "log": run_dir / "log.txt"}
@@ -138,6 +142,12 @@ def conclude(
         logger.info("%-17s %s", name, value)
     logger.info('next: alignkit generate %s --prompt "…"', run_dir)
     return {**figures, "kept_step": kept}
+
+
+def _reward_panels(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """A panel for each of several rewards, on a scale of its own."""
+    keys = dict.fromkeys(key for entry in history for key in entry if key.startswith("score/"))
+    return {one_line(key.removeprefix("score/"), 40): {key: "training", f"eval_{key}": "held out"} for key in keys}
 
 
 def _write_samples(path: Path, prompts: Sequence[Prompt], before: Sequence[Rollout], after: Sequence[Rollout]) -> None:

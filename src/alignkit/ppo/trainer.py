@@ -89,7 +89,8 @@ class PpoTrainer(Learner):
         self.generator, self.rewards, self.shuffle, self.on_rollout = generator, rewards, shuffle, on_rollout
         self.controller = KLController(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
         self.shaping = ScoreShaping(ppo)
-        self.health = HealthMonitor(ppo.max_kl, sampling.max_new_tokens, self.estimator.compares_group)
+        compares_group, reference = self.estimator.compares_group, str(policy.reference)
+        self.health = HealthMonitor(ppo.max_kl, sampling.max_new_tokens, compares_group, reference)
         self.num_skipped = 0
         self._said_cut = False
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}

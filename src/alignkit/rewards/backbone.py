@@ -48,7 +48,7 @@ def why_not_shared(run: ModelSource, backbone: Backbone | None) -> str | None:
     if not backbone.is_base_of(run):
         return "its base is another"
     assert run.folder is not None
-    if more := _trained_beside(run.folder):
+    if more := trained_beside(run.folder):
         return f"it trains {more} too"
     return None
 
@@ -73,8 +73,8 @@ def add_reward_adapter(backbone: Backbone, run: Path, name: str, *, device: torc
     return scored
 
 
-def _trained_beside(run: Path) -> str:
-    """What an adapter trains beside linear layers and its score head, in words; nothing where that is all."""
+def trained_beside(run: Path) -> str:
+    """Say what an adapter trains beside linear layers and its score head; nothing where that is all."""
     config = read_adapter_config(run)
     if not isinstance(config, LoraConfig):
         return f"by {config.peft_type}, not by LoRA,"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from alignkit.errors import AlignkitError, ConfigError
+from alignkit.errors import ConfigError
 from alignkit.jobs import DpoJob
-from alignkit.models.load import check_model, load_tokenizer, merge_problems
-from alignkit.models.source import ModelSource
-from alignkit.stages.dpo.reference import reference_section
+from alignkit.models.reference import reference_problems
 from alignkit.stages.pairs import check_pairs
 from alignkit.stages.samples import check_samples
 from alignkit.stages.sections import check_adapter_stacking, check_base_stays
@@ -30,17 +28,6 @@ def check_job(job: DpoJob) -> None:
     if job.reference.name is None:
         problems += check_base_stays(job)
     else:
-        reference = reference_section(job)
-        try:
-            if not ModelSource.of(job.model).is_adapter:
-                problems += merge_problems(reference, "reference.name")
-            check_model(reference)
-            if load_tokenizer(reference).get_vocab() != load_tokenizer(job.model).get_vocab():
-                problems.append(
-                    f"reference.name: {job.reference.name} has another vocabulary than {job.model.name}, so their "
-                    "log-probabilities cannot be compared"
-                )
-        except AlignkitError as error:
-            problems += [line.replace("model.name", "reference.name") for line in error.problems]
+        problems += reference_problems(job.reference.name, job.model)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))

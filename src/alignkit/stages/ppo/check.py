@@ -7,8 +7,9 @@ import os
 
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.estimators import estimator_of
+from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
+from alignkit.models.reference import reference_problems
 from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws
@@ -30,7 +31,7 @@ def check_job(job: PpoJob) -> None:
     problems += check_sections(job, "ppo") + check_adapter_stacking(job)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
-    problems += check_base_stays(job) + _schedule_problems(job) + check_advantage(job)
+    problems += check_base_stays(job) + _schedule_problems(job) + check_advantage(job) + _reference_problems(job)
     problems += check_value(job) if estimator_of(job.ppo).has_critic else []
     if name := sharding_launched():
         problems.append(
@@ -46,6 +47,15 @@ def _reward_problems(job: PpoJob) -> list[str]:
         return check_rewards(parse_rewards(job.reward))
     except AlignkitError as error:
         return list(error.problems)
+
+
+def _reference_problems(job: PpoJob) -> list[str]:
+    problems = [] if job.reference.name is None else reference_problems(job.reference.name, job.model)
+    if job.reference.name is not None and not needs_reference(job.ppo):
+        problems.append(f"reference.name={job.reference.name} has no effect with ppo.kl_coef=0, which measures no KL")
+    if job.reference.keep:
+        problems.append("reference.keep has no effect on PPO, whose completions are new in every update: leave it out")
+    return problems
 
 
 def _batch_problems(job: PpoJob, num_processes: int) -> list[str]:

@@ -14,6 +14,7 @@ from alignkit.errors import ConfigError
 from alignkit.jobs import PpoJob
 from alignkit.models.load import load_tokenizer, num_positions
 from alignkit.models.lora import check_lora
+from alignkit.models.reference import reference_section
 from alignkit.models.skeleton import skeleton
 from alignkit.ppo.value_init import check_value_start
 from alignkit.rewards.load import check_reward_columns
@@ -53,23 +54,32 @@ def prepare(job: PpoJob, *, now: datetime | None = None) -> Prepared:
         check_lora(job.lora, bare)
     if job.value.start is not None and (problems := check_value_start(job.value, job.model, job.lora)):
         raise ConfigError(*problems)
-    positions = num_positions(bare.config)
+    whose, positions = _fewest_positions(job, num_positions(bare.config))
     longest = _LONGEST_BY_DEFAULT if positions is None else positions - job.sampling.max_new_tokens
     if longest < 1:
         raise ConfigError(
-            f"sampling.max_new_tokens={job.sampling.max_new_tokens} leaves no room for a prompt: the model has "
+            f"sampling.max_new_tokens={job.sampling.max_new_tokens} leaves no room for a prompt: {whose} has "
             f"{positions} positions"
         )
     if job.data.max_length is not None and positions is not None and job.data.max_length > longest:
         raise ConfigError(
             f"data.max_length={job.data.max_length} with sampling.max_new_tokens={job.sampling.max_new_tokens} is more "
-            f"than the model's {positions} positions: shorten the one or the other"
+            f"than the {positions} positions that {whose} has: shorten the one or the other"
         )
     max_length = job.data.max_length or min(longest, _LONGEST_BY_DEFAULT)
     data = load_prompts(job.data, template, tokenizer, max_length=max_length, seed=job.seed)
     columns = dict.fromkeys(key for prompt in data.train for key in prompt.columns)
     check_reward_columns(parse_rewards(job.reward), list(columns))
     return Prepared(tokenizer, template, data)
+
+
+def _fewest_positions(job: PpoJob, own: int | None) -> tuple[str, int | None]:
+    """Policy or reference, whichever reads the shorter texts, and how many tokens it has positions for."""
+    if job.reference.name is not None:
+        theirs = num_positions(skeleton(reference_section(job.reference.name, job.model)).config)
+        if theirs is not None and (own is None or theirs < own):
+            return f"the reference {job.reference.name}", theirs
+    return "the model", own
 
 
 def view(job: PpoJob) -> PromptView:

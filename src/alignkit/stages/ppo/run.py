@@ -71,6 +71,7 @@ def run(job: PpoJob, run_dir: Path, *, given: Given | None = None) -> None:
             before=before,
             after=after,
             kept_step=kept_step(trainer),
+            reference=trainer.policy.reference,
         )
 
 
@@ -79,6 +80,7 @@ def _policy(job: PpoJob, prepared: Prepared) -> Policy:
         job.model,
         job.lora,
         job.value,
+        reference=job.reference.name,
         tokenizer=prepared.tokenizer,
         end_ids=prepared.template.stop_ids,
         entropy_trains=job.ppo.entropy_coef > 0,
@@ -122,6 +124,7 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
     return {
         "rows": "; ".join(source.line(as_prompts=True) for source in data.read),
         "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
+        **({"reference": str(trainer.policy.reference)} if trainer.policy.reference else {}),
         "memory": trainer.policy.held,
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "reward": str(trainer.rewards),
