@@ -136,8 +136,13 @@ def setting(help: str, default: Any = MISSING, *, schedule: type | None = None, 
 
 @dataclass
 class ModelConfig:
-    name: str = setting("model: a hub id, a model folder, or a run directory")
-    init: Init = setting("initial weights: pretrained, or random in the architecture of model.config", Init.pretrained)
+    name: str = setting(
+        "model: a hub id, a model folder, or a run directory; of random weights, a folder with a tokenizer, or any name"
+    )
+    init: Init = setting(
+        "initial weights: pretrained, or random in the architecture of model.config or of a folder's config.json",
+        Init.pretrained,
+    )
     dtype: Dtype = setting(
         "dtype of the weights; auto is float32 for weights that train, else bfloat16 where the device computes in it",
         Dtype.auto,
@@ -151,7 +156,9 @@ class ModelConfig:
     revision: str | None = setting("branch, tag or commit of a hub model", None)
     trust_remote_code: bool = setting("run Python code that comes with the model", False)
     config: dict[str, Any] = setting(
-        "architecture of a randomly initialized model: model_type and its sizes, as in config.json", {}
+        "architecture of a randomly initialized model: model_type and its sizes, as in config.json; without "
+        "model_type, laid over the config.json of the folder in model.name",
+        {},
     )
 
 
@@ -287,7 +294,7 @@ class SamplingConfig:
 class ReferenceConfig:
     name: str | None = setting("reference model; null is the policy at the start of training", None)
     keep: bool = setting(
-        "cache the reference log-probabilities: compute them once, before training, and keep them in "
+        "cache the reference log-probabilities (in DPO alone): compute them once, before training, and keep them in "
         "runs/dpo/.reference for later runs",
         False,
     )

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, PreTrainedTokenizer
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
 from alignkit.errors import ModelError
 from alignkit.models.load import check_model, default_dtype, load_model, load_tokenizer, merge_problems, num_positions
+from alignkit.models.skeleton import skeleton
 from alignkit.models.tiny import byte_tokenizer, random_model
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}
@@ -173,3 +175,50 @@ def test_an_adapter_is_not_merged_into_quantized_weights(tmp_path: Path) -> None
     assert line.startswith("model.quantization: reference.name is an adapter, and merged into quantized weights")
     assert merge_problems(ModelConfig(name=str(tmp_path))) == []
     assert merge_problems(ModelConfig(name=str(tmp_path / "none"), quantization=Quantization.nf4)) == []
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with a tokenizer of 265 tokens and the architecture of a GPT-2, without weights."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<a>", "<b>", "<c>", "<d>"])
+    tokenizer.save_pretrained(tmp_path / "own")
+    built = random_model({**GPT2, "n_layer": 3}, tokenizer=TOKENIZER, seed=0).config
+    built.save_pretrained(tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_random_weights_take_tokenizer_and_architecture_of_a_folder(own: Path) -> None:
+    section = ModelConfig(name=str(own), init=Init.random)
+    check_model(section)
+    model, tokenizer = load(section), load_tokenizer(section)
+    assert tokenizer.encode("<d>") == [264]
+    assert (model.config.n_layer, model.config.vocab_size, model.config.eos_token_id) == (3, 265, 258)
+    assert model.name_or_path == ""  # there are no weights to come back to
+    assert skeleton(section).config.to_dict() == model.config.to_dict()
+    smaller = load(ModelConfig(name=str(own), init=Init.random, config={"n_layer": 1}))
+    assert (smaller.config.n_layer, smaller.config.n_embd) == (1, GPT2["n_embd"])
+    other = load(ModelConfig(name=str(own), init=Init.random, config=GPT2))  # it names its type: it is all there is
+    assert (other.config.n_layer, other.config.vocab_size) == (GPT2["n_layer"], 265)
+
+
+def test_a_vocabulary_that_the_file_makes_larger_than_the_tokenizer_stays(own: Path) -> None:
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"vocab_size": 320}))
+    assert load(ModelConfig(name=str(own), init=Init.random)).config.vocab_size == 320
+
+
+def test_a_folder_that_random_weights_cannot_be_built_from_says_why(own: Path, folder: Path, tmp_path: Path) -> None:
+    assert refusal(name=str(own), init=Init.random, config={"n_lyer": 1}) == (
+        "model.config.n_lyer: gpt2 has no such setting; did you mean 'n_layer'?",
+    )
+    assert refusal(name=str(folder), init=Init.random) == (
+        f"model.init=random would ignore the weights in model.name={folder}: model=run loads them",
+    )
+    (own / "config.json").unlink()
+    (problem,) = refusal(name=str(own), init=Init.random)
+    assert problem.startswith("model.config: model_type is missing")
+    (tmp_path / "empty").mkdir()
+    assert refusal(name=str(tmp_path / "empty"), init=Init.random, config=GPT2) == (
+        f"model.name: {tmp_path}/empty is a folder without a tokenizer, which a random model would take from it",
+    )

@@ -93,6 +93,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WEIGHTS = {
     "full": ["model.safetensors", "value_head.safetensors"],
     "lora": ["adapter_model.safetensors", "value_head.safetensors", "value/adapter_model.safetensors"],
+    "beside": ["model.safetensors", "value_head.safetensors"],
+    "named": ["adapter_model.safetensors", "value_head.safetensors"],
 }
 
 

@@ -25,8 +25,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alignkit.config import Dtype, Init, ModelConfig, Quantization
-from alignkit.errors import AlignkitError, ConfigError, ModelError, did_you_mean
-from alignkit.models.source import ModelSource, hub_options, local_folder, source_problems
+from alignkit.errors import AlignkitError, ConfigError, DamagedFile, ModelError, did_you_mean
+from alignkit.models.source import (
+    TOKENIZER_FILES,
+    ModelSource,
+    config_folder,
+    hub_options,
+    source_problems,
+    tokenizer_folder,
+)
 from alignkit.models.tiny import byte_tokenizer, config_problems, random_model
 
 _LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
@@ -44,13 +51,9 @@ def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
     """
     problems = _quantization_problems(model) + _attention_problems(model)
     if model.init is Init.random:
-        problems += config_problems(model.config)
+        problems += _random_problems(model)
         if model.revision is not None:
             problems.append("model.revision: random weights have no revision; leave it out")
-        if local_folder(model.name) is not None:
-            problems.append(
-                f"model.init=random would ignore the weights in model.name={model.name}: add model=run to load them"
-            )
     else:
         problems += source_problems(ModelSource.of(model), wants_reward=wants_reward)
         if model.config:
@@ -60,7 +63,7 @@ def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to the weights; a random model reads bytes.
+    """Load the tokenizer that belongs to the weights; a random model has that of the folder it names, or reads bytes.
 
     A tokenizer without a pad token (the GPT-2 family) pads with its eos token: batches need an id to fill up with, the
     loss never sees it, and the vocabulary does not grow.
@@ -68,14 +71,17 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, or has neither a pad nor an eos token.
     """
-    if model.init is Init.random:
+    folder = tokenizer_folder(model)
+    if model.init is Init.random and folder is None:
         return byte_tokenizer()
     source = ModelSource.of(model)
     if source.is_adapter and not Path(source.location, "tokenizer_config.json").is_file():
         return load_tokenizer(source.base.config)
     with _errors_in_one_line(f"the tokenizer of {model.name}", Exception):  # tokenizers raises nothing narrower
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.location, trust_remote_code=model.trust_remote_code, **hub_options(source)
+            folder or source.location,
+            trust_remote_code=model.trust_remote_code,
+            **({} if folder else hub_options(source)),
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -107,7 +113,11 @@ def load_model(
     transformers_logging.disable_progress_bar()
     if model.init is Init.random:
         built = random_model(
-            model.config, tokenizer=tokenizer, seed=seed, attn_implementation=model.attn_implementation
+            model.config,
+            tokenizer=tokenizer,
+            seed=seed,
+            attn_implementation=model.attn_implementation,
+            folder=config_folder(model),
         )
         torch.nn.Module.to(built, _dtype(model, trainable=trainable))
         return _without_router_logits(built)
@@ -224,6 +234,22 @@ def _without_router_logits(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def _random_problems(model: ModelConfig) -> list[str]:
+    """What is wrong with the architecture of a random model, and with the folder whose tokenizer it takes."""
+    folder = tokenizer_folder(model)
+    if folder is None:
+        return config_problems(model.config)
+    if any(path.suffix in _WEIGHTS for path in folder.iterdir()):
+        return [f"model.init=random would ignore the weights in model.name={model.name}: model=run loads them"]
+    if not any(path.name.startswith(TOKENIZER_FILES) for path in folder.iterdir()):
+        return [f"model.name: {folder} is a folder without a tokenizer, which a random model would take from it"]
+    try:
+        return config_problems(model.config, config_folder(model))
+    except DamagedFile as error:
+        return [f"model.name: {error}"]
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # the packages they need
 
 

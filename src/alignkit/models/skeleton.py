@@ -8,8 +8,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from alignkit.config import Init, ModelConfig
 from alignkit.errors import ModelError
-from alignkit.models.source import ModelSource, hub_options
-from alignkit.models.tiny import byte_tokenizer, random_model
+from alignkit.models.load import load_tokenizer
+from alignkit.models.source import ModelSource, config_folder, hub_options
+from alignkit.models.tiny import random_model
 
 
 def skeleton(model: ModelConfig) -> PreTrainedModel:
@@ -19,9 +20,14 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
         ModelError: the configuration is none of a causal language model that transformers knows.
     """
     if model.init is Init.random:
+        tokenizer = load_tokenizer(model)
         with torch.device("meta"):
             return random_model(
-                model.config, tokenizer=byte_tokenizer(), seed=0, attn_implementation=model.attn_implementation
+                model.config,
+                tokenizer=tokenizer,
+                seed=0,
+                attn_implementation=model.attn_implementation,
+                folder=config_folder(model),
             )
     source = ModelSource.of(model)
     if source.is_adapter:

@@ -29,6 +29,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Files that hold one JSON object each, where they are there.
 _OBJECTS = [ADAPTER_CONFIG, "config.json", "model.safetensors.index.json", "generation_config.json", "tokenizer.json"]
 _OBJECTS += ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "run.json", "score.json"]
+# How the names of a tokenizer's files begin.
+TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "spiece")
 _HUB_TIMEOUT = 10.0  # seconds
 _CONVERT = "convert it at https://huggingface.co/spaces/safetensors/convert, or take a revision that has safetensors"
 
@@ -116,6 +118,18 @@ def local_folder(name: str) -> Path | None:
     """Return the folder that a name means, or None where it can only be a hub id."""
     path = Path(name).expanduser()
     return path if path.is_dir() else None
+
+
+def tokenizer_folder(model: ModelConfig) -> Path | None:
+    """Return the folder whose tokenizer a model with random weights reads with; None where it reads bytes."""
+    return local_folder(model.name) if model.init is Init.random else None
+
+
+def config_folder(model: ModelConfig) -> Path | None:
+    """Return the folder whose config.json a model with random weights is built from; None where model.config is all."""
+    folder = tokenizer_folder(model)
+    is_whole = folder is None or "model_type" in model.config or not (folder / "config.json").is_file()
+    return None if is_whole else folder
 
 
 def weight_shapes(file: Path) -> dict[str, Size]:

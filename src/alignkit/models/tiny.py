@@ -6,6 +6,7 @@ Nothing is downloaded and nothing is read from disk: both are functions of the c
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from alignkit.errors import ModelError, did_you_mean
+from alignkit.json_files import read_object
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
 FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -49,9 +52,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def config_problems(config: dict[str, Any]) -> list[str]:
-    """List what is wrong with the keys of `model.config`, one line each; empty where a model can be tried."""
-    model_type = config.get("model_type")
+def config_problems(config: dict[str, Any], folder: Path | None = None) -> list[str]:
+    """List what is wrong with the keys of `model.config`, one line each; empty where a model can be tried.
+
+    Args:
+        config: the keys.
+        folder: with the config.json that they are laid over; None where they are all there is.
+    """
+    model_type = config.get("model_type") if folder is None else read_object(folder / "config.json").get("model_type")
     if model_type is None:
         return ["model.config: model_type is missing; model=tiny_gpt2 and model=tiny_llama are complete examples"]
     if model_type not in CONFIG_MAPPING:
@@ -75,34 +83,47 @@ def random_model(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     attn_implementation: str | None = None,
+    folder: Path | None = None,
 ) -> PreTrainedModel:
     """Build a causal language model with fresh float32 weights.
 
     Args:
         config: `model_type` and keyword arguments of its transformers configuration class.
-        tokenizer: gives the vocabulary size and the pad, bos and eos ids.
+        tokenizer: gives the pad, bos and eos ids, and the vocabulary size unless the file of `folder` has a larger one.
         seed: the weights are a function of this and `config` alone; the global random state is left as it was.
         attn_implementation: as in transformers; None lets it choose.
+        folder: with a config.json that `config` is laid over; None where `config` is all there is.
 
     Raises:
         ModelError: a key that the architecture does not have, or sizes it cannot be built with.
     """
-    if problems := config_problems(config):
+    if problems := config_problems(config, folder):
         raise ModelError(*problems)
-    special_ids = {key: getattr(tokenizer, key) for key in FROM_TOKENIZER[1:]}
     try:
         # forked on the CPU alone: that is where the weights are drawn
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            built = AutoConfig.for_model(**config, **special_ids, vocab_size=len(tokenizer))
+            built = _config(config, tokenizer, folder)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 built, attn_implementation=attn_implementation, dtype=torch.float32
             )
-    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"model.config: {config['model_type']} cannot be built: {reason}") from error
+        what = config.get("model_type") or folder
+        raise ModelError(f"model.config: {what} cannot be built: {reason}") from error
     model.eval()
     return model
+
+
+def _config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> PreTrainedConfig:
+    from_tokenizer = {key: getattr(tokenizer, key) for key in FROM_TOKENIZER[1:]}
+    num_tokens = max(len(tokenizer), *(id + 1 for id in tokenizer.get_vocab().values()))
+    if folder is None:
+        return AutoConfig.for_model(**config, **from_tokenizer, vocab_size=num_tokens)
+    built: PreTrainedConfig = AutoConfig.from_pretrained(folder, **config, **from_tokenizer)
+    built.vocab_size = max(num_tokens, built.vocab_size)
+    built.name_or_path = ""  # the folder has no weights: what is trained on these saves them too
+    return built
 
 
 def _byte_chars() -> list[str]:

@@ -17,7 +17,7 @@ from alignkit.data.files.sources import files_of, hub_commit
 from alignkit.data.sets.section import paths_by_set
 from alignkit.digests import digests
 from alignkit.errors import RunError
-from alignkit.models.source import ModelSource
+from alignkit.models.source import TOKENIZER_FILES, ModelSource, config_folder, tokenizer_folder
 from alignkit.rewards.source import parse_rewards
 from alignkit.runs.directory import Run
 from alignkit.runs.result import result_files
@@ -25,7 +25,6 @@ from alignkit.user_functions import load_function, local_modules
 
 logger = logging.getLogger(__name__)
 
-_OF_TOKENIZERS = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "spiece")
 _NOT_OF_MODELS = (".jsonl",)  # samples of a run
 _KINDS = {
     **{"data": "data", "hub_data": "hub data", "template": "template", "tokenizer": "tokenizer"},
@@ -109,9 +108,13 @@ def fingerprints(job: Any) -> dict[str, dict[str, str]]:
                 found["models"] |= _commit(prefix, source)
                 continue
             files = [file for file in result_files(source.folder) if file.suffix not in _NOT_OF_MODELS]
-            of_tokenizer = [file for file in files if file.name.startswith(_OF_TOKENIZERS)]
+            of_tokenizer = [file for file in files if file.name.startswith(TOKENIZER_FILES)]
             found["tokenizer"] |= _named(f"{prefix} ", of_tokenizer)
             found["models"] |= _named(f"{prefix} ", [file for file in files if file not in of_tokenizer])
+    if folder := tokenizer_folder(job.model):
+        of_tokenizer = [file for file in result_files(folder) if file.name.startswith(TOKENIZER_FILES)]
+        found["tokenizer"] |= _named("model.name ", of_tokenizer)
+        found["models"] |= _named("model.name ", [folder / "config.json"] if config_folder(job.model) else [])
     for reward in parse_rewards(job.reward) if hasattr(job, "reward") else ():
         functions += [(reward.setting, reward.function)] if reward.function else []
     for setting, spec in dict.fromkeys(functions):
