@@ -89,8 +89,14 @@ def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
         (["sft", *TINY, "--cfg", "jop"], "alignkit: --cfg jop: choose job, hydra, all; did you mean 'job'?"),
         (["sft", *TINY, "a b=3"], "alignkit: 'a b=3' is not key=value"),
         (["sft", *TINY, "=3"], "alignkit: '=3' is not key=value"),
-        (["sft", *TINY, "data.path=[1"], "alignkit: data.path=[1: no viable alternative at input '[1'"),
-        (["sft", *TINY, "name=${oc.env:NOT_SET_ANYWHERE}"], "'NOT_SET_ANYWHERE' not found"),
+        (
+            ["sft", *TINY, "data.path=[1"],
+            "alignkit: data.path=[1: what has [ in it must be quoted: type 'data.path=\"[1\"'",
+        ),
+        (
+            ["sft", *TINY, "name=${oc.env:NOT_SET_ANYWHERE}"],
+            "the environment variable NOT_SET_ANYWHERE is not set: export NOT",
+        ),
         (["sft", "--config-dir", "gone", *TINY], "alignkit: --config-dir: 'gone' is no folder"),
         (["inspect", "sft", *TINY, "--html", "."], "alignkit: --html . is a folder: name a file in it"),
         (
@@ -121,6 +127,7 @@ def test_mistakes_in_settings_are_a_line_each_and_answered_before_anything_is_ma
         "alignkit: unknown key 'lerning_rate' in 'train': it is no argument of trl.SFTConfig; did you mean "
         "'learning_rate'?",
         "alignkit: unknown key 'data.maxlength'; did you mean 'data.max_length'?",
+        "alignkit: data.path: gone.jsonl: there is no such file; did you mean 'rows.jsonl'?",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

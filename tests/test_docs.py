@@ -24,7 +24,7 @@ from alignkit.data.rows.keys import COLUMNS, MESSAGE_KEYS
 from alignkit.data.rows.preferences import PAIR_FIELDS, detect_pairs, to_preference
 from alignkit.jobs import JOBS
 from alignkit.launch import compose_job
-from alignkit.mistakes import in_overrides
+from alignkit.mistakes import in_override
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -362,7 +362,7 @@ def test_settings_named_in_the_text_exist() -> None:
     found = [word for words in re.findall(r"`([a-z_.]+=[^`]+)`", prose) for word in re.split(" (?=[a-z_.]+=)", words)]
     words = [word for word in found if not word.startswith(("config=", "key="))]
     assert len(words) > 3
-    assert [word for word in words if all(in_overrides(stage, [word], None) for stage in JOBS)] == []
+    assert [word for word in words if all(in_override(stage, word, None, lambda _: False) for stage in JOBS)] == []
 
 
 @pytest.mark.parametrize("page", TEXTS)

@@ -15,12 +15,12 @@ FLOORS = {
         demo
         launch completion
         origins
-        mistakes recipes
+        mistakes named_files recipes
         stages commands
         ppo evaluate
         training rewards
         data models sampling runs
-        yaml_size upstream terminal user_functions jobs json_files digests
+        quoting yaml_size upstream terminal user_functions jobs json_files digests
         estimators
         errors config conf
     """,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal
-from alignkit.jobs import JOBS
+from alignkit.jobs import JOBS, expand_home
 
 app = typer.Typer(
     name="alignkit",
@@ -49,6 +49,13 @@ SHOWN = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
+def _home(value: Any) -> Any:
+    """Expand `~`, which a shell leaves as it is in quotes and behind some equal signs."""
+    if isinstance(value, Path):
+        return Path(expand_home(str(value)))
+    return expand_home(value) if isinstance(value, str) else value
+
+
 def _complete(context: typer.Context, incomplete: str) -> list[str]:
     from alignkit.completion import complete
 
@@ -78,23 +85,31 @@ RunsAndWords = Annotated[
     ),
 ]
 Reward = Annotated[
-    str | None, typer.Option(help="Reward of a response: file.py:function, a reward run, or CLASSIFIER#LABEL.")
+    str | None,
+    typer.Option(callback=_home, help="Reward of a response: file.py:function, a reward run, or CLASSIFIER#LABEL."),
 ]
 Prompt = Annotated[list[str] | None, typer.Option(help="A prompt. It may be given several times.")]
-Prompts = Annotated[Path | None, typer.Option(help="Data file of prompts. A .txt file holds one prompt per line.")]
+Prompts = Annotated[
+    Path | None, typer.Option(callback=_home, help="Data file of prompts. A .txt file holds one prompt per line.")
+]
 ToolsFile = Annotated[
-    Path | None, typer.Option("--tools", help="JSON or YAML file with a list of tools that the model may call.")
+    Path | None,
+    typer.Option("--tools", callback=_home, help="JSON or YAML file with a list of tools that the model may call."),
 ]
 HideReasoning = Annotated[
     bool, typer.Option("--hide-reasoning", help="Do not show what the model thinks before its answer.")
 ]
-Html = Annotated[Path | None, typer.Option(help="Also write the result to this file, as one self-contained HTML page.")]
-Json = Annotated[Path | None, typer.Option(help="Also write all results to this file, as JSON.")]
+Html = Annotated[
+    Path | None,
+    typer.Option(callback=_home, help="Also write the result to this file, as one self-contained HTML page."),
+]
+Json = Annotated[Path | None, typer.Option(callback=_home, help="Also write all results to this file, as JSON.")]
 JsonLines = Annotated[
-    Path | None, typer.Option(help="Write the result to this file, as JSON lines, instead of the terminal.")
+    Path | None,
+    typer.Option(callback=_home, help="Write the result to this file, as JSON lines, instead of the terminal."),
 ]
 ConfigDir = Annotated[
-    Path | None, typer.Option(help="Folder with group options of your own in model/, data/, lora/, …")
+    Path | None, typer.Option(callback=_home, help="Folder with group options of your own in model/, data/, lora/, …")
 ]
 Cfg = Annotated[str | None, typer.Option(help="Print the composed configuration (job, hydra or all), and run nothing.")]
 Record = Annotated[
@@ -112,7 +127,7 @@ Info = Annotated[
 
 
 def _runs_and_words(words: list[str]) -> tuple[list[str], list[str]]:
-    runs = [word for word in words if "=" not in word]
+    runs = [expand_home(word) for word in words if "=" not in word]
     skipped = [word for word in runs if _is_beside_runs(Path(word))]
     for word in skipped:
         _tell(f"{word} is skipped: it is no finished run of the sweep")
@@ -188,6 +203,8 @@ def _launch(
 
     if cfg is not None and cfg not in SHOWN:
         raise ConfigError(f"--cfg {cfg}: choose {', '.join(SHOWN)}{did_you_mean(cfg, SHOWN)}")
+    if info is not None and info not in INFO:
+        raise ConfigError(f"--info {info}: choose {', '.join(INFO)}{did_you_mean(info, INFO)}")
     if json and (cfg or info):
         raise ConfigError("--json prints the record of a run, --cfg and --info run nothing: give one of them")
     with for_the_result_alone() if json else contextlib.nullcontext():
@@ -207,6 +224,7 @@ def inspect(
         Path | None,
         typer.Option(
             "--assert",
+            callback=_home,
             help="Compare with a saved output of --json. Where they differ, show how and exit with status 2.",
         ),
     ] = None,
@@ -235,7 +253,7 @@ def inspect(
 
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(help="Run directory, model folder or hub id.")],
+    run: Annotated[str, typer.Argument(callback=_home, help="Run directory, model folder or hub id.")],
     words: Words = None,
     prompt: Prompt = None,
     prompts: Prompts = None,
@@ -250,9 +268,9 @@ def generate(
 
     alignkit generate runs/sft/tiny --prompt "Repeat the word." sampling.temperature=0.7 sampling.top_k=50
     """
-    from alignkit.launch import compose_with_record
+    from alignkit.launch import command_job
 
-    job, record = compose_with_record("generate", words or [], model={"name": run})
+    job, record = command_job("generate", words or [], model={"name": run})
     from alignkit.commands.generate import run as answer
 
     given: dict[str, Any] = {"prompts": prompt or [], "prompts_path": prompts, "out": out, "record": record}
@@ -266,7 +284,9 @@ def next(
     response: Annotated[
         str | None, typer.Option(help="Show every token of this response instead of the first one.")
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Also draw the distribution into this PNG file.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(callback=_home, help="Also draw the distribution into this PNG file.")
+    ] = None,
 ) -> None:
     """Show the distribution of the next token.
 
@@ -344,11 +364,14 @@ def evaluate(
     words: RunsAndWords,
     reward: Reward = None,
     reference: Annotated[
-        str | None, typer.Option(help="Reference model. The KL divergence from it is measured.")
+        str | None, typer.Option(callback=_home, help="Reference model. The KL divergence from it is measured.")
     ] = None,
     pairs: Annotated[
         str | None,
-        typer.Option(help="File of chosen/rejected pairs. The accuracy of the implicit reward is measured on them."),
+        typer.Option(
+            callback=_home,
+            help="File of chosen/rejected pairs. The accuracy of the implicit reward is measured on them.",
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Run these lm-eval tasks instead: names or YAML files, with commas between them.")
@@ -368,7 +391,7 @@ def evaluate(
     """
     from alignkit.config import ModelConfig
     from alignkit.errors import ConfigError
-    from alignkit.launch import compose_with_record
+    from alignkit.launch import command_job
     from alignkit.runs.manifest import read_manifest
 
     runs, settings = _runs_and_words(words)
@@ -391,7 +414,7 @@ def evaluate(
             raise ConfigError(*problems, f"{missing}; give it as data.path=…")
         given["data"] = manifest["job"]["data"]
         as_prompts = manifest["stage"] == "ppo"
-    job, record = compose_with_record("evaluate", settings, **given)
+    job, record = command_job("evaluate", settings, **given)
 
     asked = {"reward": reward, "reference": reference, "pairs": pairs}
     measured(job, runs=runs, **asked, as_prompts=as_prompts, out=out, record=record)
@@ -401,22 +424,28 @@ def _evaluate_tasks(
     runs: list[str], settings: list[str], tasks: str, others: dict[str, str | None], out: Path | None
 ) -> None:
     from alignkit.errors import ConfigError
-    from alignkit.launch import compose_with_record
+    from alignkit.launch import command_job
 
     if given := [flag for flag, value in others.items() if value is not None]:
         raise ConfigError(
             *(f"{flag} is about held-out rows, and --tasks brings its own: give one of them" for flag in given)
         )
-    job, record = compose_with_record("tasks", settings, model={"name": runs[0] if runs else ""})
+    job, record = command_job("tasks", settings, model={"name": runs[0] if runs else ""})
     from alignkit.commands.tasks import run as measured
 
-    measured(job, runs=runs, tasks=[name.strip() for name in tasks.split(",") if name.strip()], out=out, record=record)
+    measured(
+        job,
+        runs=runs,
+        tasks=[expand_home(name.strip()) for name in tasks.split(",") if name.strip()],
+        out=out,
+        record=record,
+    )
 
 
 @app.command()
 def merge(
-    run: Annotated[str, typer.Argument(help="Run directory, or another folder, with a LoRA adapter.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],
+    run: Annotated[str, typer.Argument(callback=_home, help="Run directory, or another folder, with a LoRA adapter.")],
+    out: Annotated[Path, typer.Argument(callback=_home, help="Folder to write the merged model to.")],
     words: Words = None,
 ) -> None:
     """Merge a LoRA adapter into its base model, and check the result.
@@ -425,9 +454,9 @@ def merge(
 
     alignkit merge runs/sft/lora models/mine model.dtype=bfloat16
     """
-    from alignkit.launch import compose_with_record
+    from alignkit.launch import command_job
 
-    job, record = compose_with_record("merge", words or [], model={"name": run})
+    job, record = command_job("merge", words or [], model={"name": run})
     from alignkit.commands.merge import run as merged
 
     merged(job, out=out, record=record)
@@ -435,7 +464,7 @@ def merge(
 
 @app.command()
 def verify(
-    run: Annotated[str, typer.Argument(help="Run directory or model folder.")],
+    run: Annotated[str, typer.Argument(callback=_home, help="Run directory or model folder.")],
     words: Words = None,
 ) -> None:
     """Check that a folder serves the model that was trained.
@@ -452,12 +481,15 @@ def verify(
 
 @app.command()
 def score(
-    run: Annotated[str, typer.Argument(help="Run directory of alignkit reward.")],
+    run: Annotated[str, typer.Argument(callback=_home, help="Run directory of alignkit reward.")],
     words: Words = None,
     pairs: Annotated[
-        str | None, typer.Option(help="File of chosen/rejected pairs. Their accuracy and margins are measured.")
+        str | None,
+        typer.Option(callback=_home, help="File of chosen/rejected pairs. Their accuracy and margins are measured."),
     ] = None,
-    rows: Annotated[str | None, typer.Option(help="File of prompts with responses. Each row gets a score.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(callback=_home, help="File of prompts with responses. Each row gets a score.")
+    ] = None,
     out: JsonLines = None,
 ) -> None:
     """Score responses with a reward model.
@@ -482,7 +514,9 @@ def score(
 
 @app.command()
 def demo(
-    keep: Annotated[Path, typer.Option(help="Folder to write the runs of the demo to.")] = Path("runs/demo"),
+    keep: Annotated[Path, typer.Option(callback=_home, help="Folder to write the runs of the demo to.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Train a tiny model by SFT, a reward model, PPO and DPO.
 
@@ -542,7 +576,7 @@ def _end_if_output_is_lost(name: str, error: OSError) -> None:
 def _with_info(argv: list[str]) -> list[str]:
     """`--info` alone means `--info all`, as in Hydra."""
     at = argv.index("--info") if "--info" in argv else -1
-    if at >= 0 and (at + 1 == len(argv) or argv[at + 1] not in INFO):
+    if at >= 0 and (at + 1 == len(argv) or "=" in argv[at + 1] or argv[at + 1].startswith("-")):
         return [*argv[: at + 1], "all", *argv[at + 1 :]]
     return argv
 

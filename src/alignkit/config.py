@@ -238,8 +238,8 @@ class DataConfig:
         ControlTokens.refuse,
     )
     batching: Batching = setting(
-        "batch layout: padded, grouped by length, packed without padding, or auto (packed if that is verified to be "
-        "exact on the model, else grouped)",
+        "batch layout: padded, grouped by length, packed (rows end to end in lines, only lines are padded), or auto "
+        "(packed if that is verified to be exact on the model, else grouped)",
         Batching.auto,
     )
     num_proc: int = setting("number of processes that format and encode the rows", 1, ge=1)

@@ -7,6 +7,7 @@ keyword arguments of the trainer's and PEFT's own classes, checked against those
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -236,6 +237,8 @@ class NextJob(CommandJob):
 
 _PATHS = ("name", "model.name", "template.file", "reference.name", "value.start")
 _REWARDS = ("function", "model", "classifier")
+# What begins with a file or a folder, alone, in a list or in a mapping.
+_HOME = {*_PATHS[1:], "data.path", "data.eval_path", "data.format", "format", "reward"}
 
 JOBS: dict[str, type] = {
     "sft": SftJob,
@@ -274,6 +277,34 @@ def stage_arguments(stage: str) -> dict[str, Any]:
     chosen = OmegaConf.to_container(OmegaConf.select(OmegaConf.create(text), "train"))
     assert isinstance(chosen, dict)
     return {str(key): value for key, value in chosen.items()}
+
+
+def with_home(job: Any) -> Any:
+    """A job whose paths begin with the home folder where `~` was typed; sections are copied, `job` stays as it is."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, str):
+            return expand_home(value)
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        return {key: expanded(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    def in_section(section: Any, above: str) -> Any:
+        changed = {}
+        for item in dataclasses.fields(section):
+            value, key = getattr(section, item.name), f"{above}{item.name}"
+            if dataclasses.is_dataclass(value):
+                changed[item.name] = in_section(value, f"{key}.")
+            elif key in _HOME:
+                changed[item.name] = expanded(value)
+        return dataclasses.replace(section, **changed)
+
+    return in_section(job, "")
+
+
+def expand_home(path: str) -> str:
+    """Write the home folder for a leading `~` or `~user`; a user who is not known stays as typed."""
+    return os.path.expanduser(path)  # noqa: PTH111  # a Path drops "./", and refuses users that it does not know
 
 
 def path_problems(job: Any) -> list[str]:

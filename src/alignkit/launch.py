@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,20 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import mistakes
 from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError
-from alignkit.jobs import JOBS, StageJob, out_of_bounds, path_problems, settings
+from alignkit.jobs import JOBS, StageJob, expand_home, out_of_bounds, path_problems, settings, with_home
+from alignkit.named_files import named_problems
 from alignkit.origins import origins
+from alignkit.quoting import with_text_quoted
 from alignkit.recipes import find_config
 from alignkit.runs.given import Given, mask_words
 
+_RUN_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 _FOLDER_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
@@ -59,7 +63,12 @@ def launch(
     """
     if multirun and (show or info):
         raise ConfigError("--multirun runs jobs, --cfg and --info only show one: give one of them")
-    overrides, overlays = _prepare(stage, words, config_dir, sweep=multirun)
+    if info is not None and show is not None:
+        raise ConfigError("--cfg and --info each show something else: give one of them")
+    runs_one = not (multirun or show or info)
+    overrides, overlays = _prepare(stage, words, config_dir, sweep=multirun, further=runs_one, named=True)
+    if runs_one:  # before a folder is made and torch is imported
+        typed(stage, _composed(stage, overrides, config_dir), named=True, overlays=overlays)
     flags = [*(["--multirun"] if multirun else []), *(["--cfg", show] if show else [])]
     flags += [*(["--info", info] if info else []), *(["--config-dir", str(config_dir)] if config_dir else [])]
 
@@ -98,7 +107,8 @@ def launch(
                 return  # the signal meant the sweep, not one run of it
             if multirun:
                 announce(run)
-            import_module(f"alignkit.stages.{stage}.run").run(typed(stage, cfg), run_dir, given=as_given(cfg))
+            job = typed(stage, cfg, named=multirun, overlays=overlays)
+            import_module(f"alignkit.stages.{stage}.run").run(job, run_dir, given=as_given(cfg))
         except Exception as error:
             # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.
             if "BasicLauncher" not in str(hydra.launcher):
@@ -148,46 +158,92 @@ def compose_job(stage: str, words: list[str], *, config_dir: Path | None = None,
         config_dir: as in `launch`.
         **given: top-level sections laid under the words, such as `model={"name": run}`.
     """
-    return compose_with_record(stage, words, config_dir=config_dir, **given)[0]
+    overrides, overlays = _prepare(stage, words, config_dir, given=given)
+    return typed(stage, _composed(stage, overrides, config_dir), overlays=overlays)
 
 
-def compose_with_record(
+def command_job(
     stage: str, words: list[str], *, config_dir: Path | None = None, **given: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """`compose_job`, and the settings as they were given, interpolations unresolved: what may be written out."""
-    overrides, _ = _prepare(stage, words, config_dir, given=given)
-    if config_dir is not None:
-        overrides.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
+    """`compose_job` for a command that runs at once, and the settings as they were given, for its record.
+
+    Files and folders that are named must be there. In the record interpolations are unresolved: it may be written out.
+    """
+    overrides, overlays = _prepare(stage, words, config_dir, named=True, given=given)
+    cfg = _composed(stage, overrides, config_dir)
+    return typed(stage, cfg, named=True, overlays=overlays), _as_given(cfg)
+
+
+def _composed(stage: str, overrides: list[str], config_dir: Path | None) -> DictConfig:
+    own = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir is not None else []
     with _hydra_words(), initialize_config_module("alignkit.conf", version_base="1.3"):
-        cfg = compose(stage, overrides)
-    return typed(stage, cfg), _as_given(cfg)
+        return compose(stage, [*overrides, *own])
 
 
 def _as_given(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=False)  # ${oc.env:TOKEN} must not be written out
 
 
-def typed(stage: str, cfg: DictConfig) -> Any:
-    """The job as plain dataclasses.
+def typed(stage: str, cfg: DictConfig, *, named: bool = False, overlays: Mapping[str, Any] | None = None) -> Any:
+    """The job as plain dataclasses, `~` in its paths expanded.
+
+    Args:
+        stage: a key of `JOBS`.
+        cfg: composed.
+        named: look also whether the files and folders that it names are there.
+        overlays: the files it was composed of, to name the one that a setting is in.
 
     Raises:
         ConfigError: a setting is missing, of the wrong type or out of its bounds; all of them at once.
     """
     with _hydra_words():
+        if unresolved := dict(_unresolved(cfg)):
+            raise ConfigError(*(mistakes.file_of(key, overlays or {}) + line for key, line in unresolved.items()))
         node = OmegaConf.merge(OmegaConf.structured(JOBS[stage]), OmegaConf.to_container(cfg, resolve=True))
         assert isinstance(node, DictConfig)
         missing = [key for key, *_ in settings(JOBS[stage]()) if _is_missing(node, key)]
-        if missing:
-            raise ConfigError(*(f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing))
-        job = OmegaConf.to_object(node)
-    if problems := [*_name_problems(job), *path_problems(job), *out_of_bounds(job)]:
-        raise ConfigError(*problems)
+        for key in missing:  # the others are to be looked at, too
+            OmegaConf.update(node, key, "")
+        job = with_home(OmegaConf.to_object(node))
+    problems = [f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing]
+    problems += [*_name_problems(job), *path_problems(job), *out_of_bounds(job)]
+    if named:
+        problems += named_problems(job)
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
     return job
+
+
+def _unresolved(node: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting whose interpolation leads nowhere, with a line on how it is given."""
+    keys = range(len(node)) if isinstance(node, ListConfig) else node.keys()
+    for key in keys:
+        dotted = f"{above}[{key}]" if isinstance(node, ListConfig) else f"{above}.{key}".lstrip(".")
+        if OmegaConf.is_interpolation(node, key):
+            written = node._get_node(key)._value()
+            try:
+                node[key]
+            except (OmegaConfBaseException, ValueError, KeyError) as error:
+                yield dotted, f"{dotted}={written}: {_why_unresolved(error)}"
+        elif not OmegaConf.is_missing(node, key) and isinstance(node[key], (DictConfig, ListConfig)):
+            yield from _unresolved(node[key], dotted)
+
+
+def _why_unresolved(error: BaseException) -> str:
+    line = str(error).splitlines()[0]
+    if name := re.search(r"Environment variable '(.+?)' not found", line):
+        give = f"export {name[1]}=…, or give a default: ${{oc.env:{name[1]},DEFAULT}}"
+        return f"the environment variable {name[1]} is not set: {give}"
+    if name := re.search(r"Interpolation key '(.+?)' not found", line):
+        return f"there is no setting '{name[1]}'; a variable of the environment is ${{oc.env:{name[1]}}}"
+    if name := re.search(r"Unsupported interpolation type (\S+)", line):
+        return f"'{name[1]}' is unknown; a variable of the environment is ${{oc.env:NAME}}"
+    return "it leads back to itself" if "Recursive" in line else line
 
 
 def _name_problems(job: Any) -> list[str]:
     name = getattr(job, "name", None)
-    if name is None or (name and not name.startswith("/") and ".." not in Path(name).parts):
+    if name is None or (Path(name).parts and not Path(name).is_absolute() and ".." not in Path(name).parts):
         return []
     return [
         f"name={name}: a run's name is its folder below runs/ and cannot lead elsewhere; for another folder give "
@@ -213,23 +269,45 @@ def _prepare(
     config_dir: Path | None,
     *,
     sweep: bool = False,
+    further: bool = True,
+    named: bool = False,
     given: dict[str, Any] | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Check everything that can be checked, and register schema and overlays.
+
+    Where words are wrong the others are composed without them (`further`), so that all mistakes are told at once.
 
     Returns:
         Hydra's overrides, and the content of each `config=` file.
     """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: '{config_dir}' is no folder")
-    files = [word.removeprefix("config=") for word in words if word.startswith("config=")]
-    overrides = [word for word in words if not word.startswith("config=")]
+    files = [expand_home(word.removeprefix("config=")) for word in words if word.startswith("config=")]
     overlays, problems = _read_overlays(files, config_dir)
     problems += mistakes.in_files(stage, overlays, config_dir)
-    problems += mistakes.in_overrides(stage, overrides, config_dir, sweep=sweep)
+    overrides = [word for word in words if not word.startswith("config=")]
+    found = {word: mistakes.in_override(stage, word, config_dir, _is_sweep, sweep=sweep) for word in overrides}
+    problems += [line for lines in found.values() for line in lines]
     problems = problems or mistakes.hidden_templates(overlays, overrides)
-    if problems:
+    if not problems:
+        return [*_registered(stage, overlays, given), *map(_readable, overrides)], overlays
+    if not further or (config_dir and any(line.startswith(str(config_dir)) for line in problems)):
         raise ConfigError(*problems)
+    sound = {path: mistakes.without_mistakes(stage, content, config_dir) for path, content in overlays.items()}
+    cut = sound != overlays or len(overlays) < len(files)
+    about = tuple(re.split(r"[=.\[\s]", word.lstrip("+~"))[0] or word for word, lines in found.items() if lines)
+    rest = [*_registered(stage, sound, given), *(_readable(word) for word, lines in found.items() if not lines)]
+    try:
+        typed(stage, _composed(stage, rest, config_dir), named=named, overlays=overlays)
+    except ConfigError as error:
+        # What was left out for its mistake is not missing.
+        more = [line for line in error.problems if not (" is missing: " in line and (cut or line.startswith(about)))]
+        raise ConfigError(*dict.fromkeys([*problems, *more])) from None
+    raise ConfigError(*problems)
+
+
+def _registered(stage: str, overlays: dict[str, Any], given: dict[str, Any] | None) -> list[str]:
+    """Register a stage and what is laid over it with Hydra; the overrides that choose it."""
     store = ConfigStore.instance()
     store.store(name=f"{stage}_schema", node=_schema(stage))
     if not issubclass(JOBS[stage], StageJob):  # a stage has a file with its own choices among upstream's arguments
@@ -239,7 +317,27 @@ def _prepare(
         store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
         chosen.append(f"+overlay{number}=file")
     OmegaConf.register_new_resolver("shipped", lambda key: str(shipped_file(key)), replace=True)
-    return [*chosen, *overrides], overlays
+    return chosen
+
+
+def _readable(word: str) -> str:
+    """Quote what Hydra has no rule for and can only be text; place runs below the home folder that `~` stands for."""
+    key, mark, value = word.partition("=")
+    if key in _RUN_FOLDERS:
+        value = re.sub(r"^~(?=/|$)", lambda _: str(Path.home()), value)
+    return f"{key}{mark}{with_text_quoted(value)}"
+
+
+def _is_sweep(value: str) -> bool:
+    """Tell whether Hydra reads a value as several.
+
+    Raises:
+        ValueError: it cannot read it at all.
+    """
+    try:
+        return OverridesParser.create().parse_override(f"key={value}").is_sweep_override()
+    except HydraException as error:
+        raise ValueError(value) from error
 
 
 def _schema(stage: str) -> DictConfig:
@@ -310,8 +408,9 @@ def _hydra_words() -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
             cause = cause.__cause__
-        where = f"{cause.override}: " if isinstance(cause, OverrideParseException) else ""
-        raise ConfigError(where + str(cause).splitlines()[0]) from error
+        key = getattr(cause, "full_key", None)
+        where = f"{cause.override}: " if isinstance(cause, OverrideParseException) else f"{key}: " if key else ""
+        raise ConfigError(where + _why_unresolved(cause)) from error
 
 
 def _short(path: Path) -> Path:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import upstream
 from alignkit.errors import ConfigError, did_you_mean
-from alignkit.jobs import JOBS, settings
+from alignkit.jobs import JOBS, StageJob, settings
+from alignkit.quoting import as_element, delimiters, quoted, repaired, typed_word, with_text_quoted
 from alignkit.runs.manifest import flat
 from alignkit.yaml_size import size_problem
 
@@ -28,6 +30,15 @@ GROUPS = ("model", "data", "template", "lora", "sampling")
 # Sections of `hydra` that place and launch runs; the others (callbacks, logging factories) can run code from a file.
 _HYDRA_SECTIONS = ("run", "sweep", "sweeper", "launcher", "mode", "job")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[^=\s]+)(?:=(?P<value>.*))?", re.DOTALL)
+_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+_LISTS = {"list[float]": "a list of numbers", "list[str]": "a list of texts", "list[Any]": "a list of sources"}
+_EXAMPLES = {
+    "columns": "{input: question}",
+    "kwargs": "{enable_thinking: false}",
+    "config": "{model_type: gpt2}",
+    "lora": "{r: 8}",
+    "train": "{max_steps: 100}",
+}
 
 
 def group_options(group: str, config_dir: Path | None = None) -> list[str]:
@@ -62,8 +73,7 @@ def in_files(stage: str, overlays: Mapping[str, Any], config_dir: Path | None) -
     """Mistakes in the contents of `config=` files, already parsed, and code hidden in those of `--config-dir`."""
     lines = []
     for path, content in overlays.items():
-        found = [*_forbidden(content), *_in_mapping(content, stage, config_dir)]
-        lines += [f"{path}: {line}" for line in found]
+        lines += [f"{path}: {line}" for line in _in_content(content, stage, config_dir)]
     for file in sorted(config_dir.rglob("*.yaml")) if config_dir else []:
         try:
             content = read_yaml(file)
@@ -74,33 +84,123 @@ def in_files(stage: str, overlays: Mapping[str, Any], config_dir: Path | None) -
     return lines
 
 
-def in_overrides(stage: str, overrides: list[str], config_dir: Path | None, *, sweep: bool = False) -> list[str]:
-    """Mistakes in `key=value` words; the values of a sweep are left to Hydra, which expands them."""
-    lines: list[str] = []
-    for word in overrides:
-        match = _OVERRIDE.fullmatch(word)
-        if match is None:
-            lines.append(f"'{word}' is not key=value")
-            continue
-        key, value = match["key"], match["value"]
-        if match["sign"] == "~":
-            lines.append(f"'{word}': a setting cannot be deleted; give it another value")
-            continue
-        if value is None:
-            lines.append(_not_an_override(word))
-            continue
-        if problem := size_problem(value):
-            lines.append(f"{key}: {problem}")
-            continue
-        content = _nested(key, _parsed(value))
-        forbidden = list(_forbidden(content))
-        if forbidden or key.split(".")[0].split("/")[0] == "hydra":
-            lines += forbidden
-        elif sweep:
-            lines += [line for line in _in_mapping(content, stage, config_dir) if line.startswith("unknown key")]
-        else:
-            lines += _in_mapping(content, stage, config_dir)
-    return lines
+def file_of(setting: str, overlays: Mapping[str, Any]) -> str:
+    """Begin a line with the last file that gives a setting; empty where it was typed, or is of the stage."""
+    found = ""
+    for path, content in overlays.items():
+        node: Any = content
+        for part in re.split(r"[.\[]", setting):
+            node = node.get(part) if isinstance(node, Mapping) else node
+        found = f"{path}: " if node is not None else found
+    return found
+
+
+def without_mistakes(stage: str, content: Mapping[str, Any], config_dir: Path | None) -> dict[str, Any]:
+    """What is sound of a file's content, so that it can be composed and looked at further."""
+
+    def sound(values: Mapping[str, Any], above: str) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, value in values.items():
+            if not list(_in_content(_nested(f"{above}{key}", value), stage, config_dir)):
+                kept[key] = value
+            elif isinstance(value, Mapping):
+                rest = sound(value, f"{above}{key}.")
+                kept |= {key: rest} if rest else {}
+        return kept
+
+    return sound(content, "")
+
+
+def in_override(
+    stage: str, word: str, config_dir: Path | None, sweeps: Callable[[str], bool], *, sweep: bool = False
+) -> list[str]:
+    """Mistakes in a `key=value` word.
+
+    Args:
+        stage: a key of `JOBS`.
+        word: as it was typed.
+        config_dir: with group options of the user's own.
+        sweeps: tells whether a value is read as several, which make a sweep; raises ValueError where it is unreadable.
+        sweep: several values are run one after the other; what they are is left to Hydra, which expands them.
+    """
+    match = _OVERRIDE.fullmatch(word)
+    if match is not None and match["sign"] == "~":
+        return [f"'{word}': a setting cannot be deleted; give it another value"]
+    if match is None or match["value"] is None:
+        return [_not_an_override(word)]
+    key, value = match["key"], match["value"]
+    if problem := size_problem(value):
+        return [f"{key}: {problem}"]
+    content = _nested(key, _parsed(value))
+    forbidden = list(_forbidden(content))
+    unread = _unreadable(stage, key, value, sweeps, sweep=sweep)
+    if forbidden or key.split(".")[0].split("/")[0] == "hydra":
+        return forbidden + unread
+    found = list(_in_mapping(content, stage, config_dir, typed=True))
+    if sweep or unread:
+        found = [line for line in found if line.startswith("unknown key")] + unread
+    return found
+
+
+def _unreadable(stage: str, key: str, value: str, sweeps: Callable[[str], bool], *, sweep: bool) -> list[str]:
+    """What keeps a value from being read as one, with the word to type instead; an empty list where nothing does."""
+
+    def is_readable(text: str) -> bool:
+        try:
+            return not sweeps(with_text_quoted(text)) or sweep
+        except ValueError:
+            return False
+
+    if is_readable(value):
+        return []
+    try:
+        sweeps(with_text_quoted(value))
+    except ValueError:
+        if meant := re.search(r"\s([\w.]+=.*)", value):
+            first = typed_word(key, value[: meant.start()])
+            return [f"'{key}={value}' is two settings in one word: type {first} {shlex.quote(meant[1])}"]
+        if re.search(r"\$\{[^}]*$", value):
+            return [f"{key}={value}: '${{' is not closed; a variable of the environment is ${{oc.env:NAME}}"]
+        if value.endswith(",") and value.strip(", ") and is_readable(value.rstrip(", ")):
+            return [f"{key}={value} ends in a comma: type {typed_word(key, value.rstrip(', '))}"]
+        if value[:1] in ("[", "{") and is_readable(repaired(value)):
+            kind = "list" if value[0] == "[" else "mapping"
+            return [f"{key}={value} cannot be read as a {kind}: type {typed_word(key, repaired(value))}"]
+        return [f"{key}={value}: what has {delimiters(value)} in it must be quoted: type {_as_text(key, value)}"]
+    return [_several(stage, key, value)]
+
+
+def _several(stage: str, key: str, value: str) -> str:
+    """Say what several values can mean for a setting, each with the word to type."""
+    kind, ways = _kind_of(stage, key), []
+    if re.fullmatch(r"-?\d+,\d+(e-?\d+)?", value) and kind == "float":
+        ways.append(f"a number has a point: {key}={value.replace(',', '.')}")
+    if kind in (*_LISTS, "Any"):
+        ways.append(f"a list is typed {typed_word(key, f'[{value}]')}")
+    if kind in ("str", "Any"):
+        ways.append(f"one text is typed {_as_text(key, value)}")
+    if issubclass(JOBS[stage], StageJob):
+        ways.append("a sweep over them needs --multirun")
+    return f"{key}={value} is several values: {'; '.join(ways) or 'give one'}"
+
+
+def _kind_of(stage: str, key: str) -> str:
+    """What a setting takes: the name of a type, `group` of options, or `Any` of several types."""
+    if key in GROUPS:
+        return "group"
+    for name, item, _ in settings(JOBS[stage]()):
+        if name == key:
+            return "float" if item.metadata.get("schedule") else str(item.type).removesuffix(" | None")
+    section, _, leaf = key.partition(".")
+    argument_class, _ = upstream.OPEN_SECTIONS.get(stage, {}).get(section, (None, {}))
+    names = set(
+        re.findall(r"\w+", upstream.argument_types(argument_class).get(leaf, "str") if argument_class else "str")
+    )
+    return "float" if names & {"int", "float"} and not names & {"str", "list", "dict"} else "Any"
+
+
+def _as_text(key: str, value: str) -> str:
+    return typed_word(key, quoted(value))
 
 
 def keys_of_word(word: str) -> list[str]:
@@ -154,9 +254,17 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def _in_content(content: Mapping[str, Any], stage: str, config_dir: Path | None) -> Iterator[str]:
+    yield from _forbidden(content)
+    yield from _in_mapping(content, stage, config_dir)
+
+
 def _not_an_override(word: str) -> str:
     if word.endswith((".yaml", ".yml")):
-        return f"'{word}' is not key=value: a configuration file is given as config={word}"
+        return f"'{word}' is not key=value: a configuration file is given as {typed_word('config', word.lstrip('='))}"
+    key, mark, value = re.split(r"\s*([=:])\s*", word, maxsplit=1) if re.search("[=:]", word) else (word, "", "")
+    if mark and re.fullmatch(r"[A-Za-z][\w.]*", key) and value:
+        return f"'{word}' is not key=value: type {typed_word(key, value)}"
     return f"'{word}' is not key=value"
 
 
@@ -181,7 +289,13 @@ def _forbidden(content: Any, where: str = "") -> Iterator[str]:
 
 
 def _in_mapping(
-    values: Mapping[str, Any], stage: str, config_dir: Path | None, prefix: str = "", section: Any = None
+    values: Mapping[str, Any],
+    stage: str,
+    config_dir: Path | None,
+    prefix: str = "",
+    section: Any = None,
+    *,
+    typed: bool = False,
 ) -> Iterator[str]:
     section = section or JOBS[stage]()
     open_sections = upstream.OPEN_SECTIONS.get(stage, {})
@@ -200,14 +314,14 @@ def _in_mapping(
         if not prefix and key in GROUPS and isinstance(value, str):
             yield from _wrong_option(key, value, config_dir)
         elif is_section and isinstance(value, Mapping):
-            yield from _in_mapping(value, stage, config_dir, f"{dotted}.", known[key])
+            yield from _in_mapping(value, stage, config_dir, f"{dotted}.", known[key], typed=typed)
         elif is_section:
             yield f"{dotted} is a section of settings: give it keys, such as {dotted}.{_first_setting(known[key])}"
         elif dotted in open_sections and isinstance(value, Mapping):
             argument_class, owned = open_sections[dotted]
             yield from upstream.problems(value, argument_class, dotted, owned)
         else:
-            yield from _wrong_type(dotted, key, value, section)
+            yield from _wrong_type(dotted, key, value, section, typed=typed)
 
 
 def _in_defaults(value: Any, config_dir: Path | None) -> Iterator[str]:
@@ -252,7 +366,7 @@ def _wrong_option(group: str, value: str, config_dir: Path | None) -> Iterator[s
         yield f"no option '{value}' in the group '{group}', which has {', '.join(options)}{hint}"
 
 
-def _wrong_type(dotted: str, key: str, value: Any, section: Any) -> Iterator[str]:
+def _wrong_type(dotted: str, key: str, value: Any, section: Any, *, typed: bool) -> Iterator[str]:
     if isinstance(value, str) and "${" in value:
         return
     if isinstance(default := getattr(section, key), StrEnum):
@@ -260,8 +374,54 @@ def _wrong_type(dotted: str, key: str, value: Any, section: Any) -> Iterator[str
         if not isinstance(value, str) or value not in names:
             yield f"{dotted} is {value!r}: choose {', '.join(names)}{did_you_mean(str(value), names)}"
         return
+    (kind,) = [str(item.type) for item in dataclasses.fields(section) if item.name == key]
+    if value in (None, "") and default == "???":
+        yield f"{dotted} is empty: give it as {dotted}=…"
+        return
     node: DictConfig = OmegaConf.structured(section)
     try:
         node[key] = value
     except OmegaConfBaseException as error:
-        yield f"{dotted} is {value!r}: {str(error).splitlines()[0]}"
+        yield f"{dotted} is {_shown(value)}: {_wanted(dotted, kind, value, typed=typed) or str(error).splitlines()[0]}"
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value is None else repr(value)
+
+
+def _wanted(dotted: str, kind: str, value: Any, *, typed: bool) -> str:
+    """What a setting of a kind takes, with the value as it may have been meant."""
+    kind = kind.removesuffix(" | None")
+    if kind in _LISTS:
+        is_one = not isinstance(value, list) and value is not None and (kind != "list[float]" or _is_number(value))
+        what, meant = _LISTS[kind], f"[{_elements(dotted, value)}]" if is_one else ""
+    elif kind.startswith("dict"):
+        pairs = isinstance(value, str) and re.fullmatch(r"\s*[\w.]+:\s*\S[^,]*(,\s*[\w.]+:\s*\S[^,]*)*", value)
+        spaced = re.sub(r":\s*", ": ", str(value))
+        what, meant = "keys with values", f"{{{spaced}}}" if pairs else _EXAMPLES.get(dotted.split(".")[-1], "")
+    else:
+        return f"it must be {_WANTED[kind]}" if kind in _WANTED else ""
+    if not meant:
+        return f"it must be {what}"
+    return f"it must be {what}: write {typed_word(dotted, meant) if typed else f'{dotted}: {meant}'}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _elements(dotted: str, value: Any) -> str:
+    if dotted != "reward":
+        parts = value.split(",") if isinstance(value, str) and value.strip(", ") else [str(value)]
+        return ", ".join(as_element(part.strip() or part) for part in parts)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {as_element(str(item))}" for key, item in value.items()) + "}"
+    return source_of_text(str(value))
+
+
+def source_of_text(text: str) -> str:
+    """Write the source of a reward that a text stands for: `file.py:function`, `classifier#label`, or a run."""
+    before, mark, label = text.partition("#")
+    if mark:
+        return f"{{classifier: {as_element(before)}, label: {as_element(label)}}}"
+    return f"{{{'function' if ':' in text else 'model'}: {as_element(text)}}}"

@@ -7,8 +7,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2Model, LlamaConfig, PreTrainedTokenizerFast, T5Config
 
-from alignkit.config import Dtype, Init, ModelConfig, Quantization
-from alignkit.errors import ModelError
+from alignkit.config import Dtype, Init, ModelConfig, Quantization, TemplateConfig
+from alignkit.data.encode.templates import load_template
+from alignkit.errors import ModelError, TemplateError
 from alignkit.models.load import check_model, default_dtype, load_model, load_tokenizer, merge_problems, num_positions
 from alignkit.models.skeleton import skeleton
 from alignkit.models.tiny import byte_tokenizer, random_model
@@ -91,11 +92,19 @@ def test_a_tokenizer_without_pad_fills_up_with_eos_and_does_not_grow(tmp_path: P
     assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("<|endoftext|>", 1, 2)
 
 
-def test_a_tokenizer_without_pad_and_eos_is_refused(tmp_path: Path) -> None:
-    core = Tokenizer(WordLevel({"hello": 0}, unk_token="hello"))
+def test_a_tokenizer_without_pad_and_eos_fills_up_with_the_end_of_its_template(tmp_path: Path) -> None:
+    words = {"hello": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    core = Tokenizer(WordLevel(words, unk_token="hello"))
+    core.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="has neither a pad nor an eos token"):
-        load_tokenizer(ModelConfig(name=str(tmp_path)))
+    tokenizer = load_tokenizer(ModelConfig(name=str(tmp_path)))
+    assert tokenizer.pad_token is None
+    with pytest.raises(TemplateError) as caught:
+        load_template(TemplateConfig("instruction"), tokenizer)
+    assert str(caught.value) == (
+        "template.name=instruction: a turn ends in the tokenizer's eos token, and it has none: template=chatml ends it "
+        "in <|im_end|>; or name a token as eos_token in its tokenizer_config.json"
+    )
 
 
 def test_a_folder_without_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:

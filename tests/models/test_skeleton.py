@@ -85,7 +85,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"model_type": "t5"}, "is a t5, no causal language model"),
+        ({"model_type": "t5"}, "is an encoder-decoder, t5: take a causal (decoder-only) language model"),
         ({**GPT2, "n_head": 3}, "is a gpt2, its sizes do not fit: `embed_dim` must be divisible by num_heads"),
         ({"model_type": "llama", "hidden_size": 9, "num_attention_heads": 2}, "The hidden size (9) is not a multiple"),
         ({"model_type": "gpt22"}, "gpt22"),

@@ -84,7 +84,7 @@ def show(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], dict[str, Poli
     }
     for table in _tables(pairs, policies):
         console.print(table, "")
-    next_ = f'alignkit generate {folder / "ppo"} --prompt "{pairs[0]["prompt"]}"'
+    next_ = f"alignkit generate {shlex.quote(str(folder / 'ppo'))} --prompt {shlex.quote(pairs[0]['prompt'])}"
     console.print(f"next: {next_}", markup=False, highlight=False)
     card = json.loads((reward / "report_card.json").read_text(encoding="utf-8"))["eval"]
     return card, policies

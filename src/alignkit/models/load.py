@@ -66,10 +66,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to the weights; a random model has that of the folder it names, or reads bytes.
 
     A tokenizer without a pad token (the GPT-2 family) pads with its eos token: batches need an id to fill up with, the
-    loss never sees it, and the vocabulary does not grow.
+    loss never sees it, and the vocabulary does not grow. Without an eos token `load_template` pads with the template's.
 
     Raises:
-        ModelError: it cannot be loaded, or has neither a pad nor an eos token.
+        ModelError: it cannot be loaded.
     """
     folder = tokenizer_folder(model)
     if model.init is Init.random and folder is None:
@@ -83,9 +83,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
             trust_remote_code=model.trust_remote_code,
             **({} if folder else hub_options(source)),
         )
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(f"model.name: the tokenizer of {model.name} has neither a pad nor an eos token")
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 
 from alignkit.config import Init, ModelConfig
 from alignkit.errors import ModelError
+from alignkit.models.kinds import TAKE
 from alignkit.models.load import load_tokenizer
 from alignkit.models.source import ModelSource, config_folder, hub_options
 from alignkit.models.tiny import random_model
@@ -38,8 +45,12 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
         raise ModelError(f"model.name: {model.name}: {' '.join(str(error).split())}") from error
+    reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if config.is_encoder_decoder or reads_both_ways:
+        what = "an encoder-decoder" if config.is_encoder_decoder else "an encoder"
+        raise ModelError(f"model.name: {model.name} is {what}, {config.model_type}: {TAKE}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not model.trust_remote_code:
-        raise ModelError(f"model.name: {model.name} is a {config.model_type}, no causal language model")
+        raise ModelError(f"model.name: {model.name} is a {config.model_type}, no causal language model: {TAKE}")
     try:
         with torch.device("meta"):
             built: PreTrainedModel = AutoModelForCausalLM.from_config(

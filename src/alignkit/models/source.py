@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from difflib import get_close_matches
 from filecmp import cmp
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
-from torch import Size
 
 from alignkit.config import Init, ModelConfig
 from alignkit.errors import DamagedFile, did_you_mean
 from alignkit.json_files import get, read_object
+from alignkit.models.kinds import kind_of_config, kind_of_file, kind_of_names
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -32,6 +33,7 @@ _OBJECTS += ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.j
 # How the names of a tokenizer's files begin.
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "spiece")
 _HUB_TIMEOUT = 10.0  # seconds
+_NEWEST = ("last", "latest", "newest")
 _CONVERT = "convert it at https://huggingface.co/spaces/safetensors/convert, or take a revision that has safetensors"
 
 
@@ -132,18 +134,34 @@ def config_folder(model: ModelConfig) -> Path | None:
     return None if is_whole else folder
 
 
-def weight_shapes(file: Path) -> dict[str, Size]:
+def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Read which weights a safetensors file holds, and their shapes, from its header alone."""
-    with safe_open(file, framework="pt") as weights:
-        return {key: Size(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # the file has no iterator
+    with safe_open(file, framework="np") as weights:  # "pt" would import torch
+        return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # the file has no iterator
 
 
-def source_problems(source: ModelSource, *, wants_reward: bool = False) -> list[str]:
+def near_models(name: str) -> str:
+    """Suggest the runs and model folders that a name may stand for: `; did you mean 'runs/sft/s1'?`, or nothing."""
+    typed = Path(name).expanduser()
+    runs = sorted(str(path.parent) for depth in ("*/*", "*/*/*") for path in Path("runs").glob(f"{depth}/run.json"))
+    beside = [item.name for item in typed.parent.glob("*") if item.is_dir()]
+    if typed.name in _NEWEST and runs:
+        return f"; did you mean '{max(runs, key=lambda run: Path(run, 'run.json').stat().st_mtime)}', the newest run?"
+    ends = [run for run in runs if Path(run).parts[-len(typed.parts) :] == typed.parts]
+    ends = ends or [run for run in runs if Path(run).name.lower() == typed.name.lower()]
+    if ends:
+        return f"; did you mean {' or '.join(map(repr, ends[:3]))}?"
+    by_name = {Path(run).name: run for run in runs}
+    close = get_close_matches(typed.name, by_name, n=1) if len(typed.parts) == 1 else get_close_matches(name, runs, n=1)
+    return did_you_mean(typed.name, beside) or (f"; did you mean {by_name.get(close[0], close[0])!r}?" if close else "")
+
+
+def source_problems(source: ModelSource, *, wants_reward: bool | None = False) -> list[str]:
     """List what is wrong with `model.name` and `model.revision`, one line each; a hub id costs one request.
 
     Args:
         source: of the section.
-        wants_reward: a folder must hold a reward model; else it must not.
+        wants_reward: a folder must hold a reward model (true), or must not (false); null takes either.
     """
     model, folder = source.config, source.folder
     if folder is None:
@@ -154,7 +172,7 @@ def source_problems(source: ModelSource, *, wants_reward: bool = False) -> list[
         problems = _adapter_problems(folder, source.base) if source.is_adapter else _full_model_problems(folder)
     except DamagedFile as error:
         return [f"model.name: {error}"]
-    if not problems and source.is_reward != wants_reward:
+    if not problems and wants_reward is not None and source.is_reward != wants_reward:
         what, wanted = (
             ("a language model", "a reward model") if wants_reward else ("a reward model", "a language model")
         )
@@ -189,7 +207,12 @@ def hub_options(source: ModelSource) -> dict[str, Any]:
 
 
 def _full_model_problems(folder: Path) -> list[str]:
-    if not (folder / "config.json").is_file():
+    config = folder / "config.json"
+    what = kind_of_names({path.name for path in folder.iterdir()})
+    what = what or (kind_of_config(read_object(config)) if config.is_file() else "")
+    if what:
+        return [f"model.name: {folder} {what}"]
+    if not config.is_file():
         inside = [*folder.glob("*/config.json"), *folder.glob(f"*/{ADAPTER_CONFIG}")]
         hint = f"; did you mean '{min(inside).parent}'?" if inside else ""
         return [f"model.name: {folder} holds no model, config.json is missing{hint}"]
@@ -203,7 +226,7 @@ def _full_model_problems(folder: Path) -> list[str]:
 def _adapter_problems(folder: Path, base: ModelSource) -> list[str]:
     problems = _weight_problems(folder, sorted(folder.glob(ADAPTER_WEIGHTS)))
     name = base.config.name
-    if base.folder is None and Path(name).is_absolute():
+    if base.folder is None and (Path(name).is_absolute() or len(Path(name).parts) > 2 or name.startswith(".")):
         return [
             *problems,
             f"model.name: the base of the adapter {folder} is missing: {name}; put it back, or name its new place "
@@ -222,7 +245,7 @@ def _weight_problems(folder: Path, files: list[Path]) -> list[str]:
     problems = []
     for file in files:
         try:
-            with safe_open(file, framework="pt"):  # compares the header with the size of the file, reads no weights
+            with safe_open(file, framework="np"):  # compares the header with the size of the file, reads no weights
                 pass
         except FileNotFoundError:
             problems.append(f"model.name: {file} is missing")
@@ -232,10 +255,9 @@ def _weight_problems(folder: Path, files: list[Path]) -> list[str]:
 
 
 def _hub_problems(model: ModelConfig) -> list[str]:
-    name, path = model.name, Path(model.name).expanduser()
-    near = did_you_mean(path.name, (item.name for item in path.parent.glob("*") if item.is_dir()))
+    name, path, near = model.name, Path(model.name).expanduser(), near_models(model.name)
     if path.is_file():
-        return [f"model.name: {name} is a file; name the folder it is in"]
+        return [f"model.name: {name} is a {kind_of_file(path.name)}"]
     try:
         siblings = model_info(name, revision=model.revision, timeout=_HUB_TIMEOUT).siblings or []
     except HFValidationError:  # no hub id could look like this
@@ -253,6 +275,8 @@ def _hub_problems(model: ModelConfig) -> list[str]:
     files = {sibling.rfilename for sibling in siblings}
     if ADAPTER_CONFIG in files:
         return [f"model.name: {name} is an adapter: `hf download` it and name the folder"]
+    if what := kind_of_names(files):
+        return [f"model.name: {name} {what}"]
     if not any(file.endswith(".safetensors") for file in files):
         return [f"model.name: {name} has no safetensors weights: {_CONVERT}"]
     return []

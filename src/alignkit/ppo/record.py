@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def conclude(
     lines |= {"rollouts": run_dir / "rollouts.jsonl", "log": run_dir / "log.txt"}
     for name, value in lines.items():
         logger.info("%-17s %s", name, value)
-    logger.info('next: alignkit generate %s --prompt "…"', run_dir)
+    logger.info('next: alignkit generate %s --prompt "…"', shlex.quote(str(run_dir)))
     return {**figures, "kept_step": kept}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
-from torch import Size
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import Init, ModelConfig, Quantization, ValueConfig, ValueModel
@@ -172,7 +171,7 @@ def _adapter_problems(start: ModelSource, model: ModelConfig, lora: Mapping[str,
     return problems
 
 
-def _adapter_of(model: ModelConfig, lora: Mapping[str, Any]) -> tuple[Any, dict[str, Size]]:
+def _adapter_of(model: ModelConfig, lora: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """The configuration of the policy's adapter, and the shape of each of its weights."""
     if not lora:
         folder = ModelSource.of(model).folder
@@ -184,7 +183,7 @@ def _adapter_of(model: ModelConfig, lora: Mapping[str, Any]) -> tuple[Any, dict[
     return adapted.active_peft_config, {key: weight.shape for key, weight in weights.items()}
 
 
-def _shapes(model: PreTrainedModel) -> dict[str, Size]:
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """Of the weights below the head; how many tokens there are is left open, a reward run may have one more."""
     backbone = backbone_of(model)
     embeddings: Any = backbone.get_input_embeddings()

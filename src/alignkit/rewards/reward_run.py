@@ -17,7 +17,7 @@ from alignkit.errors import AlignkitError, RewardError
 from alignkit.json_files import get, read_object
 from alignkit.models.load import check_model, load_tokenizer, num_positions
 from alignkit.models.reward import HEADS, SCORES, load_reward, reward_tokenizer, score_statistics, scores_of
-from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
+from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, near_models, weight_shapes
 from alignkit.rewards.backbone import Backbone, add_reward_adapter
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
@@ -34,7 +34,8 @@ def check_reward_run(source: RewardSource) -> list[str]:
     model = ModelSource.of(ModelConfig(name))
     if model.folder is None:
         spelling = f"--reward {name}#LABEL" if source.is_option else f"{{classifier: {name}, label: LABEL}}"
-        return [f"{setting}: there is no run directory {name}; a classifier is named with its label: {spelling}"]
+        near = near_models(name) or f"; a classifier is named with its label: {spelling}"
+        return [f"{setting}: there is no run directory {name}{near}"]
     try:
         check_model(model.config, wants_reward=True)
     except AlignkitError as error:

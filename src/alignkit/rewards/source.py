@@ -104,7 +104,7 @@ def parse_option(name: str, *, batch_size: int) -> RewardSource:
 
 def _mistakes(item: Any, setting: str) -> list[str]:
     if not isinstance(item, Mapping):
-        return [f"{setting} is {item!r}: it must be a source, such as {{function: my_rewards.py:polite}}"]
+        return [f"{setting} is {item!r}: it must be a source, such as {_meant(item)}"]
     known = [entry.name for entry in fields(RewardSource) if entry.name != "setting"]
     problems = [f"{setting}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in item if key not in known]
     kinds = [kind for kind in _KINDS if item.get(kind) is not None]
@@ -134,6 +134,14 @@ def _mistakes(item: Any, setting: str) -> list[str]:
     if kinds == ["classifier"] and item.get("label") is None:
         problems.append(f"{setting}.label is missing: which label's score is the reward?")
     return problems
+
+
+def _meant(item: Any) -> str:
+    """Write the source that a text stands for, as `parse_option` reads it."""
+    before, mark, label = str(item).partition("#")
+    if mark:
+        return f"{{classifier: {before}, label: {label}}}"
+    return f"{{function: {item if isinstance(item, str) and ':' in item else 'my_rewards.py:polite'}}}"
 
 
 def _is_number(value: Any, *, above_zero: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def conclude(
     }
     for name, path in found.items():
         logger.info("%-17s %s", name, path)
-    logger.info("next: %s", then.format(run=run_dir))
+    logger.info("next: %s", then.format(run=shlex.quote(str(run_dir))))
     return figures | ({"kept_step": last} if history else {})
 
 

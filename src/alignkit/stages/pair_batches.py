@@ -61,7 +61,8 @@ def describe_batches(job: Any, pairs: PairSet, layout: Batching, *, batch_size: 
     batches = [[lengths[i] for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
     padding = 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
     once = ", a prompt once for both responses" if layout is Batching.packed else ""
-    return f"batches of {batch_size} pairs, {layout}{once}: {padding:.1%} padding"
+    filled = f"each line filled up to the longest of its batch; {padding:.1%} of a batch is filling"
+    return f"batches of {batch_size} pairs, {layout}{once}: {filled}"
 
 
 def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:

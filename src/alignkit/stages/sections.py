@@ -26,7 +26,8 @@ _STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of
 def check_sections(job: Any, stage: str) -> list[str]:
     """List what is wrong with the sections that all stages have, one line each."""
     held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
-    problems = check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping)
+    keep_best = stage == "ppo" and job.train.get("eval_strategy") != "no"
+    problems = check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping, keep_best=keep_best)
     problems += check_report_to(job.train)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS[stage].items():
         problems += upstream.problems(getattr(job, section), argument_class, section, owned)

@@ -41,7 +41,10 @@ def chosen_arguments(
     if keep_best or train.get("load_best_model_at_end"):
         evaluation = train.get("eval_strategy", defaults["eval_strategy"])
         defaults |= {"load_best_model_at_end": True, "save_strategy": evaluation}
-        defaults |= {"save_steps": train["eval_steps"]} if "eval_steps" in train else {}
+        if "eval_steps" in train:
+            defaults["save_steps"] = train["eval_steps"]
+        elif "save_steps" in train and evaluation == "steps":
+            defaults["eval_steps"] = train["save_steps"]
     ours = {
         "output_dir": str(run_dir / "checkpoints"),
         "seed": seed,
@@ -93,11 +96,37 @@ def check_report_to(train: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def check_evaluation(train: Mapping[str, Any], *, held_out: bool, early_stopping: int | None) -> list[str]:
-    """List the settings that ask for held-out rows where there are none, one line each."""
+def check_evaluation(
+    train: Mapping[str, Any], *, held_out: bool, early_stopping: int | None, keep_best: bool = False
+) -> list[str]:
+    """List the settings that ask for held-out rows where there are none, one line each.
+
+    Args:
+        train: the section.
+        held_out: there are rows to evaluate on.
+        early_stopping: of the job.
+        keep_best: the best checkpoint is the result whatever else is set: only what was evaluated may be written.
+    """
     if held_out:
-        return []
+        return _best_problems(train) if keep_best or early_stopping or train.get("load_best_model_at_end") else []
     asking = [f"train.{key}" for key in ("load_best_model_at_end", "eval_on_start") if train.get(key)]
     asking += ["train.eval_strategy"] if train.get("eval_strategy", "no") != "no" else []
     asking += ["early_stopping"] if early_stopping else []
     return [f"{key} needs held-out rows: data.eval_path or data.eval_fraction" for key in asking]
+
+
+def _best_problems(train: Mapping[str, Any]) -> list[str]:
+    """List what keeps the best checkpoint from being evaluated and written, one line each, as the user set it."""
+    why, problems = "the best checkpoint is kept, so each is evaluated when it is written", []
+    save, evaluation = train.get("save_strategy"), train.get("eval_strategy")
+    if save not in (None, "best", evaluation or save):
+        problems.append(
+            f"train.save_strategy={save} and train.eval_strategy={evaluation}: {why}; leave save_strategy out"
+        )
+    every, steps = train.get("save_steps"), train.get("eval_steps")
+    if isinstance(every, int) and isinstance(steps, int) and steps > 0 and every % steps:
+        problems.append(
+            f"train.save_steps={every} is no multiple of train.eval_steps={steps}: {why}; leave save_steps out, or "
+            f"take a multiple"
+        )
+    return problems

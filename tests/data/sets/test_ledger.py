@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignkit.config import Overlength
 from alignkit.data.sets.ledger import Ledger, LedgerRow
 from alignkit.errors import DataError
 
@@ -160,3 +161,20 @@ def test_every_row_is_counted_once(rows: list[tuple[str, str, int]]) -> None:
     assert all(isinstance(row, LedgerRow) for row in ledger.rows)
     total = ledger.table().splitlines()[-1].split()[2:]
     assert sum(map(int, total)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("policy", "advice"),
+    [
+        ("drop", "raise data.max_length, choose data.overlength=keep_end"),
+        ("keep_end", "a response alone is longer than data.max_length"),
+        ("keep_start", "a prompt alone fills data.max_length"),
+    ],
+)
+def test_the_policy_in_force_is_never_the_advice(policy: str, advice: str) -> None:
+    ledger = Ledger(Overlength(policy))
+    ledger.drop("a.json:1", "too_long")
+    with pytest.raises(DataError) as caught:
+        ledger.check_budget(0.05)
+    assert advice in str(caught.value)
+    assert f"choose data.overlength={policy}" not in str(caught.value)

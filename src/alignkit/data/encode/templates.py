@@ -50,8 +50,10 @@ def load_template(
         tokenizer: of the model.
         now: what the template sees as the time from now on, if it asks for the date; None leaves it the clock.
 
+    A tokenizer with neither a pad nor an eos token pads with the template's end token from here on.
+
     Raises:
-        TemplateError: no such template, broken Jinja, or a check that failed.
+        TemplateError: no such template, broken Jinja, no end token, or a check that failed.
     """
     where = f"template.file={config.file}" if config.file else f"template.name={config.name}"
     try:
@@ -59,7 +61,10 @@ def load_template(
         jinja = jinja if now is None else with_date(jinja, now)
         name = Path(config.file).name if config.file else config.name
         with bounded():
-            return _bound(_draft(name, jinja, config.kwargs, tokenizer), tokenizer)
+            template = _bound(_draft(name, jinja, config.kwargs, tokenizer), tokenizer)
+        if tokenizer.pad_token is None:  # nor an eos token, or it would pad with that
+            tokenizer.pad_token = template.end_token
+        return template
     except RowRefused as error:
         broken = error.__cause__
         line = f":{broken.lineno}" if isinstance(broken, jinja2.TemplateSyntaxError) else ""
@@ -117,8 +122,19 @@ def _file(path: Path) -> str:
 def _with_ends(source: str, own_end: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Set `bos` and `end`, which shipped templates leave open, for this tokenizer; on line one, lines keep numbers."""
     bos = "bos_token" if adds_bos(tokenizer) else '""'
-    end = json.dumps(own_end, ensure_ascii=False) if is_token(own_end, tokenizer) else "eos_token"
+    has_own = is_token(own_end, tokenizer)
+    if not has_own and tokenizer.eos_token is None and "end" in variables_of(source):
+        raise TemplateError(
+            "a turn ends in the tokenizer's eos token, and it has none: "
+            + "; or ".join([*_with_own_end(tokenizer), "name a token as eos_token in its tokenizer_config.json"])
+        )
+    end = json.dumps(own_end, ensure_ascii=False) if has_own else "eos_token"
     return f"{{%- set bos = {bos} -%}}{{%- set end = {end} -%}}{source}"
+
+
+def _with_own_end(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Name the templates that bring an end which this tokenizer has as one token."""
+    return [f"template={name} ends it in {end}" for name, end in OWN_END.items() if is_token(end, tokenizer)]
 
 
 def _bound(draft: Template, tokenizer: PreTrainedTokenizerBase) -> Template:

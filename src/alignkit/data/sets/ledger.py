@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from alignkit.config import Overlength
 from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.surroundings import LABELLED_BAD
 from alignkit.errors import DataError
@@ -23,13 +24,22 @@ NUM_REASONS = 5
 _SAID = {"dropped: weight": "left out by weight", f"dropped: {LABELLED_BAD}": "left out by label"}
 
 _WAYS_OUT = {
-    "too_long": "raise data.max_length, choose data.overlength=keep_end",
     "control_tokens": "choose data.control_tokens=neutralise",
     "malformed": "fix the malformed rows",
     "nothing_to_learn": "look at data.train_on and the rows' train flags",
     "identical": "give pairs whose sides differ",
     "equal_when_cut": "raise data.max_length",
     "prompts_differ": "give both sides of a pair one prompt",
+}
+
+
+# Under each policy another part of a row is what is too long.
+_TOO_LONG = {
+    Overlength.drop: "raise data.max_length, choose data.overlength=keep_end",
+    Overlength.keep_end: "a response alone is longer than data.max_length and data.overlength=keep_end cuts prompts: "
+    "raise data.max_length, choose data.overlength=keep_start",
+    Overlength.keep_start: "a prompt alone fills data.max_length and data.overlength=keep_start cuts responses: "
+    "raise data.max_length, choose data.overlength=keep_end",
 }
 
 
@@ -65,7 +75,18 @@ class Ledger:
         keys: of the rows and their messages: those that are read, and those that are not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, overlength: Overlength = Overlength.drop, *, only_prompts: bool = False) -> None:
+        """Begin an empty one.
+
+        Args:
+            overlength: the policy in force, which is never the advice.
+            only_prompts: the rows have no response that could be cut.
+        """
+        self._ways_out = {**_WAYS_OUT, "too_long": _TOO_LONG[overlength]}
+        if only_prompts and overlength is not Overlength.drop:
+            self._ways_out["too_long"] = "raise data.max_length"
+        if overlength is Overlength.keep_start:
+            self._ways_out["nothing_to_learn"] = _TOO_LONG[overlength]
         self.rows: list[LedgerRow] = []
         self.notes: Counter[str] = Counter()
         self.keys = KeysSeen()
@@ -112,7 +133,8 @@ class Ledger:
         by_set: dict[str, list[LedgerRow]] = {"train": []}
         for row in self.rows:
             by_set.setdefault(row.set, []).append(row)
-        problems = [problem for name, rows in by_set.items() if (problem := _over_budget(name, rows, max_dropped))]
+        found = [_over_budget(name, rows, max_dropped, self._ways_out) for name, rows in by_set.items()]
+        problems = list(filter(None, found))
         if problems:
             raise DataError(*problems)
 
@@ -162,7 +184,7 @@ def _examples(sources: list[str]) -> str:
     return ", ".join([*sources[:NUM_EXAMPLES], "…"] if len(sources) > NUM_EXAMPLES else sources)
 
 
-def _over_budget(name: str, rows: list[LedgerRow], max_dropped: float) -> str:
+def _over_budget(name: str, rows: list[LedgerRow], max_dropped: float, known: Mapping[str, str]) -> str:
     where = "data" if name == "train" else f"data (set {name})"
     if not rows:
         return f"{where}: there are no rows"
@@ -177,7 +199,7 @@ def _over_budget(name: str, rows: list[LedgerRow], max_dropped: float) -> str:
     reasons = [f"{len(sources)} {reason} ({_examples(sources)})" for reason, sources in by_reason.items()]
     if len(reasons) > NUM_REASONS:
         reasons[NUM_REASONS:] = [f"… and {len(reasons) - NUM_REASONS} more reasons"]
-    ways_out = list(dict.fromkeys(_WAYS_OUT[key] for r in by_reason if (key := r.partition(":")[0]) in _WAYS_OUT))
+    ways_out = list(dict.fromkeys(known[key] for r in by_reason if (key := r.partition(":")[0]) in known))
     if is_empty:
         verdict = f"no row is left of {len(rows)}"
     else:

@@ -99,7 +99,7 @@ def load_pairs(
         DataError: malformed rows under `data.malformed=stop`, margins on some rows alone, a broken drop budget, or
             nothing left to train on.
     """
-    ledger = Ledger()
+    ledger = Ledger(data.overlength)
     encode = partial(encode_pairs, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     rows = read_sets(data, PAIRS, seed=seed)
     items, read = parse_sets(rows, PAIRS, ledger, malformed=data.malformed)

@@ -137,7 +137,7 @@ def load_prompts(
     Raises:
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to ask.
     """
-    ledger = Ledger()
+    ledger = Ledger(data.overlength, only_prompts=True)
     ledger.keys = KeysSeen("columns that no prompt uses, which a reward may read")
     kind = _row_kind(data.prompt_length)
     encode = partial(_encode, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)

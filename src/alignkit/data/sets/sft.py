@@ -73,7 +73,7 @@ def load_sft(
     Raises:
         DataError: malformed rows under `data.malformed=stop`, a broken drop budget, or nothing left to train on.
     """
-    ledger = Ledger()
+    ledger = Ledger(data.overlength)
     encode = partial(encode_chunk, template=template, tokenizer=tokenizer, data=data, max_length=max_length)
     rows = read_sets(data, kind, seed=seed)
     items, read = parse_sets(rows, kind, ledger, malformed=data.malformed)

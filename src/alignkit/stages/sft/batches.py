@@ -72,6 +72,16 @@ def padding_of(job: SftJob, rows: SftSet, layout: Batching, *, batch_size: int, 
     return padding_share(rows.lengths, batch_size=batch_size, rows_a_step=rows_a_step, layout=layout, **order)
 
 
+def describe_padding(layout: Batching, padding: float) -> str:
+    """Say how rows lie in a batch, and what share of it holds no token of a row."""
+    how = {
+        Batching.padded: "padded: each row filled up to the longest of its batch",
+        Batching.grouped: "grouped: rows of like length together, each filled up to the longest",
+        Batching.packed: "packed: rows end to end in lines, each line filled up to the longest",
+    }
+    return f"{how[layout]}; {padding:.1%} of a batch is filling"
+
+
 def epoch_orders(job: SftJob, layout: Batching, args: Any) -> dict[str, Any]:
     """Return the order of training rows in each epoch, and of held-out rows, as keyword arguments of the trainer."""
     order = partial(_order, seed=job.seed)

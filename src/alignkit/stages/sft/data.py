@@ -21,7 +21,7 @@ from alignkit.models.lora import check_lora
 from alignkit.models.skeleton import skeleton
 from alignkit.runs.log import run_log
 from alignkit.stages.opening import over_budget
-from alignkit.stages.sft.batches import build_collator, expected_layout, padding_of
+from alignkit.stages.sft.batches import build_collator, describe_padding, expected_layout, padding_of
 from alignkit.stages.sft.check import check_job
 
 FIRST_ROWS = f"only the first {NUM_FIRST:,} rows of each source were read for these figures"
@@ -92,7 +92,7 @@ def view(job: SftJob) -> SftView:
         facts=[
             *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
-            f"batches of {batch_size} rows, {layout}: {padding:.1%} padding",
+            f"batches of {batch_size} rows, {describe_padding(layout, padding)}",
             *([f"streaming: {FIRST_ROWS}"] if job.data.streaming else []),
         ],
     )

@@ -18,7 +18,7 @@ from alignkit.runs.report import conclude
 from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.samples import answer_samples, before_and_after
 from alignkit.stages.sections import build_arguments, template_mismatches
-from alignkit.stages.sft.batches import build_collator, choose_layout, epoch_orders, padding_of
+from alignkit.stages.sft.batches import build_collator, choose_layout, describe_padding, epoch_orders, padding_of
 from alignkit.stages.sft.check import check_job
 from alignkit.stages.sft.data import FIRST_ROWS, Prepared, prepare
 from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
@@ -106,5 +106,5 @@ def _facts(job: SftJob, trainer: SftTrainer, prepared: Prepared, layout: Batchin
         **({"streaming": FIRST_ROWS} if job.data.streaming else {}),
         "tokens": f"{sum(train.lengths):,} {'read' if job.data.streaming else 'an epoch'}, "
         f"{train.num_supervised:,} of them supervised",
-        "batches": f"{num_rows} rows a step; {layout}, {padding:.0%} padding",
+        "batches": f"{num_rows} rows a step; {describe_padding(layout, padding)}",
     }
