@@ -12,7 +12,7 @@ FLOORS = {
     "": """
         __main__
         cli
-        demo
+        cli_runs demo
         launch completion
         origins
         mistakes named_files recipes

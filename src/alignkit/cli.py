@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from alignkit.cli_runs import runs
 from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal
 from alignkit.jobs import JOBS, expand_home
 
@@ -525,6 +526,9 @@ def demo(
     from alignkit.demo import show
 
     show(keep)
+
+
+app.add_typer(runs, name="runs")
 
 
 def main() -> None:

@@ -1,0 +1,102 @@
+"""`alignkit runs` as it is typed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from alignkit.cli import app
+from alignkit.errors import ConfigError, RunError
+from alignkit.runs.directory import Run
+from alignkit.runs.given import Given
+from alignkit.runs.manifest import lineage
+
+
+def make(folder: Path, parent: Path | None = None, *, loss: float = 1.0, **settings: object) -> Path:
+    given = Given({"name": folder.name, **settings}, dict.fromkeys(settings, "command line"), ["alignkit", "sft"])
+    parents = lineage({"model.name": str(parent)}, folder) if parent else []
+    run = Run(folder, folder.parent.name, given, parents=parents, result={"eval_loss": {"first": 2.0, "last": loss}})
+    run.begin()
+    run.write("finished")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    a = make(Path("runs/sft/a"))
+    make(Path("runs/dpo/b"), a, loss=0.5)
+    for number, loss in enumerate((0.3, 0.2)):
+        make(Path(f"runs/sft/sw/{number}"), loss=loss, seed=number)
+    Path("runs/sft/sw/multirun.yaml").touch()
+    return tmp_path
+
+
+def typed(*words: str, **how: Any) -> str:
+    done = CliRunner().invoke(app, ["runs", *words], **how)
+    if done.exception is not None:
+        raise done.exception
+    return done.output
+
+
+def test_the_tree_has_children_below_their_parents_and_a_sweep_in_one_line(project: Path) -> None:
+    lines = [line.split() for line in typed().splitlines()]
+    assert lines[0] == ["stage", "status", "figure", "age", "size"]
+    assert [line[:3] for line in lines[1:]] == [
+        ["sft/a", "sft", "finished"],
+        ["└─", "dpo/b", "dpo"],
+        ["sft/sw", "(sweep", "of"],
+    ]
+    assert "2 finished  loss 0.2 " in typed()
+
+
+def test_json_has_an_object_for_each_run(project: Path) -> None:
+    found = {run["folder"]: run for run in map(json.loads, typed("--json").splitlines())}
+    assert found["runs/dpo/b"]["parents"] == [str(project / "runs" / "sft" / "a")]
+    assert found["runs/sft/sw/0"]["sweep"] == "runs/sft/sw"
+    assert found["runs/sft/a"]["figure"] == {"eval_loss": 1.0}
+
+
+def test_a_run_is_shown_with_where_its_settings_came_from(project: Path) -> None:
+    shown = typed("show", "sft/sw/1")
+    assert "seed: 1  (command line)" in shown
+    assert "eval_loss: 2 → 0.2" in shown
+    assert str(project / "runs" / "sft" / "a") in typed("show", "b")
+    assert "then      runs/dpo/b" in typed("show", "a")
+
+
+def test_a_sweep_is_shown_as_a_table_and_a_picture(project: Path) -> None:
+    shown = typed("show", "sw", "--png", "sweep.png")
+    assert [line.split() for line in shown.splitlines()[:3]] == [
+        ["seed", "status", "loss"],
+        ["0", "0", "finished", "0.3"],
+        ["1", "*", "1", "finished", "0.2"],
+    ]
+    assert "* the best is runs/sft/sw/1" in shown
+    assert Path("sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_runs_are_compared(project: Path) -> None:
+    shown = typed("diff", "sft/sw/0", "sft/sw/1")
+    assert "  seed: 0 → 1" in shown
+    assert "  eval_loss.last: 0.3 → 0.2" in shown
+    assert "every logged step agrees" in shown
+    assert "agree in settings" in typed("diff", "a", "a")
+
+
+def test_paths_are_for_scripts(project: Path) -> None:
+    assert typed("path", "a") == "runs/sft/a\n"
+    assert typed("path", "--stage", "dpo", "--last") == "runs/dpo/b\n"
+    with pytest.raises(RunError, match="there is no failed run below runs"):
+        typed("path", "--status", "failed")
+    with pytest.raises(ConfigError, match="--status done: choose running, finished, failed, interrupted"):
+        typed("path", "--status", "done")
+
+
+def test_runs_are_removed_when_that_is_confirmed(project: Path) -> None:
+    assert "nothing was removed" in typed("rm", "b", input="n\n")
+    assert Path("runs/dpo/b").is_dir()
+    assert " freed" in typed("rm", "b", "--yes")
+    assert not Path("runs/dpo").exists()
