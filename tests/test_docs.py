@@ -184,10 +184,13 @@ def shorter(command: Command) -> list[str]:
 
 def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     """The command and its parameters, as Typer reads them; a wrong flag is an error."""
-    group: Any = typer.main.get_command(cli.app)
-    context = group.make_context("alignkit", list(words))
-    name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
-    return name, command.make_context(name, rest, parent=context).params
+    command: Any = typer.main.get_command(cli.app)
+    context = command.make_context("alignkit", list(words))
+    name = ""
+    while (rest := [*context._protected_args, *context.args]) and hasattr(command, "resolve_command"):
+        name, command, rest = command.resolve_command(context, rest)
+        context = command.make_context(name, rest, parent=context)
+    return name, context.params
 
 
 def test_no_command_is_left_out() -> None:
@@ -218,6 +221,8 @@ def test_a_block_is_of_a_language_that_is_tested(page: str) -> None:
 @pytest.mark.parametrize("command", [*OURS, *MENTIONED], ids=str)
 def test_a_command_is_understood_and_its_job_composes(command: Command) -> None:
     name, given = parsed([os.path.expandvars(word) for word in command.ours or []])
+    if "root" in given:  # of `alignkit runs`, which has no job
+        return
     if "config_dir" not in given:  # no stage: it takes runs, and what is left are settings
         settings = [word for word in given["words"] or [] if "=" in word]
         needed = ["data.path=d"] if name in ("evaluate", "score") and not given.get("tasks") else []
