@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from alignkit.data.rows.preferences import PAIRS
 from alignkit.data.rows.row_kind import CONVERSATIONS
 from alignkit.data.sets.section import check_data
 from alignkit.errors import AlignkitError, did_you_mean
-from alignkit.jobs import DpoJob, RewardJob, ScoreJob, StageJob
+from alignkit.jobs import DpoJob, PpoJob, RewardJob, SftJob, StageJob
 from alignkit.models.source import ModelSource, near_models, source_problems
 from alignkit.rewards.source import RewardSource, parse_rewards
 
@@ -21,8 +22,11 @@ def named_problems(job: Any) -> list[str]:
     if job.model.name and job.model.init is Init.pretrained:
         wants_reward = False if isinstance(job, StageJob) else None
         problems += source_problems(ModelSource.of(job.model), wants_reward=wants_reward)
-    if hasattr(job, "data") and job.data.path and not isinstance(job, ScoreJob):  # whose rows may be of either kind
-        problems += check_data(job.data, PAIRS if isinstance(job, (RewardJob, DpoJob)) else CONVERSATIONS)
+    if isinstance(job, (SftJob, RewardJob, DpoJob)) and job.data.path:
+        problems += check_data(job.data, CONVERSATIONS if isinstance(job, SftJob) else PAIRS)
+    elif isinstance(job, PpoJob) and isinstance(job.data.path, str) and job.data.path:
+        # Its rows may be of either kind: whether format and columns fit them is looked at with the rows.
+        problems += check_data(replace(job.data, format="auto", columns={}))
     if hasattr(job, "template") and job.template.file:
         problems += _template_problems(Path(job.template.file))
     if hasattr(job, "reference") and job.reference.name:
