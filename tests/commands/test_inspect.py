@@ -19,6 +19,8 @@ from alignkit.data.sets.sft import load_sft
 from alignkit.data.views.supervised import SftRowView, SftView
 from alignkit.data.views.view import Span
 from alignkit.errors import DataError
+from alignkit.stages.sft.data import parts_cost
+from families import family_tokenizer
 
 EOS = 258  # of the byte tokenizer; ids below 256 are bytes
 ROWS = [
@@ -75,6 +77,9 @@ def test_json_rows_by_value(make: Make, capsys: pytest.CaptureFixture[str]) -> N
         "labels": [-100] * len(PROMPT) + [*b"Yo", EOS],
         "text": "### Instruction:\nHi\n\n### Response:\nYo<|eos|>",
         "supervised_text": "Yo<|eos|>",
+        "part": 1,
+        "num_parts": 1,
+        "template_kwargs": {},
         "set": "train",
     }
     assert [(row["set"], row["source"]) for row in rows] == [
@@ -336,3 +341,64 @@ def test_what_is_over_the_drop_budget_is_shown_and_then_refused(
         run(replace(view, max_dropped=0.1), num_rows=1, html=None, as_json=as_json, golden=None)
     out = capsys.readouterr().out
     assert ('"source": "rows.jsonl:1"' if as_json else "dropped: too_long") in out
+
+
+def qwen(data: DataConfig, template: str, **kwargs: Any) -> tuple[SftView, list[str]]:
+    """The view of a training in a template of today, and what its parts cost."""
+    tokenizer = family_tokenizer(template)
+    bound = load_template(TemplateConfig(kwargs=kwargs), tokenizer)
+    loaded = load_sft(data, bound, tokenizer, max_length=200, seed=0)
+    view = SftView("sft it", loaded.sets, loaded.ledger, tokenizer, [], Collator(0), 2, template_kwargs=kwargs)
+    return view, parts_cost(loaded.train, bound)
+
+
+TURNS = [{"role": role, "content": word} for role, word in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+REASONED = {"role": "assistant", "content": "d", "reasoning": "e"}
+
+
+def test_parts_say_which_they_are_and_what_they_cost(
+    tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"messages": TURNS[:2], "chat_template_kwargs": {"enable_thinking": False}}
+    write_rows([{"messages": [*TURNS, REASONED]}, own])
+    view, cost = qwen(DataConfig(path="rows.jsonl"), "qwen3_6", enable_thinking=True)
+    rows = as_json(view, capsys)
+    assert [(row["source"], row["part"], row["num_parts"]) for row in rows] == [
+        ("rows.jsonl:1", 1, 2),
+        ("rows.jsonl:1", 2, 2),
+        ("rows.jsonl:2", 1, 1),
+    ]
+    assert [row["template_kwargs"] for row in rows] == [{"enable_thinking": on} for on in (True, True, False)]
+    text = on_terminal(view)
+    assert "rows.jsonl:1 part 2 of 2: " in text
+    assert "⟨</think>⟩" in text  # added to the tokenizer as a plain token
+    num_read = sum(len(row["input_ids"]) for row in rows[:2])
+    num_trained = sum(label != -100 for row in rows[:2] for label in row["labels"])
+    assert cost == [
+        "1 rows in 2 parts, because the template rewrites earlier turns: "
+        f"{num_read / num_trained:.1f} tokens read per token trained; template.kwargs={{preserve_thinking: true}} "
+        "keeps history as it was, and a row in one part"
+    ]
+
+
+def test_history_that_is_kept_makes_one_part_and_a_template_without_the_switch_names_none(
+    tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows([{"messages": [TURNS[0], {**REASONED, "content": "b"}, TURNS[2], REASONED]}])
+    data = DataConfig(path="rows.jsonl")
+    assert qwen(data, "qwen3_6", preserve_thinking=True)[1] == []
+    for template, way_out in ("qwen3", ""), ("nemotron_3_nano", "truncate_history_thinking: false"):
+        (cost,) = qwen(data, template)[1]
+        assert ("template.kwargs" in cost, way_out in cost) == (bool(way_out), True)
+
+
+def test_a_row_in_parts_that_is_cut_says_both(
+    tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows([{"messages": [{**TURNS[0], "content": "long " * 200}, *TURNS[1:], REASONED]}])
+    data = DataConfig(path="rows.jsonl", overlength=Overlength.keep_end)
+    view, _ = qwen(data, "qwen3_6")
+    assert view.ledger.counts() == {"train": {"truncated: cut_start, in 2 parts": 1}}

@@ -41,7 +41,11 @@ def run(view: View, *, num_rows: int, html: Path | None, as_json: bool, golden: 
             with writing(html) as aside:
                 write_page(aside, view, rows)
     if as_json or golden is not None:
-        every = [row.as_json(view.tokenizer) | {"set": name} for name in view.sets for row in view.rows(name)]
+        every = [
+            row.as_json(view.tokenizer) | row.rendered() | {"set": name}
+            for name in view.sets
+            for row in view.rows(name)
+        ]
     if as_json:
         print_json_lines(every)
         view.check_budget()
@@ -63,7 +67,7 @@ def show(view: View, rows: Sequence[RowView], console: Console) -> None:
     console.print(_colored(view.legend))
     cuts = view.cuts()
     for row in rows:
-        console.print(Text(f"\n{row.source}: {row.size}{cuts.get(row.source, '')}", style="bold"))
+        console.print(Text(f"\n{row.place}: {row.size}{cuts.get(row.source, '')}", style="bold"))
         for name, spans in row.parts(view.tokenizer):
             if name:
                 console.print(Text(f"{name}:", style="bold"))
@@ -104,7 +108,7 @@ def write_page(path: Path, view: View, rows: Sequence[RowView]) -> None:
     """Write one self-contained HTML page: no script, no font, no image from elsewhere."""
     cuts = view.cuts()
     sections = "".join(
-        f"<section><h2>{escape(row.source)} <small>{row.size}{cuts.get(row.source, '')}</small></h2>"
+        f"<section><h2>{escape(row.place)} <small>{row.size}{cuts.get(row.source, '')}</small></h2>"
         + "".join(
             (f"<h3>{name}</h3>" if name else "") + f"<pre>{''.join(map(_marked, spans))}</pre>"
             for name, spans in row.parts(view.tokenizer)

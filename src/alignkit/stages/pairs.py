@@ -15,6 +15,7 @@ from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.pairs import PairData, check_pair_data, load_pairs
 from alignkit.data.views.supervised import PairView
+from alignkit.data.views.view import title
 from alignkit.errors import ConfigError
 from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import check_lora
@@ -113,7 +114,8 @@ def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     pairs_a_step = batch_size * int(job.train.get("gradient_accumulation_steps", 1))
     return PairView(
-        title=f"{stage} {job.name}",
+        title=title(stage, job, prepared.template),
+        template_kwargs=job.template.kwargs,
         sets=prepared.data.sets,
         ledger=prepared.data.ledger,
         lint=prepared.data.lint,

@@ -1,8 +1,9 @@
 """Items through an encoder: in chunks, lazily, and each in the ledger once."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from alignkit.data.sets.ledger import Ledger, LedgerRow
 class Word:
     text: str
     notes: tuple[str, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def prompt_key(self) -> str:
         return self.text
@@ -68,8 +70,8 @@ def test_a_set_becomes_a_data_set_with_numbers_and_sources() -> None:
     outcomes: dict[str, Iterator[EncodeOutcome[Word]]] = encode_sets(rows, whole, num_proc=1)
     datasets = to_datasets(record_sets(rows, outcomes, Ledger()), columns)
     assert datasets["train"].to_list() == [
-        {"text": "a", "row_index": 0, "source": "words.txt:1"},
-        {"text": "b", "row_index": 1, "source": "words.txt:2"},
+        {"text": "a", "row_index": 0, "template_kwargs": "{}", "source": "words.txt:1"},
+        {"text": "b", "row_index": 1, "template_kwargs": "{}", "source": "words.txt:2"},
     ]
-    assert datasets["eval"].column_names == ["text", "row_index", "source"]
+    assert datasets["eval"].column_names == ["text", "row_index", "template_kwargs", "source"]
     assert len(datasets["eval"]) == 0

@@ -149,7 +149,9 @@ def test_a_row_in_parts_is_one_row_of_the_ledger_and_a_row_of_the_set_for_each_p
     assert short.ledger.counts() == {"train": {"dropped: too_long": 3, "kept": 1}}
     assert short.train.sources == ["rows.jsonl:2"]
     cut = load(DataConfig(path="rows.jsonl", overlength=Overlength.keep_end), max_length=longest)
-    assert cut.ledger.counts() == {"train": {"truncated: cut_start": 3, "kept": 1}}
+    assert cut.ledger.counts() == {
+        "train": {"truncated: cut_turns, in 3 parts": 2, "truncated: cut_turns, in 2 parts": 1, "kept": 1}
+    }
     assert Counter(cut.train.sources) == Counter(data.train.sources)
 
 
@@ -375,7 +377,8 @@ def test_fillers_make_batches_whole_and_carry_no_loss(
     rows = load().train
     filled = rows.filled(4)
     assert len(filled.dataset) == 4
-    assert filled.dataset[3] == {"input_ids": [0, 0], "labels": [-100, -100], "row_index": -1, "source": "filler"}
+    filler = {"input_ids": [0, 0], "labels": [-100, -100], "row_index": -1, "source": "filler"}
+    assert filled.dataset[3] == filler | {"part": 1, "num_parts": 1, "template_kwargs": "{}"}
     assert filled.num_supervised == rows.num_supervised == 6
     assert rows.filled(3) is rows
 

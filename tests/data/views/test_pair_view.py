@@ -70,6 +70,9 @@ def test_json_rows_by_value(make: Make, capsys: pytest.CaptureFixture[str]) -> N
         "prompt_text": "### User:\nHi\n\n### Bot:\n",
         "chosen_text": "Yo <b><|eos|>",
         "rejected_text": "No é<|eos|>",
+        "part": 1,
+        "num_parts": 1,
+        "template_kwargs": {},
         "set": "train",
     }
     assert [(row["set"], row["source"]) for row in rows] == [

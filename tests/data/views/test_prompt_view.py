@@ -67,6 +67,9 @@ def test_json_rows_by_value(asked: PromptView, texts: PromptView, capsys: pytest
             "prompt_ids": [*f"### User:\n{words}\n\n### Bot:\n".encode()],
             "prompt_text": f"### User:\n{words}\n\n### Bot:\n",
             "asked": words,
+            "part": 1,
+            "num_parts": 1,
+            "template_kwargs": {},
             "set": set_,
         }
         for name, words, set_ in (("rows", "Hi", "train"), ("held", "Held", "eval"))

@@ -7,10 +7,10 @@ row becomes several parts, each of which begins with what a server would feed fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,6 +62,7 @@ class Encoding:
         suffix_length: tokens right before the last response that every prompt ends with, such as its heading.
         notes: what happened to the row that does not change its fate; of a row in parts, the first one has them.
         part: which part of its row it is, and of how many.
+        template_kwargs: the row's own arguments of the template.
     """
 
     input_ids: list[int]
@@ -71,6 +72,7 @@ class Encoding:
     suffix_length: int = 0
     notes: tuple[str, ...] = ()
     part: tuple[int, int] = (1, 1)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def encode_rows(
@@ -295,7 +297,8 @@ class _Encoder:
         parts = [part for part in parts if any(label != IGNORED for label in part.labels[1:])]
         if not parts:
             raise RowRefused("nothing_to_learn")
-        parts = [replace(part, part=(number, len(parts))) for number, part in enumerate(parts, start=1)]
+        kwargs, places = draft.conversation.template_kwargs, [(n, len(parts)) for n in range(1, len(parts) + 1)]
+        parts = [replace(part, part=at, template_kwargs=kwargs) for part, at in zip(parts, places, strict=True)]
         return [replace(parts[0], notes=draft.notes), *parts[1:]]
 
     def _part(self, draft: _Draft, turns: list[tuple[list[int], list[int]]], part: list[int]) -> Encoding:

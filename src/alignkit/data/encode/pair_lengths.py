@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from alignkit.config import Overlength
 from alignkit.data.rows.preferences import IDENTICAL
@@ -22,6 +24,7 @@ class EncodedPair:
         rejected_masked: the same of the other response.
         margin: by how much the chosen one is better; None where the row does not say.
         notes: what happened to the row that does not change its fate.
+        template_kwargs: the row's own arguments of the template.
     """
 
     prompt_ids: list[int]
@@ -31,6 +34,7 @@ class EncodedPair:
     rejected_masked: int = 0
     margin: float | None = None
     notes: tuple[str, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scored(self) -> tuple[list[int], list[int]]:

@@ -5,12 +5,13 @@ Everything here is lazy: a chunk of rows is encoded, recorded and turned into co
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import pyarrow as pa
 from datasets import Dataset
@@ -26,6 +27,8 @@ CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few
 class _Noted(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]: ...
 
 
 Encoded = TypeVar("Encoded", bound=_Noted)
@@ -116,7 +119,7 @@ def _record(source: str, outcome: EncodeOutcome[Encoded], name: str, ledger: Led
     if not outcome.parts:
         ledger.drop(source, outcome.reason, name, malformed=outcome.malformed)
     elif outcome.reason:
-        ledger.truncate(source, outcome.reason, name)
+        ledger.truncate(source, outcome.reason, name, num_parts=len(outcome.parts))
     else:
         ledger.keep(source, name, num_parts=len(outcome.parts))
 
@@ -131,7 +134,7 @@ def to_datasets(
         columns: encodings as columns of a table.
 
     Returns:
-        `columns`, and with them `row_index` (0, 1, …) and `source` (`file:N`).
+        `columns`, and with them `row_index` (0, 1, …), `source` (`file:N`), `template_kwargs` (JSON, no documents).
     """
     return {name: _to_dataset(rows, columns) for name, rows in kept.items()}
 
@@ -139,10 +142,16 @@ def to_datasets(
 def _to_dataset(
     kept: Iterator[tuple[str, Encoded]], columns: Callable[[list[Encoded]], dict[str, pa.Array]]
 ) -> Dataset:
-    tables, sources = [pa.table(columns([]))], []
+    tables, sources, kwargs = [pa.table(columns([]))], [], []
     while chunk := list(islice(kept, CHUNK)):
         sources += [source for source, _ in chunk]
+        kwargs += [_as_text(encoding.template_kwargs) for _, encoding in chunk]
         tables.append(pa.table(columns([encoding for _, encoding in chunk])))
     table = pa.concat_tables(tables)
     table = table.append_column("row_index", pa.array(range(len(sources)), pa.int32()))
+    table = table.append_column("template_kwargs", pa.array(kwargs, pa.string()))
     return Dataset(table.append_column("source", pa.array(sources, pa.string())))
+
+
+def _as_text(kwargs: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in kwargs.items() if name != "documents"}) if kwargs else "{}"

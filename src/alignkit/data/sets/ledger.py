@@ -51,7 +51,7 @@ class LedgerRow:
         source: `file:N`.
         fate: kept as it is, truncated, or dropped.
         reason: of a cut or a drop, from a small stable vocabulary: `too_long`, `malformed: 'output' is null`, ….
-            Of a row kept in several parts, how many: `in 3 parts`.
+            Of a row in several parts, how many: `in 3 parts`, `cut_start, in 3 parts`.
         set: `train`, `eval`, or the name of one of several evaluation sets.
     """
 
@@ -101,8 +101,9 @@ class Ledger:
         """Enter a row that is used as it is, in several parts where its template rewrites earlier turns."""
         self.rows.append(LedgerRow(source, "kept", f"in {num_parts} parts" if num_parts > 1 else "", set))
 
-    def truncate(self, source: str, reason: str, set: str = "train") -> None:
-        """Enter a row that is used in part."""
+    def truncate(self, source: str, reason: str, set: str = "train", *, num_parts: int = 1) -> None:
+        """Enter a row that is cut, in several parts where its template rewrites earlier turns."""
+        reason = f"{reason}, in {num_parts} parts" if num_parts > 1 else reason
         self.rows.append(LedgerRow(source, "truncated", reason, set))
 
     def drop(self, source: str, reason: str, set: str = "train", *, malformed: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,8 @@ class EncodedSet:
     """Encoded rows of one set.
 
     Attributes:
-        dataset: a row each; two of its columns are `row_index` (the row's number) and `source` (`file:N`).
+        dataset: a row each; of its columns three are `row_index` (the row's number), `source` (`file:N`) and
+            `template_kwargs` (its own arguments of the template, as JSON).
     """
 
     dataset: Dataset
@@ -35,6 +37,15 @@ class EncodedSet:
     def sources(self) -> list[str]:
         """`file:N` of each row."""
         return list(self.dataset["source"])
+
+    def part(self, index: int) -> tuple[int, int]:
+        """Return which part of its source row a row is, and of how many."""
+        return 1, 1
+
+    def template_kwargs(self, index: int) -> dict[str, Any]:
+        """Return a row's own arguments of the template."""
+        kwargs: dict[str, Any] = json.loads(self.dataset[index]["template_kwargs"])
+        return kwargs
 
     @property
     def num_fillers(self) -> int:
@@ -49,7 +60,7 @@ class EncodedSet:
         missing = -len(self.dataset) % multiple
         if not missing:
             return self
-        row = {**self.filler, "row_index": FILLER, "source": "filler"}
+        row = {**self.filler, "row_index": FILLER, "source": "filler", "template_kwargs": "{}"}
         columns = {name: [row[name]] * missing for name in self.dataset.column_names}
         fillers = Dataset.from_dict(columns, features=self.dataset.features)
         return replace(self, dataset=concatenate_datasets([self.dataset, fillers]))

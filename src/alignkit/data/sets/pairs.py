@@ -222,6 +222,7 @@ def _outcome(
         _num_masked(rejected),
         preference.margin,
         tuple(dict.fromkeys(chosen.notes + rejected.notes)),
+        chosen.template_kwargs,
     )
     lengths = {"prefix_length": chosen.prefix_length, "suffix_length": chosen.suffix_length, "max_length": max_length}
     kept, reason = apply_pair_length(pair, **lengths, policy=data.overlength)

@@ -62,6 +62,11 @@ class Prompt:
         """What the reading of the row counted that changes no fate."""
         return self.conversation.notes
 
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]:
+        """The row's own arguments of the template."""
+        return self.conversation.template_kwargs
+
 
 @dataclass
 class PromptData:

@@ -26,9 +26,21 @@ from alignkit.data.sets.system import give_system_to_sets
 
 
 class SftSet(EncodedSet):
-    """Encoded rows of one set, with the columns `input_ids` and `labels` (lists of int32, -100 where no loss)."""
+    """Encoded rows of one set, with the columns `input_ids` and `labels` (lists of int32, -100 where no loss).
 
-    filler: ClassVar = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED]}
+    The columns `part` and `num_parts` say which part of its source row a row is.
+    """
+
+    filler: ClassVar = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED], "part": 1, "num_parts": 1}
+
+    def part(self, index: int) -> tuple[int, int]:
+        row = self.dataset[index]
+        return row["part"], row["num_parts"]
+
+    def in_parts(self) -> SftSet:
+        """Return the rows that are one part of several."""
+        several = pa.compute.greater(self.dataset.data.column("num_parts"), 1).to_pylist()
+        return SftSet(self.dataset.select([index for index, is_one in enumerate(several) if is_one]))
 
     @property
     def lengths(self) -> list[int]:
@@ -136,4 +148,6 @@ def _columns(encodings: list[Encoding]) -> dict[str, pa.Array]:
     return {
         "input_ids": pa.array([e.input_ids for e in encodings], lists),
         "labels": pa.array([labels_of(e) for e in encodings], lists),
+        "part": pa.array([e.part[0] for e in encodings], pa.int32()),
+        "num_parts": pa.array([e.part[1] for e in encodings], pa.int32()),
     }

@@ -54,7 +54,9 @@ class PromptView(View):
 
     def rows(self, name: str = "train", num_rows: int | None = None) -> Iterator[RowView]:
         for prompt in islice(self.sets[name], num_rows):
-            yield PromptRowView(prompt.source, prompt.ids, prompt.text)
+            kwargs = {**self.template_kwargs, **prompt.template_kwargs}
+            kwargs.pop("documents", None)
+            yield PromptRowView(prompt.source, prompt.ids, prompt.text, template_kwargs=kwargs)
 
     def lengths(self) -> dict[str, list[int]]:
         return {"a prompt": [len(prompt.ids) for prompts in self.sets.values() for prompt in prompts]}

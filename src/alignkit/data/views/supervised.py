@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -106,12 +106,14 @@ class BatchView(View):
         """Read a batch back: the number of each row, and the row; `sources` are those of the set."""
 
     def rows(self, name: str = "train", num_rows: int | None = None) -> Iterator[RowView]:
-        dataset, sources = self.sets[name].dataset, self.sets[name].sources
+        of_set = self.sets[name]
+        dataset, sources = of_set.dataset, of_set.sources
         num_shown = len(dataset) if num_rows is None else min(num_rows, len(dataset))
         for start in range(0, num_shown, self.batch_size):
             batch = self.collator([dataset[i] for i in range(start, min(start + self.batch_size, num_shown))])
-            for _, row in sorted(self.rows_in(batch, sources), key=lambda numbered: numbered[0]):
-                yield row
+            for index, row in sorted(self.rows_in(batch, sources), key=lambda numbered: numbered[0]):
+                kwargs = {**self.template_kwargs, **of_set.template_kwargs(index)}
+                yield replace(row, part=of_set.part(index), template_kwargs=kwargs)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from alignkit.data.encode.templates import Template
 from alignkit.data.sets.ledger import Ledger
 from alignkit.errors import DataError
 
@@ -18,6 +21,8 @@ CUTS = {
     "cut_start": "cut: the start of its prompt is left out",
     "cut_end": "cut: the end of its response is left out",
 }
+
+_TAG = re.compile(r"[<\[]\S+[>\]]")
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Span:
 
 def spans_of(ids: Sequence[int], supervised: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> list[Span]:
     """Decode tokens into spans, cut where supervision starts or stops and around every special token."""
-    special_ids, spans, run = set(tokenizer.all_special_ids), [], []
+    special_ids, spans, run = _shown_alone(tokenizer), [], []
     for index, token in enumerate(ids):
         run.append(token)
         special, last = token in special_ids, index + 1 == len(ids)
@@ -42,15 +47,41 @@ def spans_of(ids: Sequence[int], supervised: Sequence[bool], tokenizer: PreTrain
     return spans
 
 
+def _shown_alone(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Special tokens, and the tags among those that were added as plain ones: `<think>`, `<tool_call>`."""
+    tags = [i for i, token in tokenizer.added_tokens_decoder.items() if _TAG.fullmatch(str(token))]
+    return {*tokenizer.all_special_ids, *tags}
+
+
+def title(stage: str, job: Any, template: Template) -> str:
+    """Return the first line: the stage, the run, the template and its arguments."""
+    kwargs = f" with {json.dumps(job.template.kwargs, ensure_ascii=False)}" if job.template.kwargs else ""
+    return f"{stage} {job.name}, template {template.name}{kwargs}"
+
+
 @dataclass(frozen=True)
 class RowView(ABC):
     """A row as a stage gets it.
 
     Attributes:
         source: `file:N`.
+        part: which part of its source row it is, and of how many.
+        template_kwargs: the arguments that its template had, the row's own among them.
     """
 
     source: str
+    part: tuple[int, int] = field(default=(1, 1), kw_only=True)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, in words."""
+        number, count = self.part
+        return f"{self.source} part {number} of {count}" if count > 1 else self.source
+
+    def rendered(self) -> dict[str, Any]:
+        """Return what `--json` prints about how the row was rendered."""
+        return {"part": self.part[0], "num_parts": self.part[1], "template_kwargs": dict(self.template_kwargs)}
 
     @property
     @abstractmethod
@@ -77,6 +108,7 @@ class View(ABC):
         tokenizer: of the model.
         facts: one line each: formats, template, batching.
         max_dropped: the drop budget of a run.
+        template_kwargs: the arguments of the template in every row that has none of its own.
         legend: what the colors say, in the colors themselves.
         compared: what `--assert` compares of a JSON row: a key, the key of its text, and what it is.
     """
@@ -87,6 +119,7 @@ class View(ABC):
     tokenizer: PreTrainedTokenizerBase
     facts: Sequence[str]
     max_dropped: float = field(default=1.0, kw_only=True)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     legend: ClassVar[tuple[Span, ...]]
     compared: ClassVar[tuple[tuple[str, str, str], ...]]
@@ -112,7 +145,8 @@ class View(ABC):
 
     def cuts(self) -> dict[str, str]:
         """Return, by source, how a row was cut, in words."""
-        return {row.source: f", {CUTS[row.reason]}" for row in self.ledger.rows if row.fate == "truncated"}
+        cut = [(row.source, row.reason.partition(",")[0]) for row in self.ledger.rows if row.fate == "truncated"]
+        return {source: f", {CUTS[reason]}" for source, reason in cut}
 
     def figures(self) -> list[str]:
         """Return what else to show, one line each: the facts, and how many rows were cut."""

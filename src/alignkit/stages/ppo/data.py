@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.prompts import PromptData, load_prompts
 from alignkit.data.views.prompts import PromptView
+from alignkit.data.views.view import title
 from alignkit.errors import ConfigError
 from alignkit.jobs import PpoJob
 from alignkit.models.load import load_tokenizer, num_positions
@@ -90,7 +91,8 @@ def view(job: PpoJob) -> PromptView:
     data, length, ppo = prepared.data, job.data.prompt_length, job.ppo
     times = ppo.num_updates * ppo.num_prompts / len(data.train)
     return PromptView(
-        title=f"ppo {job.name}",
+        title=title("ppo", job, prepared.template),
+        template_kwargs=job.template.kwargs,
         sets={"train": data.train, **({"eval": data.held_out} if data.held_out else {})},
         ledger=data.ledger,
         tokenizer=prepared.tokenizer,

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.items import NUM_FIRST
 from alignkit.data.sets.loaded import load_on_main_process
-from alignkit.data.sets.sft import SftData, load_sft
+from alignkit.data.sets.sft import SftData, SftSet, load_sft
 from alignkit.data.sets.streaming import Stream
 from alignkit.data.views.supervised import SftView
+from alignkit.data.views.view import title
 from alignkit.jobs import SftJob
 from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import check_lora
@@ -24,6 +25,7 @@ from alignkit.stages.opening import over_budget
 from alignkit.stages.sft.batches import build_collator, describe_padding, expected_layout, padding_of
 from alignkit.stages.sft.check import check_job
 
+_KEEPS_HISTORY = {"preserve_thinking": True, "truncate_history_thinking": False}  # Qwen3.6, LFM2.5; Nemotron
 FIRST_ROWS = f"only the first {NUM_FIRST:,} rows of each source were read for these figures"
 
 
@@ -72,6 +74,22 @@ def prepare(job: SftJob, run_dir: Path | None = None, *, now: datetime | None = 
     return Prepared(tokenizer, template, data, attention, longest, stream)
 
 
+def parts_cost(rows: SftSet, template: Template) -> list[str]:
+    """Say in a line what it costs that rows are kept in parts, and the way to one part, if the template has it."""
+    parts = rows.in_parts()
+    if not parts.num_supervised:
+        return []
+    num_rows = sum(number == 1 for number in parts.dataset["part"])
+    read = sum(parts.lengths) / parts.num_supervised
+    unset = [(name, value) for name, value in _KEEPS_HISTORY.items() if template.variables.get(name) != value]
+    ways = [f"{name}: {str(value).lower()}" for name, value in unset if name in template.reads]
+    way_out = f"; template.kwargs={{{', '.join(ways)}}} keeps history as it was, and a row in one part" if ways else ""
+    return [
+        f"{num_rows:,} rows in {len(parts.dataset):,} parts, because the template rewrites earlier turns: "
+        f"{read:.1f} tokens read per token trained{way_out}"
+    ]
+
+
 def view(job: SftJob) -> SftView:
     """Prepare what `alignkit inspect sft` shows."""
     with run_log():
@@ -82,7 +100,8 @@ def view(job: SftJob) -> SftView:
     rows_a_step = batch_size * int(job.train.get("gradient_accumulation_steps", 1))
     padding = padding_of(job, prepared.data.train, layout, batch_size=batch_size, rows_a_step=rows_a_step)
     return SftView(
-        title=f"sft {job.name}",
+        title=title("sft", job, prepared.template),
+        template_kwargs=job.template.kwargs,
         sets=prepared.data.sets,
         ledger=prepared.data.ledger,
         collator=build_collator(prepared.tokenizer, layout, prepared.attention),
@@ -92,6 +111,7 @@ def view(job: SftJob) -> SftView:
         facts=[
             *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
+            *(f"parts: {cost}" for cost in parts_cost(prepared.data.train, prepared.template)),
             f"batches of {batch_size} rows, {describe_padding(layout, padding)}",
             *([f"streaming: {FIRST_ROWS}"] if job.data.streaming else []),
         ],

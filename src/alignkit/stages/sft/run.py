@@ -20,7 +20,7 @@ from alignkit.stages.samples import answer_samples, before_and_after
 from alignkit.stages.sections import build_arguments, template_mismatches
 from alignkit.stages.sft.batches import build_collator, choose_layout, describe_padding, epoch_orders, padding_of
 from alignkit.stages.sft.check import check_job
-from alignkit.stages.sft.data import FIRST_ROWS, Prepared, prepare
+from alignkit.stages.sft.data import FIRST_ROWS, Prepared, parts_cost, prepare
 from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.terminal import Lines
 from alignkit.training.arguments import rows_a_step
@@ -98,7 +98,7 @@ def _begin_ledger(run_dir: Path, trainer: SftTrainer, prepared: Prepared) -> Non
 
 def _facts(job: SftJob, trainer: SftTrainer, prepared: Prepared, layout: Batching) -> dict[str, str]:
     train, args = prepared.data.train, trainer.args
-    num_rows = rows_a_step(args)
+    num_rows, cost = rows_a_step(args), parts_cost(train, prepared.template)
     padding = padding_of(job, train, layout, batch_size=args.per_device_train_batch_size, rows_a_step=num_rows)
     return {
         "rows": "; ".join(source.line() for source in prepared.data.read),
@@ -106,5 +106,6 @@ def _facts(job: SftJob, trainer: SftTrainer, prepared: Prepared, layout: Batchin
         **({"streaming": FIRST_ROWS} if job.data.streaming else {}),
         "tokens": f"{sum(train.lengths):,} {'read' if job.data.streaming else 'an epoch'}, "
         f"{train.num_supervised:,} of them supervised",
+        **dict.fromkeys(["parts"] * bool(cost), "".join(cost)),
         "batches": f"{num_rows} rows a step; {describe_padding(layout, padding)}",
     }
