@@ -21,6 +21,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert loaded(statement) & set(HEAVY) == set()
 
 
+def test_the_python_interface_imports_nothing_heavy() -> None:
+    assert loaded("import alignkit.api") & set(HEAVY) == set()
+
+
 def test_a_typo_is_found_without_the_trainers() -> None:
     statement = (
         "from alignkit.launch import launch\nfrom alignkit.errors import ConfigError\n"

@@ -12,7 +12,7 @@ FLOORS = {
     "": """
         __main__
         cli
-        cli_runs demo
+        cli_runs demo api
         launch completion
         origins
         mistakes named_files recipes

@@ -63,7 +63,7 @@ def _source_problems(source: RewardSource) -> list[str]:
         spelled = f"a classifier is named with its label: {{classifier: {source.model}, label: LABEL}}"
         near = near_models(source.model) or f"; {spelled}"
         return [f"{source.setting_of('model')}: there is no run directory {source.model}{near}"]
-    place, mark, _ = (source.function or "").rpartition(":")
+    place, mark, _ = source.function.rpartition(":") if isinstance(source.function, str) else ("", "", "")
     if mark and place.endswith(".py") and not Path(place).is_file():
         near = did_you_mean(Path(place).name, [item.name for item in Path(place).parent.glob("*.py")])
         return [f"{source.setting}: {source.function}: there is no file {place}{near}"]

@@ -17,6 +17,14 @@ from typing import Any
 from alignkit.errors import ConfigError, did_you_mean
 
 
+def function_name(function: str | Callable[..., Any]) -> str:
+    """Return what a function is called in messages and records: `module:function`, or as a setting names it."""
+    if isinstance(function, str):
+        return function
+    named = function if hasattr(function, "__qualname__") else type(function)  # an object that can be called
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 @lru_cache
 def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]:
     """Load a function of the user's own, such as a format.

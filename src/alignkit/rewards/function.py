@@ -24,7 +24,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 def check_function(source: RewardSource) -> list[str]:
     """Find what is wrong with a function before it is called, one line each."""
     try:
-        function = load_function(source.name, source.setting)
+        function = _loaded(source)
     except AlignkitError as error:
         return list(error.problems)
     if inspect.iscoroutinefunction(function):
@@ -43,9 +43,13 @@ def check_function(source: RewardSource) -> list[str]:
     return []
 
 
+def _loaded(source: RewardSource) -> Callable[..., Any]:
+    return source.function if callable(source.function) else load_function(source.name, source.setting)
+
+
 def check_columns(source: RewardSource, columns: Sequence[str]) -> list[str]:
     """Return one line for each column that the function takes and no row has."""
-    parameters = _columns_of(load_function(source.name, source.setting))
+    parameters = _columns_of(_loaded(source))
     needed = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in columns]
     who = f"{source.setting}: {source.name} asks for"
     if source.is_option:
@@ -71,7 +75,7 @@ class FunctionScorer:
 
     def __init__(self, source: RewardSource) -> None:
         self.source = source
-        self.function = load_function(source.name, source.setting)
+        self.function = _loaded(source)
         parameters = inspect.signature(self.function).parameters.values()
         self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         self.wanted = [p.name for p in _columns_of(self.function)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from alignkit.config import OnError
 from alignkit.errors import RewardError, did_you_mean
 from alignkit.models.source import local_folder
+from alignkit.user_functions import function_name
 
 _OPTION = "--reward"
 _KINDS = ("function", "classifier", "model")
@@ -23,7 +24,8 @@ class RewardSource:
 
     Attributes:
         setting: where it was set, such as `reward[0]`.
-        function: `file.py:function` or `module:function`, called `(prompts, completions, **columns) -> list[float]`.
+        function: `file.py:function`, `module:function` or, in Python, the function itself; called
+            `(prompts, completions, **columns) -> list[float]`.
         classifier: a hub id or folder of a text classifier.
         model: a run directory of `alignkit reward`.
         label: of the classifier, whose score counts.
@@ -36,7 +38,7 @@ class RewardSource:
     """
 
     setting: str
-    function: str | None = None
+    function: str | Callable[..., Any] | None = None
     classifier: str | None = None
     model: str | None = None
     label: str | None = None
@@ -54,7 +56,7 @@ class RewardSource:
     @property
     def name(self) -> str:
         """What the source is called in metrics and messages."""
-        return str(getattr(self, self.kind))
+        return function_name(getattr(self, self.kind))
 
     @property
     def is_option(self) -> bool:
@@ -87,6 +89,12 @@ def parse_rewards(reward: Sequence[Any]) -> list[RewardSource]:
     return sources
 
 
+def with_function_named(item: Any) -> Any:
+    """Return an item of the setting `reward` as it is recorded: a function of Python's as its name."""
+    function = item.get("function") if isinstance(item, Mapping) else None
+    return {**item, "function": function_name(function)} if callable(function) else item
+
+
 def parse_option(name: str, *, batch_size: int) -> RewardSource:
     """Parse the option `--reward`: `file.py:function`, `classifier#label`, or a run of `alignkit reward`.
 
@@ -116,7 +124,7 @@ def _mistakes(item: Any, setting: str) -> list[str]:
     problems += [
         f"{setting}.{key} is {item[key]!r}: it must be a name"
         for key in (*_KINDS, "label")
-        if item.get(key) is not None and (not isinstance(item[key], str) or not item[key].strip())
+        if not _is_name(item.get(key)) and not (key == "function" and callable(item[key]))
     ]
     problems += [
         f"{setting}.{key} is {item[key]!r}: it must be {words}"
@@ -142,6 +150,10 @@ def _meant(item: Any) -> str:
     if mark:
         return f"{{classifier: {before}, label: {label}}}"
     return f"{{function: {item if isinstance(item, str) and ':' in item else 'my_rewards.py:polite'}}}"
+
+
+def _is_name(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(value.strip()))
 
 
 def _is_number(value: Any, *, above_zero: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from alignkit.data.files.sources import files_of, hub_commit
 from alignkit.data.sets.section import paths_by_set
 from alignkit.digests import digests
 from alignkit.errors import RunError
+from alignkit.jobs import StageJob
 from alignkit.models.source import TOKENIZER_FILES, ModelSource, config_folder, tokenizer_folder
 from alignkit.rewards.source import parse_rewards
 from alignkit.runs.directory import Run
 from alignkit.runs.result import result_files
-from alignkit.user_functions import load_function, local_modules
+from alignkit.user_functions import function_name, load_function, local_modules
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _KINDS = {
 }
 
 
-def model_sections(job: Any) -> dict[str, ModelConfig]:
+def model_sections(job: StageJob) -> dict[str, ModelConfig]:
     """Return every model that a job takes, by the setting that names it."""
     sections = {"model.name": job.model} if job.model.init is Init.pretrained else {}
     named = {
@@ -44,13 +45,15 @@ def model_sections(job: Any) -> dict[str, ModelConfig]:
     return sections | {setting: ModelConfig(name) for setting, name in named.items() if name is not None}
 
 
-def record_inputs(run: Run, job: Any) -> None:
+def record_inputs(run: Run, job: StageJob, trainer_class: type) -> None:
     """Fingerprint what a run is made of, and compare it with what the run began with if it goes on.
 
     Raises:
         RunError: one line for each file that is another one now.
     """
     run.inputs = fingerprints(job)
+    if not trainer_class.__module__.startswith("alignkit."):
+        run.inputs["functions"] |= _source_of("trainer_class", trainer_class)
     if not run.resuming:
         return
     before = run.earlier.get("inputs")
@@ -82,7 +85,7 @@ def _differences(before: dict[str, Any], now: dict[str, dict[str, str]], folder:
                 yield f"{found} has changed since {folder} began"
 
 
-def fingerprints(job: Any) -> dict[str, dict[str, str]]:
+def fingerprints(job: StageJob) -> dict[str, dict[str, str]]:
     """Compute checksums of all that a job reads beside its settings, by kind and by the name of each file."""
     found: dict[str, dict[str, str]] = {kind: {} for kind in _KINDS}
     functions: list[tuple[str, str]] = []
@@ -116,7 +119,10 @@ def fingerprints(job: Any) -> dict[str, dict[str, str]]:
         found["tokenizer"] |= _named("model.name ", of_tokenizer)
         found["models"] |= _named("model.name ", [folder / "config.json"] if config_folder(job.model) else [])
     for reward in parse_rewards(job.reward) if hasattr(job, "reward") else ():
-        functions += [(reward.setting, reward.function)] if reward.function else []
+        if callable(reward.function):
+            found["functions"] |= _source_of(reward.setting, reward.function)
+        elif reward.function:
+            functions.append((reward.setting, reward.function))
     for setting, spec in dict.fromkeys(functions):
         place = Path(spec.rpartition(":")[0])  # a file, or else a module
         file = place if place.is_file() else inspect.getsourcefile(inspect.unwrap(load_function(spec, setting)))
@@ -124,6 +130,15 @@ def fingerprints(job: Any) -> dict[str, dict[str, str]]:
             found["functions"] |= _named(f"{setting} ", [Path(file)])
             found["modules"] |= _named(f"{setting} ", local_modules(Path(file)))
     return found
+
+
+def _source_of(setting: str, written: type | Callable[..., Any]) -> dict[str, str]:
+    """The checksum of a function or class of Python's, of its source alone: a notebook has no file of it."""
+    try:
+        text = inspect.getsource(inspect.unwrap(written))
+    except (OSError, TypeError):  # typed at a prompt, or an object that can be called
+        return {}
+    return {f"{setting} {function_name(written)}": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _with_base(setting: str, source: ModelSource) -> Iterator[tuple[str, ModelSource]]:

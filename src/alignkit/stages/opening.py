@@ -18,8 +18,10 @@ from accelerate.utils import broadcast_object_list
 
 from alignkit.config import EvalGroups
 from alignkit.data.sets.ledger import Ledger
+from alignkit.jobs import PpoJob, StageJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.source import ModelSource
+from alignkit.rewards.source import with_function_named
 from alignkit.runs.directory import Run, guard_run
 from alignkit.runs.given import Given
 from alignkit.runs.log import is_main_process, run_log
@@ -36,7 +38,7 @@ _PRECISION = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as `acc
 
 
 @contextmanager
-def open_run(job: Any, stage: str, run_dir: Path, given: Given | None) -> Iterator[Run]:
+def open_run(job: StageJob, stage: str, run_dir: Path, given: Given | None, trainer_class: type) -> Iterator[Run]:
     """Hold the run directory of a job for as long as its stage works; a stage returns at once where `finished` is true.
 
     Args:
@@ -44,12 +46,13 @@ def open_run(job: Any, stage: str, run_dir: Path, given: Given | None) -> Iterat
         stage: its name.
         run_dir: of this run.
         given: the settings as they were given; None records the job itself.
+        trainer_class: what trains; one of the user's own is an input of the run.
 
     Yields:
         The run; the stage calls `begin` once every check has passed. How rows are held out is settled in `job.data`: as
         the run began.
     """
-    given = given or Given(asdict(job))
+    given = given or Given(_settings_of(job))
     guard = guard_run(run_dir, stage=stage, given=given, resume=job.resume, overwrite=job.overwrite)
     explained = explain_out_of_memory(TO_LOWER, doing=lambda: f"{stage}, outside of a step", then=TO_GO_ON)
     with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run, explained:
@@ -59,7 +62,7 @@ def open_run(job: Any, stage: str, run_dir: Path, given: Given | None) -> Iterat
             sources = [ModelSource.of(section) for section in model_sections(job).values()]
             check_results(*(source.folder for source in sources), *(source.base.folder for source in sources))
             if is_main_process():
-                record_inputs(run, job)
+                record_inputs(run, job, trainer_class)
             _agree_on_time(run)
         run.parents = lineage({setting: section.name for setting, section in model_sections(job).items()}, run_dir)
         if job.data.eval_fraction and not run.finished:
@@ -69,6 +72,13 @@ def open_run(job: Any, stage: str, run_dir: Path, given: Given | None) -> Iterat
         yield run
 
 
+def _settings_of(job: StageJob) -> dict[str, Any]:
+    """The settings as plain values, a reward of Python's as its name."""
+    if isinstance(job, PpoJob):
+        job = replace(job, reward=[with_function_named(item) for item in job.reward])
+    return asdict(job)
+
+
 def _agree_on_time(run: Run) -> None:
     """Templates that ask for the date must see the same in every process."""
     if not run.resuming and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -76,7 +86,7 @@ def _agree_on_time(run: Run) -> None:
         (run.now,) = broadcast_object_list([run.now])
 
 
-def _eval_groups(job: Any, run: Run) -> EvalGroups:
+def _eval_groups(job: StageJob, run: Run) -> EvalGroups:
     chosen: EvalGroups | None = job.data.eval_groups
     began = recorded_groups(read_manifest(run.folder) or {}) if run.resuming else None
     if chosen is None and began is EvalGroups.prompt:
@@ -99,7 +109,7 @@ def warn(*lines: str | None) -> None:
         logger.warning("%s", line)
 
 
-def log_plan(ledger: Ledger, trainer: Any, job: Any, facts: Mapping[str, str], run: Run) -> None:
+def log_plan(ledger: Ledger, trainer: Any, job: StageJob, facts: Mapping[str, str], run: Run) -> None:
     """Log one screen of what will happen: the rows by their fate, the model, the batches, the number of steps."""
     args, kwargs = trainer.args, job.template.kwargs
     num_all, num_trained = trainer.num_parameters()

@@ -13,18 +13,21 @@ from alignkit.data.batches.batching import EpochOrder
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.data.sets.pairs import PairSet
 from alignkit.errors import ConfigError
+from alignkit.jobs import StageJob
 from alignkit.training.arguments import rows_a_step
 from alignkit.training.layouts import shares_prompts_exactly
 
 
-def expected_layout(job: Any, *, may_share: bool) -> Batching:
+def expected_layout(job: StageJob, *, may_share: bool) -> Batching:
     """Return what `choose_layout` will choose, as far as the architecture tells."""
     if job.data.batching is not Batching.auto:
         return Batching(job.data.batching)
     return Batching.packed if may_share else Batching.grouped
 
 
-def choose_layout(job: Any, model: PreTrainedModel, head: nn.Module, *, may_share: bool, longest_line: int) -> Batching:
+def choose_layout(
+    job: StageJob, model: PreTrainedModel, head: nn.Module, *, may_share: bool, longest_line: int
+) -> Batching:
     """Choose packed (the prompt once a pair) where the scores stay the same on the very model that trains.
 
     Args:
@@ -54,7 +57,7 @@ def build_collator(tokenizer: PreTrainedTokenizerBase, layout: Batching) -> Pair
     return PairCollator(int(tokenizer.pad_token_id), shared_prompt=layout is Batching.packed)
 
 
-def describe_batches(job: Any, pairs: PairSet, layout: Batching, *, batch_size: int, pairs_a_step: int) -> str:
+def describe_batches(job: StageJob, pairs: PairSet, layout: Batching, *, batch_size: int, pairs_a_step: int) -> str:
     """Say in a line how pairs lie in batches, and how much of these is padding."""
     lengths = _line_lengths(pairs, layout)
     order = list(_order(pairs, job, layout, pairs_a_step))
@@ -65,7 +68,7 @@ def describe_batches(job: Any, pairs: PairSet, layout: Batching, *, batch_size: 
     return f"batches of {batch_size} pairs, {layout}{once}: {filled}"
 
 
-def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:
+def epoch_orders(job: StageJob, layout: Batching, args: Any) -> dict[str, Any]:
     """Return the order of training pairs in each epoch, and of held-out pairs, as keyword arguments of the trainer."""
 
     def train_order(dataset: Dataset) -> EpochOrder:
@@ -78,12 +81,12 @@ def epoch_orders(job: Any, layout: Batching, args: Any) -> dict[str, Any]:
     return {"train_order": train_order, "eval_order": eval_order}
 
 
-def _order(pairs: PairSet, job: Any, layout: Batching, pairs_a_step: int) -> EpochOrder:
+def _order(pairs: PairSet, job: StageJob, layout: Batching, pairs_a_step: int) -> EpochOrder:
     group = 0 if layout is Batching.padded else pairs_a_step
     return _epoch_order(pairs, job, layout, shuffle=job.data.shuffle, group=group)
 
 
-def _epoch_order(pairs: PairSet, job: Any, layout: Batching, *, shuffle: bool, group: int) -> EpochOrder:
+def _epoch_order(pairs: PairSet, job: StageJob, layout: Batching, *, shuffle: bool, group: int) -> EpochOrder:
     lengths = _line_lengths(pairs, layout)
     return EpochOrder(lengths, seed=job.seed, shuffle=shuffle, group=group, num_fillers=pairs.num_fillers)
 

@@ -17,6 +17,7 @@ from alignkit.data.sets.pairs import PairData, check_pair_data, load_pairs
 from alignkit.data.views.supervised import PairView
 from alignkit.data.views.view import title
 from alignkit.errors import ConfigError
+from alignkit.jobs import StageJob
 from alignkit.models.load import load_tokenizer, longest_row
 from alignkit.models.lora import check_lora
 from alignkit.models.reward import reward_problem, reward_tokenizer
@@ -30,7 +31,7 @@ from alignkit.training.layouts import may_share_prompts
 from alignkit.training.router_loss import adds_router_loss
 
 
-def check_pairs(job: Any, stage: str) -> list[str]:
+def check_pairs(job: StageJob, stage: str) -> list[str]:
     """List what is wrong with a job before a file is read through, one line each."""
     return check_pair_data(job.data, scores_tokens=stage == "dpo") + check_sections(job, stage)
 
@@ -55,7 +56,7 @@ class PreparedPairs:
 
 
 def prepare_pairs(
-    job: Any,
+    job: StageJob,
     run_dir: Path | None,
     *,
     is_reward: bool = False,
@@ -108,7 +109,7 @@ def prepare_pairs(
     return PreparedPairs(tokenizer, template, data, may_share, longest_line)
 
 
-def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
+def view_pairs(job: StageJob, stage: str, prepared: PreparedPairs) -> PairView:
     """Put together what `alignkit inspect` shows of a stage that learns from pairs."""
     layout = expected_layout(job, may_share=prepared.may_share)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
@@ -131,7 +132,7 @@ def view_pairs(job: Any, stage: str, prepared: PreparedPairs) -> PairView:
     )
 
 
-def write_ledger_and_plan(job: Any, trainer: Any, prepared: PreparedPairs, layout: Batching, run: Run) -> None:
+def write_ledger_and_plan(job: StageJob, trainer: Any, prepared: PreparedPairs, layout: Batching, run: Run) -> None:
     """Write the ledger, and log what will happen and what is odd about the pairs."""
     data, args = prepared.data, trainer.args
     if trainer.is_world_process_zero():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from alignkit import upstream
 from alignkit.config import Dtype, ModelConfig, Quantization
 from alignkit.data.encode.templates import Template
 from alignkit.errors import AlignkitError
+from alignkit.jobs import StageJob
 from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import ModelSource
 from alignkit.runs.manifest import read_manifest
@@ -23,7 +23,7 @@ from alignkit.training.sharding import check_sharding
 _STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
 
 
-def check_sections(job: Any, stage: str) -> list[str]:
+def check_sections(job: StageJob, stage: str) -> list[str]:
     """List what is wrong with the sections that all stages have, one line each."""
     held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
     keep_best = stage == "ppo" and job.train.get("eval_strategy") != "no"
@@ -41,7 +41,7 @@ def check_sections(job: Any, stage: str) -> list[str]:
     return problems
 
 
-def check_adapter_stacking(job: Any) -> list[str]:
+def check_adapter_stacking(job: StageJob) -> list[str]:
     """Refuse a new adapter on top of one, in one line; an empty list where there is nothing to refuse."""
     source = ModelSource.of(job.model)
     if not job.lora or not source.is_adapter:
@@ -52,7 +52,7 @@ def check_adapter_stacking(job: Any) -> list[str]:
     ]
 
 
-def check_base_stays(job: Any) -> list[str]:
+def check_base_stays(job: StageJob) -> list[str]:
     """List what keeps the base without a fresh adapter from being the reference: it must stay as it is.
 
     And the adapter must start as nothing.
@@ -67,7 +67,7 @@ def check_base_stays(job: Any) -> list[str]:
     return problems
 
 
-def template_mismatches(job: Any, template: Template) -> list[str]:
+def template_mismatches(job: StageJob, template: Template) -> list[str]:
     """List what the run that a job starts from was trained with and the job has not: a template, arguments, forms."""
     folder = ModelSource.of(job.model).folder
     differing = (kwargs_mismatch(folder, job.template), forms_mismatch(folder, job.data))
@@ -83,7 +83,7 @@ def _template_mismatch(model: ModelConfig, template: Template) -> str | None:
 
 
 def build_arguments(
-    job: Any, stage: str, run_dir: Path, *, record: Mapping[str, Any], held_out: bool, **ours: Any
+    job: StageJob, stage: str, run_dir: Path, *, record: Mapping[str, Any], held_out: bool, **ours: Any
 ) -> Any:
     """Build upstream's argument object from `train`, the machine, and what is ours to set.
 
@@ -95,7 +95,6 @@ def build_arguments(
         held_out: there are rows to evaluate on.
         **ours: arguments that are not the user's.
     """
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")  # upstream's default has the clock in its name
     values = chosen_arguments(
         job.train,
         run_dir=run_dir,

@@ -10,10 +10,11 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from alignkit.data.sets.loaded import EncodedData, Set
+from alignkit.jobs import StageJob
 from alignkit.training.metrics import MetricsFile
 
 
-def build_callbacks(job: Any, run_dir: Path, *others: TrainerCallback) -> list[TrainerCallback]:
+def build_callbacks(job: StageJob, run_dir: Path, *others: TrainerCallback) -> list[TrainerCallback]:
     """Build the metrics file, a stage's own callbacks, and early stopping where the job asks for it."""
     early = [EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []
     return [MetricsFile(run_dir / "metrics.jsonl"), *others, *early]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
@@ -45,6 +46,9 @@ class DurableTrainer(WatchedTrainer):
         self._had_ended = False
         self.args.restore_callback_states_from_checkpoint = True  # early stopping's patience belongs to the run
         self.add_callback(_Resume(self))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):  # upstream's own folder has the clock in its name
+                callback.logging_dir = str(self.output_dir.parent / "tensorboard")
         # Here, because every process must find the same checkpoints when it looks for the newest.
         if self.is_world_process_zero():
             checkpoints.clear_leftovers(self.output_dir)

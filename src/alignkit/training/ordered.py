@@ -32,6 +32,9 @@ class OrderedTrainer(DurableTrainer):
         weights = list(self.accelerator.unwrap_model(self.model).parameters())
         return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
+    def _send_telemetry(self) -> None:
+        pass  # in TRL: what is trained here is told to nobody
+
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         order = self._train_order(train_dataset if train_dataset is not None else self.train_dataset)
         if isinstance(order, EpochOrder):

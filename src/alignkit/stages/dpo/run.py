@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from alignkit.jobs import DpoJob
 from alignkit.models.load import load_model
@@ -34,19 +36,28 @@ logger = logging.getLogger(__name__)
 _PREFERENCES = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 
 
-def run(job: DpoJob, run_dir: Path, *, given: Given | None = None) -> None:
+def run(
+    job: DpoJob,
+    run_dir: Path,
+    *,
+    given: Given | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    trainer_class: type[DpoTrainer] = DpoTrainer,
+) -> None:
     """Train, and leave a run directory that any later command takes as a model.
 
     Args:
         job: the settings.
         run_dir: of this run; beside it only kept reference log-probabilities are written.
         given: the settings as they were given, interpolations unresolved, and where they came from.
+        callbacks: of transformers, told of every step.
+        trainer_class: what trains.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
-    with open_run(job, "dpo", run_dir, given) as entry:
+    with open_run(job, "dpo", run_dir, given, trainer_class) as entry:
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
@@ -59,7 +70,7 @@ def run(job: DpoJob, run_dir: Path, *, given: Given | None = None) -> None:
         args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)
         entry.begin()
         train_rows, held_out = filled(prepared.data, args)
-        trainer = DpoTrainer(
+        trainer = trainer_class(
             model=model,
             ref_model=build_reference(job, model),
             args=args,
@@ -68,7 +79,7 @@ def run(job: DpoJob, run_dir: Path, *, given: Given | None = None) -> None:
             processing_class=prepared.tokenizer,
             data_collator=build_collator(prepared.tokenizer, layout),
             peft_config=build_lora(job.lora, model) if job.lora else None,
-            callbacks=build_callbacks(job, run_dir),
+            callbacks=build_callbacks(job, run_dir, *callbacks),
             row_sources=prepared.data.train.sources,
             **epoch_orders(job, layout, args),
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
@@ -27,20 +30,29 @@ from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import explain_full_disk, train
 
 
-def run(job: PpoJob, run_dir: Path, *, given: Given | None = None) -> None:
+def run(
+    job: PpoJob,
+    run_dir: Path,
+    *,
+    given: Given | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    trainer_class: type[PpoTrainer] = PpoTrainer,
+) -> None:
     """Train, and leave a run directory that any later command takes as a model.
 
     Args:
         job: the settings.
         run_dir: of this run; nothing else is written to.
         given: the settings as they were given, interpolations unresolved, and where they came from.
+        callbacks: of transformers, told of every step.
+        trainer_class: what trains.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
     job, given = job.settled(), settled_given(job, given)
-    with open_run(job, "ppo", run_dir, given) as entry:
+    with open_run(job, "ppo", run_dir, given, trainer_class) as entry:
         if entry.finished:
             return
         prepared = prepare(job, now=entry.now)
@@ -51,7 +63,7 @@ def run(job: PpoJob, run_dir: Path, *, given: Given | None = None) -> None:
         entry.begin()
         of_rewards = rewards.template_mismatches(prepared.template.jinja, job.model.name)
         warn(*template_mismatches(job, prepared.template), *of_rewards)
-        trainer = _trainer(job, run_dir, args, policy, prepared, rewards)
+        trainer = _trainer(job, run_dir, args, policy, prepared, rewards, trainer_class, callbacks)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
         log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), entry)
@@ -90,11 +102,20 @@ def _policy(job: PpoJob, prepared: Prepared) -> Policy:
     )
 
 
-def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Prepared, rewards: Rewards) -> PpoTrainer:
+def _trainer(
+    job: PpoJob,
+    run_dir: Path,
+    args: Any,
+    policy: Policy,
+    prepared: Prepared,
+    rewards: Rewards,
+    trainer_class: type[PpoTrainer],
+    callbacks: Sequence[TrainerCallback],
+) -> PpoTrainer:
     kept = RolloutFile(
         run_dir / "rollouts.jsonl", prepared.data.train, keep=job.ppo.keep_rollouts, show_every=job.ppo.show_every
     )
-    return PpoTrainer(
+    return trainer_class(
         policy=policy,
         prompts=prepared.data.train,
         held_out=prepared.data.held_out,
@@ -113,7 +134,7 @@ def _trainer(job: PpoJob, run_dir: Path, args: Any, policy: Policy, prepared: Pr
         on_rollout=kept,
         args=args,
         tokenizer=prepared.tokenizer,
-        callbacks=build_callbacks(job, run_dir, kept),
+        callbacks=build_callbacks(job, run_dir, kept, *callbacks),
     )
 
 

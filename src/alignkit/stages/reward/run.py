@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from alignkit.evaluate.card import report_card, write_card
 from alignkit.jobs import RewardJob
@@ -33,19 +36,28 @@ logger = logging.getLogger(__name__)
 _THEN = "alignkit score {run} --pairs FILE"  # the command to try next
 
 
-def run(job: RewardJob, run_dir: Path, *, given: Given | None = None) -> None:
+def run(
+    job: RewardJob,
+    run_dir: Path,
+    *,
+    given: Given | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    trainer_class: type[RewardTrainer] = RewardTrainer,
+) -> None:
     """Train, and leave a run directory that `alignkit score`, `alignkit ppo` and transformers take as a reward model.
 
     Args:
         job: the settings.
         run_dir: of this run; nothing else is written to.
         given: the settings as they were given, interpolations unresolved, and where they came from.
+        callbacks: of transformers, told of every step.
+        trainer_class: what trains.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
-    with open_run(job, "reward", run_dir, given) as entry:
+    with open_run(job, "reward", run_dir, given, trainer_class) as entry:
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
@@ -59,7 +71,7 @@ def run(job: RewardJob, run_dir: Path, *, given: Given | None = None) -> None:
         )
         entry.begin()
         train_rows, held_out = filled(prepared.data, args)
-        trainer = RewardTrainer(
+        trainer = trainer_class(
             model=model,
             args=args,
             train_dataset=train_rows.dataset,
@@ -67,7 +79,7 @@ def run(job: RewardJob, run_dir: Path, *, given: Given | None = None) -> None:
             processing_class=prepared.tokenizer,
             data_collator=build_collator(prepared.tokenizer, layout),
             peft_config=build_lora(job.lora, model, task_type="SEQ_CLS") if job.lora else None,
-            callbacks=build_callbacks(job, run_dir),
+            callbacks=build_callbacks(job, run_dir, *callbacks),
             row_sources=prepared.data.train.sources,
             **epoch_orders(job, layout, args),
         )

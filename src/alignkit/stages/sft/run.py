@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from alignkit.config import Batching
 from alignkit.jobs import SftJob
@@ -31,19 +32,28 @@ from alignkit.training.sft import SftTrainer
 logger = logging.getLogger(__name__)
 
 
-def run(job: SftJob, run_dir: Path, *, given: Given | None = None) -> None:
+def run(
+    job: SftJob,
+    run_dir: Path,
+    *,
+    given: Given | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    trainer_class: type[SftTrainer] = SftTrainer,
+) -> None:
     """Train, and leave a run directory that any later command takes as a model.
 
     Args:
         job: the settings.
         run_dir: of this run; nothing else is written to.
         given: the settings as they were given, interpolations unresolved, and where they came from.
+        callbacks: of transformers, told of every step.
+        trainer_class: what trains.
 
     Raises:
         AlignkitError: the user's mistake, or what stopped the training, in words.
     """
     check_job(job)
-    with open_run(job, "sft", run_dir, given) as entry:
+    with open_run(job, "sft", run_dir, given, trainer_class) as entry:
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
@@ -53,7 +63,7 @@ def run(job: SftJob, run_dir: Path, *, given: Given | None = None) -> None:
         args = build_arguments(job, "sft", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **skip)
         layout = choose_layout(job, model, args, longest_row=prepared.longest_row)
         entry.begin()
-        trainer = _trainer(job, run_dir, args, model, prepared, layout)
+        trainer = _trainer(job, run_dir, args, model, prepared, layout, trainer_class, callbacks)
         _begin_ledger(run_dir, trainer, prepared)
         warn(*template_mismatches(job, prepared.template))
         log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), entry)
@@ -70,10 +80,17 @@ def run(job: SftJob, run_dir: Path, *, given: Given | None = None) -> None:
 
 
 def _trainer(
-    job: SftJob, run_dir: Path, args: Any, model: PreTrainedModel, prepared: Prepared, layout: Batching
+    job: SftJob,
+    run_dir: Path,
+    args: Any,
+    model: PreTrainedModel,
+    prepared: Prepared,
+    layout: Batching,
+    trainer_class: type[SftTrainer],
+    callbacks: Sequence[TrainerCallback],
 ) -> SftTrainer:
     (train, evals), stream = filled(prepared.data, args), prepared.stream
-    return SftTrainer(
+    return trainer_class(
         model=model,
         args=args,
         train_dataset=train.dataset if stream is None else stream.dataset(),
@@ -81,7 +98,7 @@ def _trainer(
         processing_class=prepared.tokenizer,
         data_collator=build_collator(prepared.tokenizer, layout, prepared.attention),
         peft_config=build_lora(job.lora, model) if job.lora else None,
-        callbacks=build_callbacks(job, run_dir),
+        callbacks=build_callbacks(job, run_dir, *callbacks),
         row_sources=train.sources if stream is None else stream.sources,
         **epoch_orders(job, layout, args),
     )
