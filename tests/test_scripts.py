@@ -1,6 +1,7 @@
 """The chains in scripts/ run as they are typed, from any folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,20 @@ def test_words_reach_the_stages_they_are_meant_for(tmp_path: Path) -> None:
     assert all(" seed=1" in line for line in (sft, reward, ppo))
     assert [" template=chatml" in line for line in (sft, reward, ppo)] == [True, False, False]
     assert [" ppo.num_updates=9" in line for line in (sft, reward, ppo)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("end", "held"),
+    [
+        ("oldest", ["peft==0.21", "transformers==5.23", "trl==1.16"]),
+        ("newest", []),
+        ("pinned", ["peft==0.21.2", "transformers==5.23.0", "trl==1.16.0"]),
+    ],
+)
+def test_ci_holds_the_libraries_to_an_end_of_their_range(end: str, held: list[str], tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(["bash", ROOT / ".ci" / "upstream", end, tmp_path], check=True)
+    before, after = ((folder / "constraints.txt").read_text().splitlines() for folder in (ROOT, tmp_path))
+    assert [line for line in after if line.startswith(("peft==", "transformers==", "trl=="))] == held
+    assert len(set(before) - set(after)) == {"oldest": 3, "newest": 3, "pinned": 0}[end]

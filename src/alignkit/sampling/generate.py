@@ -169,7 +169,8 @@ class _Batch:
         base = getattr(model, "get_base_model", lambda: model)()  # a PEFT model takes any argument and passes it on
         self.name = type(base).__name__
         self.takes_positions = takes_positions(model)
-        self.keeps_cache = "past_key_values" in inspect.signature(base.forward).parameters
+        self.cache_name = _cache_name(base)
+        self.keeps_cache = self.cache_name is not None
         self.is_settled = not self.keeps_cache
         if not self.keeps_cache:
             self.size = 1  # a state that runs over the tokens may run over padding too
@@ -263,9 +264,9 @@ class _Batch:
             use_cache=self.keeps_cache,
             logits_to_keep=1,
             **({"position_ids": positions_BS[:, unseen]} if self.takes_positions else {}),
-            **({"past_key_values": cache} if cache is not None else {}),
+            **({str(self.cache_name): cache} if cache is not None else {}),
         )
-        cache = output.get("past_key_values")
+        cache = output.get(self.cache_name)
         logits_BV: Tensor = output.logits[:, -1].float()
         return logits_BV, cache
 
@@ -317,6 +318,15 @@ class _Batch:
         window = max(len(stop.encode()) for stop in self.sampling.stop) + 1
         text = self.decode(drawn[-window:])
         return any(stop in text for stop in self.sampling.stop)
+
+
+def _cache_name(base: Any) -> str | None:
+    """The argument that takes the key/value cache; None where a model has none."""
+    taken = inspect.signature(base.forward).parameters
+    if "past_key_values" in taken:  # up to transformers 5.23, and in code of other people's
+        return "past_key_values"
+    # Mamba's state, which no batch can share, goes by the same name.
+    return "cache" if "cache" in taken and hasattr(base.config, "num_attention_heads") else None
 
 
 @cache
