@@ -219,3 +219,13 @@ def test_policy_reference_value_and_reward_are_hardly_more_than_one_backbone() -
     whole = sum(w.numel() for w in under.adapters.model.parameters())
     base = sum(w.numel() for w in load_model(under.base.config, tokenizer=byte_tokenizer(), seed=0).parameters())
     assert before < whole < 1.2 * base
+
+
+def test_an_adapter_that_took_a_part_out_of_the_base_does_not_share_it(tmp_path: Path) -> None:
+    """PEFT takes that part out again when it loads the run alone: on a whole backbone it would score otherwise."""
+    run = shutil.copytree("gpt2-lora", tmp_path / "run")
+    config = json.loads((run / "adapter_config.json").read_text())
+    for key, value in (("init_lora_weights", "pissa"), ("bias", "all")):
+        (run / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+        why = why_not_shared(run_named(run), backbone("gpt2"))
+        assert why == "an adapter took a part out of the base, or changed its biases"

@@ -11,8 +11,9 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from alignkit.config import Init, Quantization
-from alignkit.models.adapters import Adapters
+from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.load import read_adapter_config
+from alignkit.models.lora import leaves_base
 from alignkit.models.reward import HEADS, adapter_and_head, head_beside
 from alignkit.models.source import ADAPTER_WEIGHTS, ModelSource, weight_shapes
 
@@ -48,6 +49,8 @@ def why_not_shared(run: ModelSource, backbone: Backbone | None) -> str | None:
     if not backbone.is_base_of(run):
         return "its base is another"
     assert run.folder is not None
+    if not all(map(leaves_base, (read_adapter_config(run.folder), backbone.adapters.model.peft_config[FIRST]))):
+        return "an adapter took a part out of the base, or changed its biases"
     if more := trained_beside(run.folder):
         return f"it trains {more} too"
     return None
