@@ -39,6 +39,15 @@ KINDS = {
         "reward=[{function: 'rewards.py:length'}]",
     ],
 }
+GROUPS = ["ppo.num_prompts=2", "ppo.num_generations=4", "ppo.refill_flat_groups=1"]
+ESTIMATORS = {
+    "grpo": ["ppo.advantage=grpo", *GROUPS, "ppo.score_scaling=none", "ppo.mask_truncated=true"],
+    "dr_grpo": ["ppo.advantage=dr_grpo", *GROUPS],
+    "rloo": ["ppo.advantage=rloo", *GROUPS, "ppo.ratio_over=completion"],
+    "reinforce": ["ppo.advantage=reinforce", "ppo.gamma=0.9"],
+    "reinforce_baseline": ["ppo.advantage=reinforce_baseline", *GROUPS],
+}
+KINDS |= {name: [*KINDS["full"], *words] for name, words in ESTIMATORS.items()}
 # In one process group: its seconds of imports are paid once.
 BOTH = f"""
 from alignkit.launch import compose_job, launch
@@ -95,6 +104,7 @@ WEIGHTS = {
     "lora": ["adapter_model.safetensors", "value_head.safetensors", "value/adapter_model.safetensors"],
     "beside": ["model.safetensors", "value_head.safetensors"],
     "named": ["adapter_model.safetensors", "value_head.safetensors"],
+    **{name: ["model.safetensors"] for name in ESTIMATORS},
 }
 
 
