@@ -111,12 +111,13 @@ def test_a_smoke_recipe_runs_from_any_folder_in_moments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fewer = {"sft": ["samples=1", "sampling.max_new_tokens=8"], "dpo": ["samples=1", "sampling.max_new_tokens=8"]}
-    launch(path.stem, [f"config={path}", *fewer.get(path.stem, [])])
+    stage = launched(path)[0]
+    launch(stage, [f"config={path}", *fewer.get(stage, [])])
     content = contents(path)
-    run_dir = tmp_path / "runs" / path.stem / content["name"]
+    run_dir = tmp_path / "runs" / stage / content["name"]
     assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    measure, sign = ("eval_score", -1) if path.stem == "ppo" else ("eval_loss", 1)
+    measure, sign = ("eval_score", -1) if stage == "ppo" else ("eval_loss", 1)
     held_out = [sign * line[measure] for line in metrics if measure in line]
     assert held_out[-1] < held_out[0]
     assert (run_dir / "model.safetensors").stat().st_size > 1_000_000
