@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, as_yaml
 from alignkit.jobs import SftJob
 from alignkit.launch import compose_job, launch
 
@@ -270,3 +270,8 @@ def test_a_folder_of_own_options_is_found(tmp_path: Path) -> None:
     (tmp_path / "own" / "model" / "mine.yaml").write_text("name: org/mine\n", encoding="utf-8")
     job = compose_job("sft", ["model=mine", "data.path=d.jsonl"], config_dir=tmp_path / "own")
     assert job.model.name == "org/mine"
+
+
+def test_values_are_spelled_as_yaml_has_them() -> None:
+    assert as_yaml([True, None, {"a": False}, "x", 1e-5]) == "[true, null, {a: false}, 'x', 1e-05]"
+    assert refusal("train.learning_rate=true") == ["train.learning_rate is true, which is no float"]

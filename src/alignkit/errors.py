@@ -7,8 +7,10 @@ exits with its `exit_status`. Anything else that escapes is a bug of ours and ex
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 SHOWN_PROBLEMS = 10
 
@@ -114,6 +116,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The suggestion to append to a refusal: `; did you mean 'x'?`, or nothing where no choice is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def as_yaml(value: Any) -> str:
+    """Write the value of a setting as YAML has it, where Python's True and None are true and null."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {as_yaml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(as_yaml, value)) + "]"
+    return str(value) if isinstance(value, Enum) else repr(value)
 
 
 def check_writable(option: str, path: Path | None) -> None:

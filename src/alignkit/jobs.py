@@ -25,6 +25,7 @@ from alignkit.config import (
     ValueConfig,
     setting,
 )
+from alignkit.errors import as_yaml
 from alignkit.estimators import settle
 
 
@@ -343,7 +344,7 @@ def _no_number(name: str, value: Any, number: type) -> list[str]:
     if isinstance(value, (int, number)) and not isinstance(value, bool):
         return []
     kind = "a whole number" if number is int else "a number"
-    return [f"{name} is {value!r}: it must be {kind}, or {{start: …, end: …}} for one that moves"]
+    return [f"{name} is {as_yaml(value)}: it must be {kind}, or {{start: …, end: …}} for one that moves"]
 
 
 def _outside(name: str, value: float, metadata: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from alignkit.errors import DamagedFile
+from alignkit.errors import DamagedFile, as_yaml
 
 Kind = TypeVar("Kind")
 _WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
@@ -64,5 +64,5 @@ def get(content: dict[str, Any], key: str, kind: type[Kind], path: Path) -> Kind
     value: Any = content.get(key)
     wanted: Any = (int, float) if kind is float else kind
     if not isinstance(value, wanted) or (kind in (int, float) and isinstance(value, bool)):
-        raise DamagedFile(f"{path} is damaged: its {key} is {value!r:.60}, and must be {_WORDS[kind]}")
+        raise DamagedFile(f"{path} is damaged: its {key} is {as_yaml(value):.60}, and must be {_WORDS[kind]}")
     return cast("Kind", value)

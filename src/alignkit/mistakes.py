@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import upstream
-from alignkit.errors import ConfigError, did_you_mean
+from alignkit.errors import ConfigError, as_yaml, did_you_mean
 from alignkit.jobs import JOBS, StageJob, settings
 from alignkit.quoting import as_element, delimiters, quoted, repaired, typed_word, with_text_quoted
 from alignkit.runs.manifest import flat
@@ -332,7 +332,7 @@ def _in_defaults(value: Any, config_dir: Path | None) -> Iterator[str]:
         (entry, option), *more = (isinstance(item, Mapping) and item.items()) or [(item, None)]
         group = str(entry).removeprefix("override").strip().removeprefix("/")
         if more or not str(entry).startswith("override ") or group not in GROUPS:
-            yield f"defaults: {item!r}: write '- override /GROUP: OPTION', with one of {', '.join(GROUPS)}"
+            yield f"defaults: {as_yaml(item)}: write '- override /GROUP: OPTION', with one of {', '.join(GROUPS)}"
         else:
             yield from _wrong_option(group, str(option), config_dir)
 
@@ -372,7 +372,7 @@ def _wrong_type(dotted: str, key: str, value: Any, section: Any, *, typed: bool)
     if isinstance(default := getattr(section, key), StrEnum):
         names = [str(member) for member in type(default)]
         if not isinstance(value, str) or value not in names:
-            yield f"{dotted} is {value!r}: choose {', '.join(names)}{did_you_mean(str(value), names)}"
+            yield f"{dotted} is {as_yaml(value)}: choose {', '.join(names)}{did_you_mean(str(value), names)}"
         return
     (kind,) = [str(item.type) for item in dataclasses.fields(section) if item.name == key]
     if value in (None, "") and default == "???":
@@ -386,7 +386,7 @@ def _wrong_type(dotted: str, key: str, value: Any, section: Any, *, typed: bool)
 
 
 def _shown(value: Any) -> str:
-    return "empty" if value is None else repr(value)
+    return "empty" if value is None else as_yaml(value)
 
 
 def _wanted(dotted: str, kind: str, value: Any, *, typed: bool) -> str:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import ConfigError, did_you_mean
+from alignkit.errors import ConfigError, as_yaml, did_you_mean
 
 _TRAINING_ARGUMENTS = ("transformers", "training_args.py", "TrainingArguments")
 
@@ -294,7 +294,7 @@ def _wrong_value(key: str, value: Any, annotation: str) -> list[str]:
             for name in names & plain.keys()
         )
         if not fits:
-            return [f" is {value!r}, which is no {' or '.join(sorted(names & plain.keys()))}"]
+            return [f" is {as_yaml(value)}, which is no {' or '.join(sorted(names & plain.keys()))}"]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if key in _AT_LEAST_ONE and value < 1:
             return [f" is {value}: it must be at least 1"]

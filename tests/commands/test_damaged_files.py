@@ -1,5 +1,6 @@
 """A damaged file of a run ends every command in a line that names it, and never in an internal error."""
 
+import io
 import json
 import random
 import shutil
@@ -27,7 +28,12 @@ COMMANDS: dict[str, list[str]] = {
     "compare --reward": [
         *("compare", RUN, f"{RUN}/base", "--prompt", "Say one.", "sampling.max_new_tokens=2", "--reward", REWARD),
     ],
+    "chat": ["chat", RUN, "sampling.max_new_tokens=2"],
     "evaluate": ["evaluate", RUN, "sampling.max_new_tokens=2", "num_prompts=1"],
+    "evaluate --pairs": [
+        *("evaluate", RUN, "--pairs", "pairs.jsonl", "--reference", f"{RUN}/base", "--reward", REWARD),
+        *("sampling.max_new_tokens=2", "num_prompts=1"),
+    ],
     "merge": ["merge", RUN, "merged"],
     "verify": ["verify", RUN],
     "score": ["score", REWARD, "--pairs", "pairs.jsonl"],
@@ -36,6 +42,7 @@ COMMANDS: dict[str, list[str]] = {
     "reward": ["reward", *ON_RUN, *PAIRS],
     "dpo": ["dpo", *ON_RUN, *PAIRS, "samples=0", f"reference.name={RUN}"],
     "inspect": ["inspect", "sft", *ON_RUN, "data.path=rows.jsonl"],
+    "inspect reward": ["inspect", "reward", *ON_RUN, *PAIRS],
     "ppo": [
         *(
             "ppo",
@@ -81,10 +88,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said_of(words: list[str]) -> str:
     """What a command says as it fails; empty where it does not."""
-    try:
-        app(args=words, standalone_mode=False)
-    except AlignkitError as error:
-        return str(error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO("Say one.\n"))  # what is typed in a chat
+        try:
+            app(args=words, standalone_mode=False)
+        except AlignkitError as error:
+            return str(error)
     return ""
 
 
@@ -122,6 +131,11 @@ def fails(made: Path, tmp_path: Path, place: str, how: str, command: str, *, sea
         except BaseException as error:
             return f"{command} on {place} ({how}): {type(error).__name__}: {str(error)[:120]}"
     return ""
+
+
+def test_every_command_is_tried() -> None:
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert {words[0] for words in COMMANDS.values()} == commands - {"demo"}  # which reads no run
 
 
 @pytest.mark.slow

@@ -217,6 +217,21 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
     assert refused(folder, resume=True) == (f"resume=true: there is no run in {folder}; leave resume out to start one")
 
 
+def test_processes_that_their_launcher_starts_again_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    interrupt(tmp_path / "run")
+    assert "is an unfinished run" in refused(tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for rank, asked in (("0", {}), ("0", {"overwrite": True}), ("1", {})):
+        monkeypatch.setenv("RANK", rank)
+        with guarded(tmp_path / "run", **asked) as run:
+            assert run.resuming
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")  # which did not begin this run
+    assert "is an unfinished run" in refused(tmp_path / "run")
+
+
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     finish(tmp_path / "x")
     assert refused(tmp_path / "x", resume=True, overwrite=True) == (

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import ConfigError, OutputError
+from alignkit.errors import ConfigError, OutputError, as_yaml
 from alignkit.json_files import read_object
 from alignkit.models.source import local_folder
 
@@ -56,8 +56,8 @@ class AnswerFile:
         if changed:
             raise ConfigError(
                 *(
-                    f"--out {self.path} belongs to other settings: {key} was {before.get(key)!r} there and is "
-                    f"{now.get(key)!r} now"
+                    f"--out {self.path} belongs to other settings: {key} was {as_yaml(before.get(key))} there and is "
+                    f"{as_yaml(now.get(key))} now"
                     for key in sorted(changed)
                 ),
                 f"name another file, or remove {self.path}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from alignkit.config import OnError
-from alignkit.errors import RewardError, did_you_mean
+from alignkit.errors import RewardError, as_yaml, did_you_mean
 from alignkit.models.source import local_folder
 from alignkit.user_functions import function_name
 
@@ -112,7 +112,7 @@ def parse_option(name: str, *, batch_size: int) -> RewardSource:
 
 def _mistakes(item: Any, setting: str) -> list[str]:
     if not isinstance(item, Mapping):
-        return [f"{setting} is {item!r}: it must be a source, such as {_meant(item)}"]
+        return [f"{setting} is {as_yaml(item)}: it must be a source, such as {_meant(item)}"]
     known = [entry.name for entry in fields(RewardSource) if entry.name != "setting"]
     problems = [f"{setting}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in item if key not in known]
     kinds = [kind for kind in _KINDS if item.get(kind) is not None]
@@ -122,23 +122,23 @@ def _mistakes(item: Any, setting: str) -> list[str]:
         if item.get(key) is not None and kinds and kinds[0] != kind:
             problems.append(f"{setting}.{key} has no effect on a {kinds[0]}: only a {kind} has it")
     problems += [
-        f"{setting}.{key} is {item[key]!r}: it must be a name"
+        f"{setting}.{key} is {as_yaml(item[key])}: it must be a name"
         for key in (*_KINDS, "label")
         if not _is_name(item.get(key)) and not (key == "function" and callable(item[key]))
     ]
     problems += [
-        f"{setting}.{key} is {item[key]!r}: it must be {words}"
+        f"{setting}.{key} is {as_yaml(item[key])}: it must be {words}"
         for key, words in (("weight", "a number other than 0"), ("timeout", "seconds above 0"))
         if key in item and not _is_number(item[key], above_zero=key == "timeout")
     ]
     if not isinstance(item.get("standardise", False), bool):
-        problems.append(f"{setting}.standardise is {item['standardise']!r}: it must be true or false")
+        problems.append(f"{setting}.standardise is {as_yaml(item['standardise'])}: it must be true or false")
     size = item.get("batch_size", 1)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        problems.append(f"{setting}.batch_size is {size!r}: it must be a whole number above 0")
+        problems.append(f"{setting}.batch_size is {as_yaml(size)}: it must be a whole number above 0")
     for key, choices in (("on_error", [str(member) for member in OnError]), ("output", list(_OUTPUTS))):
         if key in item and item[key] not in choices:
-            problems.append(f"{setting}.{key} is {item[key]!r}: choose {', '.join(choices)}")
+            problems.append(f"{setting}.{key} is {as_yaml(item[key])}: choose {', '.join(choices)}")
     if kinds == ["classifier"] and item.get("label") is None:
         problems.append(f"{setting}.label is missing: which label's score is the reward?")
     return problems

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Interrupted, RunError, StopSignal
+from alignkit.errors import Interrupted, RunError, StopSignal, as_yaml
 from alignkit.jobs import JOBS
 from alignkit.runs.given import Given, mask_settings
 from alignkit.runs.lock import LOCK, hold
@@ -95,6 +96,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started, self.begun = self.started or _now(), True
         this = {"at": _now(), "command": list(self.given.command), "folder": str(Path.cwd()), **describe_machine()}
+        this["launcher"] = _launcher()
         self._starts = [*self.earlier.get("starts", []), this | {"git": git_commit(Path.cwd())}]
         self._add_time("prepare", self._opened)
         self.write("running")  # first: what is left of a run that is being deleted must not say that it is finished
@@ -158,7 +160,7 @@ def guard_run(folder: Path, *, stage: str, given: Given, resume: bool, overwrite
         folder: of the run; its last part is the run's name.
         stage: what will train in it.
         given: the settings as given; secrets among them are masked.
-        resume: go on with an unfinished run.
+        resume: go on with an unfinished run; so does a process that `torchrun --max-restarts` starts again.
         overwrite: replace a run that is there.
 
     Yields:
@@ -168,6 +170,8 @@ def guard_run(folder: Path, *, stage: str, given: Given, resume: bool, overwrite
     Raises:
         RunError: the folder may not be used like this.
     """
+    if _is_restarted(folder):
+        resume, overwrite = True, False
     if is_main_process():
         _check_folder(folder, resume=resume, overwrite=overwrite)
     with hold(folder, folder / LOCK) if is_main_process() else nullcontext():
@@ -200,6 +204,23 @@ def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
         raise stopped from error
     if run.begun:
         run.write("finished")
+
+
+def _launcher() -> str | None:
+    """The elastic launcher (torchrun's) that started this process, if one did: of several nodes they share a number."""
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return None
+    number = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return number if number != "none" else f"{socket.gethostname()} {os.getppid()}"
+
+
+def _is_restarted(folder: Path) -> bool:
+    """Whether the launcher has started this process again, after it began the run of this folder."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    starts = (read_manifest(folder) or {}).get("starts")
+    last = starts[-1] if isinstance(starts, list) and starts else None
+    return isinstance(last, dict) and last.get("launcher") == _launcher()
 
 
 def _stopped(run: Run, error: BaseException) -> Interrupted | None:
@@ -299,7 +320,7 @@ def _further(run: Run) -> list[str]:
 def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, way_out: list[str]) -> None:
     """Resuming with other settings would be neither run; each difference is named."""
     changed = [
-        f"resume=true: {key} was {old.get(key)!r} in {folder} and is {new.get(key)!r} now"
+        f"resume=true: {key} was {as_yaml(old.get(key))} in {folder} and is {as_yaml(new.get(key))} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key not in _MAY_CHANGE
     ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from transformers import GenerationConfig, PreTrainedModel
 
 from alignkit.config import SamplingConfig
-from alignkit.errors import ModelError
+from alignkit.errors import ModelError, as_yaml
 
 DRAW_SETTINGS = ("temperature", "top_k", "top_p", "min_p")
 SCHEDULABLE = (*DRAW_SETTINGS, "repetition_penalty")
@@ -125,7 +125,9 @@ def stop_ids(model: PreTrainedModel, of_template: Sequence[int]) -> list[int]:
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     others = known if isinstance(known, list) else [] if known is None else [known]
     if not all(isinstance(token, int) for token in others):
-        raise ModelError(f"the generation_config.json of the model is damaged: its eos_token_id is {known!r:.60}")
+        raise ModelError(
+            f"the generation_config.json of the model is damaged: its eos_token_id is {as_yaml(known):.60}"
+        )
     return list(dict.fromkeys([*of_template, *others]))
 
 

@@ -29,7 +29,7 @@ from alignkit.runs.manifest import lineage, read_manifest, recorded_groups
 from alignkit.runs.result import check_results
 from alignkit.stages.inputs import model_sections, record_inputs
 from alignkit.terminal import Lines, steady_streams
-from alignkit.training.processes import parted_at_exit
+from alignkit.training.processes import meet_again, parted_at_exit
 from alignkit.training.session import TO_GO_ON, TO_LOWER
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def open_run(job: StageJob, stage: str, run_dir: Path, given: Given | None, trai
     given = given or Given(_settings_of(job))
     guard = guard_run(run_dir, stage=stage, given=given, resume=job.resume, overwrite=job.overwrite)
     explained = explain_out_of_memory(TO_LOWER, doing=lambda: f"{stage}, outside of a step", then=TO_GO_ON)
+    meet_again()
     with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run, explained:
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)

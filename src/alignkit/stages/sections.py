@@ -61,7 +61,7 @@ def check_base_stays(job: StageJob) -> list[str]:
     init, bias = job.lora.get("init_lora_weights", True), job.lora.get("bias", "none")
     problems = []
     if init is False or str(init).split("_niter")[0] in _STARTS_ELSEWHERE:
-        problems.append(f"lora.init_lora_weights={init}: {why}")
+        problems.append(f"lora.init_lora_weights={'false' if init is False else init}: {why}")
     if bias != "none":
         problems.append(f"lora.bias={bias}: {why}")
     return problems

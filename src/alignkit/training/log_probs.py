@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.training.lm_head import add_product, rows_at_once
+from alignkit.training.lm_head import HeadGradient, rows_at_once
 
 
 class TokenScores(NamedTuple):
@@ -128,7 +128,7 @@ class _TokenScoresFunction(torch.autograd.Function):
         hidden_NH, weight_VH, targets_N = ctx.saved_tensors
         needs_hidden, *_ = ctx.needs_input_grad
         grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
-        grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+        head = HeadGradient(weight_VH, hidden_NH.dtype)
         dtype, weight_VH = weight_VH.dtype, weight_VH.to(hidden_NH.dtype)
         rows = rows_at_once(weight_VH)
         for start in range(0, len(targets_N), rows):
@@ -138,5 +138,5 @@ class _TokenScoresFunction(torch.autograd.Function):
             grad_logits = probs.mul_(-scale).scatter_add_(1, targets_N[part, None], scale).to(hidden_NH.dtype)
             if grad_NH is not None:
                 torch.mm(grad_logits, weight_VH, out=grad_NH[part])
-            add_product(grad_VH, grad_logits, hidden_NH[part])
-        return grad_NH, grad_VH.to(dtype), None, None
+            head.add(grad_logits, hidden_NH[part])
+        return grad_NH, head.total().to(dtype), None, None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch does not list them
 
-from alignkit.errors import Interrupted
+from alignkit.errors import Interrupted, TrainingError
 
 
 @contextmanager
@@ -25,6 +27,49 @@ def parted_at_exit() -> Iterator[None]:
         _part_at_exit()
         raise
     _part_at_exit()
+
+
+def meet_again() -> None:
+    """Connect the processes that an elastic launcher has started again, after one of them had ended.
+
+    They meet in the launcher's store, which still has the addresses of the processes that are gone: torch takes it that
+    every attempt has a store of its own, and a process that comes before the main one calls a dead one (gloo:
+    "connectFullMesh failed"). Under a prefix of the attempt's the store is empty.
+    """
+    attempt, env = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ
+    if attempt == "0" or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or torch.distributed.is_initialized():
+        return
+    rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
+    store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), world_size, is_master=False)
+    kind = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(kind),
+        store=PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+@contextmanager
+def explain_lost_process(doing: Callable[[], str]) -> Iterator[None]:
+    """Say in one line that another process is gone, where the exchange with it raises that.
+
+    Args:
+        doing: what was going on.
+
+    Raises:
+        TrainingError: the connection broke.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            why = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{doing()}: the connection to another process broke, which says why if it could; resume=true goes on "
+                f"from the newest checkpoint ({why})"
+            ) from error
+        raise
 
 
 def _part_at_exit() -> None:

@@ -17,6 +17,7 @@ from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.save import save_model
 from alignkit.training.checkpoints import checkpoints, is_disk_full, newest_sound, step_of
 from alignkit.training.durable import DurableTrainer
+from alignkit.training.processes import explain_lost_process
 from alignkit.training.sharding import gathered
 from alignkit.training.signals import name_of
 
@@ -36,7 +37,7 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
 
     Raises:
         Interrupted: a signal came; a checkpoint was saved.
-        TrainingError: the loss is not finite, the disk is full, or a tracker does not work.
+        TrainingError: the loss is not finite, the disk is full, a tracker does not work, or another process is gone.
     """
     checkpoint = None
     if resume:
@@ -44,8 +45,12 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
         for line in passed_over:
             logger.warning("passed over %s", line)
         logger.info("going on from %s", checkpoint or "the start: no checkpoint was saved yet")
-    doing = explain_out_of_memory(TO_LOWER, doing=lambda: f"step {trainer.state.global_step + 1}", then=TO_GO_ON)
-    with _explain_trackers(trainer.args.report_to or ()), doing:
+
+    def step_at_work() -> str:
+        return f"step {trainer.state.global_step + 1}"
+
+    doing = explain_out_of_memory(TO_LOWER, doing=step_at_work, then=TO_GO_ON)
+    with _explain_trackers(trainer.args.report_to or ()), explain_lost_process(step_at_work), doing:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
     if trainer.interrupted:

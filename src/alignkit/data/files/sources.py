@@ -17,7 +17,7 @@ from typing import Any
 from alignkit.config import MAX_ROW_BYTES
 from alignkit.data.files.readers import EXTENSIONS, file_kind, file_problem, read_file, without_filled
 from alignkit.data.rows.formats import FIELDS, Fields, check_format
-from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean
+from alignkit.errors import AlignkitError, ConfigError, DataError, as_yaml, did_you_mean
 from alignkit.user_functions import load_function
 
 # What `datasets` writes next to the rows it saves.
@@ -112,16 +112,18 @@ def _mistakes(given: dict[Any, Any], setting: str, fields: Fields) -> list[str]:
     path, weight = given.get("path"), given.get("weight")
     if not isinstance(path, str) or not path.strip():
         name = setting if given.keys() == {"path"} else f"{setting}.path"
-        problems.append(f"{name} is {path!r}: it must be a path, or a list of paths or of {{{', '.join(known)}}}")
+        problems.append(
+            f"{name} is {as_yaml(path)}: it must be a path, or a list of paths or of {{{', '.join(known)}}}"
+        )
     is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if weight is not None and not (is_number and 0 < weight < math.inf):
-        problems.append(f"{setting}.weight is {weight!r}: it must be a number above 0")
+        problems.append(f"{setting}.weight is {as_yaml(weight)}: it must be a number above 0")
     limit = given.get("limit")
     if limit is not None and not (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
-        problems.append(f"{setting}.limit is {limit!r}: it must be a whole number above 0")
+        problems.append(f"{setting}.limit is {as_yaml(limit)}: it must be a whole number above 0")
     for key, wanted, words in (("format", str, "a name"), ("split", str, "a name"), ("columns", dict, "a mapping")):
         if given.get(key) is not None and not isinstance(given[key], wanted):
-            problems.append(f"{setting}.{key} is {given[key]!r}: it must be {words}")
+            problems.append(f"{setting}.{key} is {as_yaml(given[key])}: it must be {words}")
     return problems or check_format(
         given.get("format") or "auto", given.get("columns") or {}, setting=setting, fields=fields
     )

@@ -28,6 +28,7 @@ from alignkit.data.sets.section import check_data
 from alignkit.data.sets.source_read import SourceRead
 from alignkit.data.sets.split import hold_out
 from alignkit.data.sets.system import give_system_to_sets
+from alignkit.errors import as_yaml
 
 # Of `DataConfig`: they speak of responses, or of how rows with responses are batched.
 _NO_EFFECT = {
@@ -113,7 +114,7 @@ def check_prompts(data: PromptDataConfig) -> list[str]:
     defaults = {item.name: item.default for item in dataclasses.fields(DataConfig)}
     for name, why in _NO_EFFECT.items():
         if (value := getattr(data, name)) != defaults[name]:
-            problems.append(f"data.{name}={value} has no effect here: {why}; leave it out")
+            problems.append(f"data.{name}={as_yaml(value)} has no effect here: {why}; leave it out")
     if data.overlength is Overlength.keep_start:
         problems.append("data.overlength=keep_start would cut off what every prompt ends with: take keep_end or drop")
     low, high = data.prompt_length.min, data.prompt_length.max

@@ -61,13 +61,13 @@ def run(
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
+        ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
+        args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         prepare_router_loss(model, job.train)
         layout = choose_layout(
             job, model, lm_head(model), may_share=prepared.may_share, longest_line=prepared.longest_line
         )
-        ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
-        args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)
         entry.begin()
         train_rows, held_out = filled(prepared.data, args)
         trainer = trainer_class(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from alignkit.config import Quantization, ValueConfig, ValueModel
+from alignkit.errors import as_yaml
 from alignkit.jobs import PpoJob
 from alignkit.models.source import ModelSource
 
@@ -35,8 +36,8 @@ def check_value(job: PpoJob) -> list[str]:
     if job.ppo.vf_coef == 0:
         defaults = ValueConfig(start=value.start)
         problems += [
-            f"value.{item.name}={getattr(value, item.name)} has no effect with ppo.vf_coef=0, which trains no values"
+            f"value.{item.name}={as_yaml(given)} has no effect with ppo.vf_coef=0, which trains no values"
             for item in fields(ValueConfig)
-            if getattr(value, item.name) != getattr(defaults, item.name)
+            if (given := getattr(value, item.name)) != getattr(defaults, item.name)
         ]
     return problems

@@ -61,13 +61,13 @@ def run(
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
+        args = build_arguments(
+            job, "reward", run_dir, record=entry.record, held_out=bool(prepared.data.evals), max_length=None
+        )
         model = load_merged(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
         model = as_reward_model(model, prepared.tokenizer, seed=job.seed)
         layout = choose_layout(
             job, model, score_head(model), may_share=prepared.may_share, longest_line=prepared.longest_line
-        )
-        args = build_arguments(
-            job, "reward", run_dir, record=entry.record, held_out=bool(prepared.data.evals), max_length=None
         )
         entry.begin()
         train_rows, held_out = filled(prepared.data, args)

@@ -57,10 +57,10 @@ def run(
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
-        model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
-        prepare_router_loss(model, job.train)
         skip = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         args = build_arguments(job, "sft", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **skip)
+        model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
+        prepare_router_loss(model, job.train)
         layout = choose_layout(job, model, args, longest_row=prepared.longest_row)
         entry.begin()
         trainer = _trainer(job, run_dir, args, model, prepared, layout, trainer_class, callbacks)
