@@ -62,8 +62,8 @@ def test_a_schedule_is_refused_where_there_is_no_time() -> None:
         ("temperature", 0, "temperature is 0: it must be above 0"),
         ("temperature", -1.0, "temperature is -1.0: it must be above 0"),
         ("temperature", "hot", "temperature is 'hot': it must be a number, or {start: …, end: …} for one that moves"),
-        ("temperature", True, "temperature is True: it must be a number, or {start: …, end: …} for one that moves"),
-        ("temperature", {"start": 1}, "temperature is {'start': 1}: it must be a number, or {start: …, end: …} for one "
+        ("temperature", True, "temperature is true: it must be a number, or {start: …, end: …} for one that moves"),
+        ("temperature", {"start": 1}, "temperature is {start: 1}: it must be a number, or {start: …, end: …} for one "
          "that moves"),
         ("temperature", {"start": 1, "end": -2}, "temperature.end is -2: it must be above 0"),
         ("top_k", 0, "top_k is 0: it must be at least 1"),

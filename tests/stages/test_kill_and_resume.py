@@ -260,7 +260,7 @@ def test_resuming_with_other_settings_is_refused_with_what_changed(alignkit: Sta
     refused = alignkit("other", "resume=true", "train.learning_rate=2e-3", "data.limit=9")
     assert refused.status == 2
     assert refused.said.splitlines() == [
-        "alignkit: resume=true: data.limit was None in runs/sft/other and is 9 now",
+        "alignkit: resume=true: data.limit was null in runs/sft/other and is 9 now",
         "alignkit: resume=true: train.learning_rate was 0.001 in runs/sft/other and is 0.002 now",
         "alignkit: resume with the settings it began with, or start a run of another name",
     ]

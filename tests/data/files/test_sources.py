@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.data.files.sources import Source, SourceRow, check_sources, parse_sources, read_rows, repeat_counts
-from alignkit.errors import ConfigError, DataError
+from alignkit.errors import ConfigError, DataError, as_yaml
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"  # about twenty rows each, in the shapes of well-known data sets
 
@@ -82,9 +82,9 @@ def test_mistakes_are_told_together() -> None:
         "data.format: unknown format 'instrction'; did you mean 'instruction'?",
         "data.path[0]: unknown key 'wieght'; did you mean 'weight'?",
         "data.path[0].weight is 0: it must be a number above 0",
-        "data.path[1].path is None: it must be a path, or a list of paths or of {path, weight, format, columns, split, "
+        "data.path[1].path is null: it must be a path, or a list of paths or of {path, weight, format, columns, split, "
         "limit}",
-        "data.path[1].weight is True: it must be a number above 0",
+        "data.path[1].weight is true: it must be a number above 0",
         "data.path[1].format is ['text']: it must be a name",
         "data.path[1].split is 3: it must be a name",
         "data.path[1].columns is 'output': it must be a mapping",
