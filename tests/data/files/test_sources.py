@@ -67,7 +67,7 @@ def test_several_paths_with_settings_of_their_own() -> None:
 @pytest.mark.parametrize("value", [None, 3, "", " ", {"path": "a.json"}])
 def test_what_is_no_path(value: Any) -> None:
     wanted = "it must be a path, or a list of paths or of {path, weight, format, columns, split, limit}"
-    assert mistakes(value, setting="data.eval_path") == (f"data.eval_path is {value!r}: {wanted}",)
+    assert mistakes(value, setting="data.eval_path") == (f"data.eval_path is {as_yaml(value)}: {wanted}",)
 
 
 def test_mistakes_are_told_together() -> None:
