@@ -86,8 +86,10 @@ def test_every_loss_and_figure_is_of_the_kept_tokens(
             laid = {"input_ids": mask * 0, "attention_mask": mask, "completion_mask": mask, **references}
             for loss in LOSSES:
                 trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = [loss], [1.0], 0.1
+                trainer._figures["eval"].clear()
                 ours = upstream(trainer, model, {**inputs, **references})
-                figures = {name: trainer._metrics["eval"][name][-1] for name in FIGURES}
+                sums = trainer._figures["eval"]
+                figures = {name: sums[name][0] / sums[name][1] for name in FIGURES}
                 theirs = DPOTrainer._compute_loss(trainer, lambda **_: alone, laid, False)
                 assert ours.item() == pytest.approx(theirs.item(), rel=1e-4, abs=1e-5), loss
                 wanted = {name: trainer._metrics["eval"][name][-1] for name in FIGURES}
