@@ -55,7 +55,7 @@ def test_the_basis_is_right() -> None:
             ["lora=ppo", "lora.init_lora_weights=pissa_niter_4"],
             "lora.init_lora_weights=pissa_niter_4: the base without",
         ),
-        (["lora=ppo", "lora.init_lora_weights=false"], "lora.init_lora_weights=False: the base without its adapter is"),
+        (["lora=ppo", "lora.init_lora_weights=false"], "lora.init_lora_weights=false: the base without its adapter is"),
         (["lora=ppo", "lora.bias=all"], "lora.bias=all: the base without its adapter is the reference, and must be"),
         (["model.config.attn_pdrop=0.1"], "model.config.attn_pdrop=0.1: with dropout the policy that samples"),
         (["ppo.kl_target=6", "ppo.kl_coef_end=0"], "ppo.kl_target steers ppo.kl_coef and ppo.kl_coef_end draws it"),
@@ -73,7 +73,7 @@ def test_the_basis_is_right() -> None:
         (["value.warmup_updates=100"], "value.warmup_updates=100 leaves none of ppo.num_updates=100"),
         (["train.eval_steps=5", "train.eval_strategy=steps"], "train.eval_strategy needs held-out rows"),
         (["early_stopping=3"], "early_stopping needs held-out rows"),
-        (["data.streaming=true"], "data.streaming=True has no effect here"),
+        (["data.streaming=true"], "data.streaming=true has no effect here"),
         (["sampling.min_new_tokens=99"], "sampling.min_new_tokens=99 is more than sampling.max_new_tokens=64"),
     ],
 )
