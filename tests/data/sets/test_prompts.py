@@ -108,9 +108,9 @@ def test_plain_text_needs_a_length_and_conversations_take_none(load: Load) -> No
         ({"train_on": TrainOn.everything}, "data.train_on=everything has no effect here: prompts carry no loss"),
         (
             {"train_reasoning": False},
-            "data.train_reasoning=False has no effect here: the loss scores whole responses; leave it out",
+            "data.train_reasoning=false has no effect here: the loss scores whole responses; leave it out",
         ),
-        ({"streaming": True}, "data.streaming=True has no effect here: prompts are read into memory; leave it out"),
+        ({"streaming": True}, "data.streaming=true has no effect here: prompts are read into memory; leave it out"),
         ({"num_proc": 2}, "data.num_proc=2 has no effect here"),
         ({"overlength": Overlength.keep_start}, "data.overlength=keep_start would cut off what every prompt ends with"),
         ({"prompt_length": PromptLength(2, None)}, "data.prompt_length needs both min and max"),
