@@ -65,7 +65,7 @@ def prepare(job: PpoJob, *, now: datetime | None = None) -> Prepared:
     if job.data.max_length is not None and positions is not None and job.data.max_length > longest:
         raise ConfigError(
             f"data.max_length={job.data.max_length} with sampling.max_new_tokens={job.sampling.max_new_tokens} is more "
-            f"than the {positions} positions that {whose} has: shorten the one or the other"
+            f"than {whose}'s {positions} positions: shorten the one or the other"
         )
     max_length = job.data.max_length or min(longest, _LONGEST_BY_DEFAULT)
     data = load_prompts(job.data, template, tokenizer, max_length=max_length, seed=job.seed)
