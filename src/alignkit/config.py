@@ -17,6 +17,15 @@ class Init(StrEnum):
     random = "random"
 
 
+class Resume(StrEnum):
+    """What to do about a run that is there: its YAML booleans are values of `resume`, too."""
+
+    false = "false"
+    true = "true"
+    auto = "auto"
+    force = "force"
+
+
 class Dtype(StrEnum):
     auto = "auto"
     float32 = "float32"

@@ -20,12 +20,13 @@ from alignkit.config import (
     PpoConfig,
     PromptDataConfig,
     ReferenceConfig,
+    Resume,
     SamplingConfig,
     TemplateConfig,
     ValueConfig,
     setting,
 )
-from alignkit.errors import as_yaml
+from alignkit.errors import as_yaml, did_you_mean
 from alignkit.estimators import settle
 
 
@@ -40,7 +41,12 @@ class StageJob:
     stage: ClassVar[str]
     name: str = setting("name of the run, which is written to runs/STAGE/NAME", "default")
     seed: int = setting("seed of every random draw", 0, ge=0)
-    resume: bool = setting("continue an unfinished run from its newest intact checkpoint", False)
+    resume: Any = setting(
+        "true continues an unfinished run from its newest intact checkpoint; auto does so where there is one, starts"
+        " where there is none and leaves a finished run alone; force continues with changed settings or data, and names"
+        " each change",
+        False,
+    )
     overwrite: bool = setting("delete an existing run of the same name first", False)
     early_stopping: int | None = setting(
         "stop after this many evaluations without improvement of the held-out loss (in PPO: score), and keep the best"
@@ -329,6 +335,9 @@ def name_problem(name: str) -> str:
 def out_of_bounds(job: Any) -> list[str]:
     """One line for each setting outside its bounds; empty where all is well."""
     problems = []
+    chosen = str(getattr(job, "resume", False)).lower()
+    if chosen not in [*Resume]:
+        problems.append(f"resume is {chosen}: choose {', '.join(Resume)}{did_you_mean(chosen, [*Resume])}")
     for key, item, value in settings(job):
         if (number := item.metadata.get("schedule")) and value is not None:
             ends = value if isinstance(value, dict) and value.keys() == {"start", "end"} else {"": value}

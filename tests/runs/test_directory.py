@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignkit.config import Resume
 from alignkit.errors import Interrupted, RunError, StopSignal
 from alignkit.runs.directory import guard_run
 from alignkit.runs.given import Given
+from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.manifest import read_manifest
 
 SETTINGS: dict[str, Any] = {
@@ -23,8 +26,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def guarded(folder: Path, *, resume: bool = False, overwrite: bool = False, record: dict[str, Any] = SETTINGS) -> Any:
-    return guard_run(folder, stage="sft", given=Given(record), resume=resume, overwrite=overwrite)
+def guarded(
+    folder: Path, *, resume: bool | str = False, overwrite: bool = False, record: dict[str, Any] = SETTINGS
+) -> Any:
+    return guard_run(folder, stage="sft", given=Given(record), resume=Resume(str(resume).lower()), overwrite=overwrite)
 
 
 def finish(folder: Path) -> None:
@@ -113,7 +118,7 @@ def test_the_record_says_who_ran_it_and_how_long(tmp_path: Path, monkeypatch: py
 
 def test_no_secret_is_recorded(tmp_path: Path) -> None:
     given = Given(SETTINGS | {"train": {"hub_token": "hf_abc", "max_steps": 3}})
-    with guard_run(tmp_path / "x", stage="sft", given=given, resume=False, overwrite=False) as run:
+    with guard_run(tmp_path / "x", stage="sft", given=given, resume=Resume.false, overwrite=False) as run:
         run.begin()
     manifest = read_manifest(tmp_path / "x")
     assert manifest["job"]["train"] == {"hub_token": "***", "max_steps": 3}
@@ -182,6 +187,56 @@ def test_an_unfinished_run_goes_on_or_is_replaced_only_when_asked(tmp_path: Path
         assert not (folder_two / "checkpoints").exists()
 
 
+STATES = ("none", "unfinished", "finished", "live", "changed settings")
+
+
+def bring_about(state: str, folder: Path) -> None:
+    if state == "finished":
+        finish(folder)
+    elif state != "none":
+        interrupt(folder)
+
+
+@pytest.mark.parametrize(
+    ("resume", "outcomes"),
+    [
+        ("false", ["starts", "is an unfinished run", "is a finished run", "is being written", "is an unfinished run"]),
+        ("true", ["there is no run in", "goes on", "is finished", "is being written", "seed was 1 in"]),
+        ("auto", ["starts", "goes on", "is finished", "is being written", "seed was 1 in"]),
+        ("force", ["there is no run in", "goes on", "is finished", "is being written", "goes on"]),
+    ],
+)
+@pytest.mark.parametrize("state", STATES)
+def test_what_each_value_of_resume_does(tmp_path: Path, state: str, resume: str, outcomes: list[str]) -> None:
+    folder = tmp_path / "x"
+    bring_about(state, folder)
+    outcome = outcomes[STATES.index(state)]
+    record = {**SETTINGS, "seed": 2} if state == "changed settings" else SETTINGS
+    with ExitStack() as holder:
+        if state == "live":
+            holder.enter_context(hold(folder, folder / LOCK))
+        try:
+            with guarded(folder, resume=resume, record=record) as run:
+                did = "is finished" if run.finished else "goes on" if run.resuming else "starts"
+                if not run.finished:
+                    run.begin()
+        except RunError as error:
+            did = str(error)
+    assert outcome in did
+    if (resume, state) == ("force", "changed settings"):
+        manifest = read_manifest(folder)
+        assert manifest["starts"][-1]["changes"] == [f"seed was 1 in {folder} and is 2 now"]
+        assert manifest["job"]["seed"] == 2
+
+
+def test_what_a_checkpoint_holds_cannot_be_forced(tmp_path: Path) -> None:
+    interrupt(tmp_path / "x")
+    changed = {**SETTINGS, "train": {"learning_rate": 0.1}}
+    told = "train.learning_rate was null in .* and is 0.1 now, and the checkpoint holds what it was"
+    with pytest.raises(RunError, match=told), guarded(tmp_path / "x", resume="force", record=changed):
+        pass
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     finish(tmp_path / "x")
     before = (tmp_path / "x" / "run.json").read_bytes()
@@ -214,7 +269,9 @@ def test_a_run_that_ended_before_its_first_checkpoint_simply_starts_again(
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    assert refused(folder, resume=True) == (f"resume=true: there is no run in {folder}; leave resume out to start one")
+    assert refused(folder, resume=True) == (
+        f"resume=true: there is no run in {folder}; leave resume out, or resume=auto, to start one"
+    )
 
 
 def test_processes_that_their_launcher_starts_again_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +358,7 @@ def test_a_setting_that_is_newer_than_the_record_has_its_default(tmp_path: Path)
     folder = tmp_path / "x"
     interrupt(folder)
     newer = {**SETTINGS, "resume": True, "data": {**SETTINGS["data"], "max_row_bytes": 64 * 2**20}}
-    with guard_run(folder, stage="sft", given=Given(newer), resume=True, overwrite=False) as run:
+    with guard_run(folder, stage="sft", given=Given(newer), resume=Resume.true, overwrite=False) as run:
         assert run.resuming
     text = refused(folder, resume=True, record={**newer, "data": {**newer["data"], "max_row_bytes": 100}})
     assert text.startswith(f"resume=true: data.max_row_bytes was 67108864 in {folder} and is 100 now")

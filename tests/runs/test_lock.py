@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from alignkit.commands import compare, evaluate, generate, inspect, merge, next, score, tasks
+from alignkit.config import Resume
 from alignkit.errors import AlignkitError, RunError
 from alignkit.runs import lock
 from alignkit.runs.directory import guard_run
@@ -28,6 +29,7 @@ BEGIN = """
 import os, sys, time
 from pathlib import Path
 from alignkit.errors import RunError
+from alignkit.config import Resume
 from alignkit.runs.directory import guard_run
 from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
@@ -44,7 +46,7 @@ with hold(target, Path('target.lock')):
     sys.stdin.read()
 """
 WRITING_A_RUN = """
-with guard_run(Path("x"), stage="sft", given=Given({}), resume=False, overwrite=False) as run:
+with guard_run(Path("x"), stage="sft", given=Given({}), resume=Resume.false, overwrite=False) as run:
     run.begin()
     print("held", flush=True)
     sys.stdin.read()
@@ -143,7 +145,7 @@ def test_many_at_once_are_never_two(start: Start, tmp_path: Path) -> None:
 def test_a_run_that_is_being_written_is_left_to_its_writer(start: Start, how: str) -> None:
     holder = start(WRITING_A_RUN)
     assert first_word(holder) == "held"
-    asked = {"resume": how == "resume", "overwrite": how == "overwrite"}
+    asked: Any = {"resume": Resume.true if how == "resume" else Resume.false, "overwrite": how == "overwrite"}
     with pytest.raises(RunError) as caught, guard_run(Path("x"), stage="sft", given=Given({}), **asked):
         pass
     assert str(caught.value).startswith(f"x is being written by process {holder.pid} on ")
@@ -151,7 +153,7 @@ def test_a_run_that_is_being_written_is_left_to_its_writer(start: Start, how: st
     assert (read_manifest(Path("x")) or {})["status"] == "running"  # whoever only reads may
     holder.kill()
     holder.wait()
-    asked["resume"] |= how == "start"
+    asked["resume"] = Resume.true if how == "start" else asked["resume"]
     with guard_run(Path("x"), stage="sft", given=Given({}), **asked) as run:
         run.begin()
     assert {path.name for path in Path("x").iterdir()} == {"run.json", "checksums.json"}
@@ -161,7 +163,7 @@ def test_two_starts_that_both_saw_no_run(start: Start) -> None:
     """The second comes while the first still reads its data and has written nothing."""
     holder = start(WRITING_A_RUN.replace("run.begin()", ""))
     assert first_word(holder) == "held"
-    second = guard_run(Path("x"), stage="sft", given=Given({}), resume=False, overwrite=False)
+    second = guard_run(Path("x"), stage="sft", given=Given({}), resume=Resume.false, overwrite=False)
     with pytest.raises(RunError, match="is being written by process"), second:
         pass
     holder.communicate("")
@@ -182,12 +184,12 @@ def test_what_a_kill_before_the_first_record_left_is_no_run(
             path.write_text("")
 
     leave()
-    resumed = guard_run(Path("x"), stage="sft", given=Given({}), resume=True, overwrite=False)
-    with pytest.raises(RunError, match="there is no run in x; leave resume out to start one"), resumed:
+    resumed = guard_run(Path("x"), stage="sft", given=Given({}), resume=Resume.true, overwrite=False)
+    with pytest.raises(RunError, match="there is no run in x; leave resume out, or resume=auto, to start one"), resumed:
         pass
     for overwrite in (False, True):
         leave()
-        with guard_run(Path("x"), stage="sft", given=Given({}), resume=False, overwrite=overwrite) as run:
+        with guard_run(Path("x"), stage="sft", given=Given({}), resume=Resume.false, overwrite=overwrite) as run:
             run.begin()
         assert {path.name for path in Path("x").iterdir()} == {"run.json", "checksums.json"}
         shutil.rmtree("x")

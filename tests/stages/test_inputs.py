@@ -102,6 +102,15 @@ def test_what_changed_between_start_and_resume_is_refused_and_named(
         assert json.loads(Path(f"runs/{stage}/it/run.json").read_text())["status"] == "finished"
 
 
+def test_changed_data_can_be_forced_and_are_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start("sft", monkeypatch)
+    (folder / "rows.jsonl").write_text((folder / "rows.jsonl").read_text().replace("Say", "Tell"))
+    launch("sft", words("sft", "resume=force"))
+    record = json.loads(Path("runs/sft/it/run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["starts"][-1]["changes"] == ["the data train rows.jsonl has changed since runs/sft/it began"]
+
+
 def test_a_module_that_the_file_of_a_function_imports_is_part_of_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,9 +212,8 @@ def test_a_signal_ends_a_sweep_after_the_run_it_met_and_resume_goes_on_with_thos
     resumed = alignkit(sweep.name, *words, "resume=true")
     assert resumed.status == 2
     assert f"runs/sft/{sweep.name}/0 is finished: there is nothing to resume" in resumed.said
-    assert resumed.said.splitlines()[-1] == (
-        f"alignkit: resume=true: there is no run in runs/sft/{sweep.name}/2; leave resume out to start one"
-    )
+    last = f"there is no run in runs/sft/{sweep.name}/2; leave resume out, or resume=auto, to start one"
+    assert resumed.said.splitlines()[-1] == f"alignkit: resume=true: {last}"
     assert {path.name: status(path) for path in sweep.iterdir() if path.is_dir()} == {"0": "finished", "1": "finished"}
     alone = alignkit(f"{sweep.name}-alone", *words[2:], "seed=2")
     assert alone.status == 0

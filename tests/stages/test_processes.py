@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from alignkit.config import Resume
 from alignkit.launch import launch
 from alignkit.runs.directory import guard_run
 from alignkit.runs.given import Given
@@ -152,7 +153,7 @@ def test_every_process_knows_that_a_finished_run_is_finished(
     runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, rank: str
 ) -> None:
     monkeypatch.setenv("RANK", rank)  # one that did not would wait for the others for ever
-    with guard_run(runs["two"], stage="sft", given=Given({}), resume=True, overwrite=False) as run:
+    with guard_run(runs["two"], stage="sft", given=Given({}), resume=Resume.true, overwrite=False) as run:
         assert (run.finished, run.resuming) == (True, False)
 
 

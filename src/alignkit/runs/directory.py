@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from alignkit.config import Resume
 from alignkit.errors import Interrupted, RunError, StopSignal, as_yaml
 from alignkit.jobs import JOBS
 from alignkit.runs.given import Given, mask_settings
@@ -38,6 +39,12 @@ logger = logging.getLogger(__name__)
 _LEFTOVERS = (LOCK, f".{MANIFEST}", ".encoded")
 # On resume: they change no bit of the result.
 _MAY_CHANGE = ("name", "resume", "overwrite", "samples", "train.report_to")
+# What forcing cannot change: the shapes of the weights, and what the optimizer's saved state says.
+_IN_CHECKPOINTS = (
+    "lora.",
+    *("model.config", "model.init", "model.dtype", "model.quantization", "value.model"),
+    *("train.optim", "train.learning_rate", "train.weight_decay", "train.adam_", "ppo.advantage"),
+)
 _OTHER_SETTINGS = ["resume with the settings it began with, or start a run of another name"]
 _PACKAGES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
@@ -61,6 +68,7 @@ class Run:
         earlier: the record as it was, of a run that goes on.
         precision: that the run computes in; empty until it is known.
         timings: seconds by phase, over all starts.
+        forced: it goes on although settings or inputs have changed.
         begun: this process writes to it.
         on_begin: called when the folder may be written to.
     """
@@ -79,10 +87,12 @@ class Run:
     earlier: dict[str, Any] = field(default_factory=dict)
     precision: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+    forced: bool = False
     begun: bool = False
     on_begin: Callable[[], None] = lambda: None
     _opened: float = field(default_factory=time.monotonic)
     _starts: list[dict[str, Any]] = field(default_factory=list)
+    _changes: list[str] = field(default_factory=list)
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -95,7 +105,13 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started, self.begun = self.started or _now(), True
-        this = {"at": _now(), "command": list(self.given.command), "folder": str(Path.cwd()), **describe_machine()}
+        this = {
+            "at": _now(),
+            "changes": self._changes,
+            "command": list(self.given.command),
+            "folder": str(Path.cwd()),
+            **describe_machine(),
+        }
         this["launcher"] = _launcher()
         self._starts = [*self.earlier.get("starts", []), this | {"git": git_commit(Path.cwd())}]
         self._add_time("prepare", self._opened)
@@ -106,6 +122,12 @@ class Run:
             elif path.name not in (MANIFEST, LOCK):
                 path.unlink()
         self.on_begin()
+
+    def force(self, changes: Iterable[str]) -> None:
+        """Go on although something has changed: each change is said and recorded with this start."""
+        for line in changes:
+            logger.warning("resume=force: %s", line)
+            self._changes.append(line)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -153,14 +175,14 @@ class Run:
 
 
 @contextmanager
-def guard_run(folder: Path, *, stage: str, given: Given, resume: bool, overwrite: bool) -> Iterator[Run]:
+def guard_run(folder: Path, *, stage: str, given: Given, resume: Resume, overwrite: bool) -> Iterator[Run]:
     """Guard a run directory for as long as its stage works.
 
     Args:
         folder: of the run; its last part is the run's name.
         stage: what will train in it.
         given: the settings as given; secrets among them are masked.
-        resume: go on with an unfinished run; so does a process that `torchrun --max-restarts` starts again.
+        resume: whether to go on with an unfinished run; a process that `torchrun --max-restarts` starts again does.
         overwrite: replace a run that is there.
 
     Yields:
@@ -171,7 +193,7 @@ def guard_run(folder: Path, *, stage: str, given: Given, resume: bool, overwrite
         RunError: the folder may not be used like this.
     """
     if _is_restarted(folder):
-        resume, overwrite = True, False
+        resume, overwrite = resume if resume is not Resume.false else Resume.true, False
     if is_main_process():
         _check_folder(folder, resume=resume, overwrite=overwrite)
     with hold(folder, folder / LOCK) if is_main_process() else nullcontext():
@@ -179,12 +201,14 @@ def guard_run(folder: Path, *, stage: str, given: Given, resume: bool, overwrite
         yield from _guarded(Run(folder, stage, masked), resume=resume, overwrite=overwrite)
 
 
-def _guarded(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Run]:
+def _guarded(run: Run, *, resume: Resume, overwrite: bool) -> Iterator[Run]:
+    run.forced = resume is Resume.force
     if is_main_process():
         _guard(run, resume=resume, overwrite=overwrite)
-    else:  # every process must leave a finished run, or one would wait for the others
-        run.finished = resume and (read_manifest(run.folder) or {}).get("status") == "finished"
-        run.resuming = resume and not run.finished
+    elif resume is not Resume.false:  # every process must leave a finished run, or one would wait for the others
+        manifest = read_manifest(run.folder)
+        run.finished = manifest is not None and manifest["status"] == "finished"
+        run.resuming = not run.finished and (manifest is not None or bool(_checkpoints(run.folder)))
     if run.resuming:
         run.earlier = read_manifest(run.folder) or {}
         run.now = run_time(run.folder) or run.now
@@ -234,12 +258,12 @@ def _stopped(run: Run, error: BaseException) -> Interrupted | None:
     return Interrupted(number, f"{signal.Signals(number).name}: stopped outside of a training step; {what}")
 
 
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def _check_folder(folder: Path, *, resume: Resume, overwrite: bool) -> None:
     """Refuse what can be refused without a lock: in a folder of other things not even that is written."""
-    if resume and overwrite:
-        raise RunError("resume=true goes on with a run and overwrite=true deletes it: give one of them")
+    if resume is not Resume.false and overwrite:
+        raise RunError(f"resume={resume} goes on with a run and overwrite=true deletes it: give one of them")
     if folder.is_dir() and read_manifest(folder) is None and (checkpoints := _checkpoints(folder)):
-        if not resume:
+        if resume is Resume.false:
             raise RunError(
                 f"{folder} is a run whose {MANIFEST} is lost or damaged, and {checkpoints[-1].name} is there: "
                 "resume=true goes on from it, with the settings given now; for a new run choose another name"
@@ -257,11 +281,11 @@ def _has_other_files(folder: Path) -> bool:
     return any(not path.name.startswith(_LEFTOVERS) for path in folder.iterdir())
 
 
-def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
-    folder = run.folder
+def _guard(run: Run, *, resume: Resume, overwrite: bool) -> None:
+    folder, goes_on = run.folder, resume is not Resume.false
     manifest = read_manifest(folder)
     if manifest is None:
-        if resume and _checkpoints(folder):
+        if goes_on and _checkpoints(folder):
             run.resuming = True
             logger.warning(
                 "the %s of %s is lost or damaged: it goes on with the settings given now, and whether it began with "
@@ -269,17 +293,19 @@ def _guard(run: Run, *, resume: bool, overwrite: bool) -> None:
                 MANIFEST,
                 folder,
             )
-        elif resume:
-            raise RunError(f"resume=true: there is no run in {folder}; leave resume out to start one")
+        elif goes_on and resume is not Resume.auto:
+            raise RunError(
+                f"resume={resume}: there is no run in {folder}; leave resume out, or resume=auto, to start one"
+            )
         return
     check_format(manifest, folder)
     status = manifest["status"]
     if overwrite:
         return
-    if resume:
+    if goes_on:
         before, now = (_completed(run.stage, job) for job in (manifest.get("job", {}), run.record))
         run.finished, run.resuming = status == "finished", status != "finished"
-        _check_unchanged(folder, before, now, way_out=(_further(run) if run.finished else []) or _OTHER_SETTINGS)
+        _check_unchanged(run, before, now)
         run.started = manifest.get("started", "")
     elif status == "finished":
         raise RunError(
@@ -317,15 +343,22 @@ def _further(run: Run) -> list[str]:
     return [f"to train {run.folder} further, start another run from it: name=… {words}"]
 
 
-def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, way_out: list[str]) -> None:
-    """Resuming with other settings would be neither run; each difference is named."""
-    changed = [
-        f"resume=true: {key} was {as_yaml(old.get(key))} in {folder} and is {as_yaml(new.get(key))} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in _MAY_CHANGE
-    ]
-    if changed:
-        raise RunError(*changed, *way_out)
+def _check_unchanged(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Resuming with other settings would be neither run, unless that is what was asked; each difference is named."""
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in _MAY_CHANGE]
+    changed = {
+        key: f"{key} was {as_yaml(old.get(key))} in {run.folder} and is {as_yaml(new.get(key))} now" for key in keys
+    }
+    if run.finished or not run.forced:
+        if changed:
+            way_out = (_further(run) if run.finished else []) or _OTHER_SETTINGS
+            raise RunError(*(f"resume=true: {line}" for line in changed.values()), *way_out)
+        return
+    if kept := [line for key, line in changed.items() if key.startswith(_IN_CHECKPOINTS)]:
+        raise RunError(
+            *(f"resume=force: {line}, and the checkpoint holds what it was" for line in kept), *_OTHER_SETTINGS
+        )
+    run.force(changed.values())
 
 
 def _now() -> str:

@@ -66,8 +66,14 @@ def record_inputs(run: Run, job: StageJob, trainer_class: type) -> None:
         return
     if unknown := [word for kind, word in _KINDS.items() if run.inputs[kind] and kind not in before]:
         logger.warning("%s took no fingerprint of the %s: not checked", run.folder, ", ".join(unknown))
-    if problems := list(_differences(before, run.inputs, run.folder)):
-        raise RunError(*problems, "put them back as they were, or start a run of another name")
+    problems = list(_differences(before, run.inputs, run.folder))
+    if run.forced:
+        run.force(problems)
+    elif problems:
+        raise RunError(
+            *(f"resume=true: {problem}" for problem in problems),
+            "put them back as they were, or start a run of another name; resume=force goes on all the same",
+        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, dict[str, str]], folder: Path) -> Iterator[str]:
@@ -76,7 +82,7 @@ def _differences(before: dict[str, Any], now: dict[str, dict[str, str]], folder:
             continue
         was = before[kind] if isinstance(before.get(kind), dict) else {}
         for name in sorted(was.keys() | now[kind].keys()):
-            found = f"resume=true: the {word} {name}"
+            found = f"the {word} {name}"
             if name not in now[kind]:
                 yield f"{found} was there when {folder} began, and is not now"
             elif name not in was:

@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from alignkit.config import EvalGroups
+from alignkit.config import EvalGroups, Resume
 from alignkit.data.sets.ledger import Ledger
 from alignkit.jobs import PpoJob, StageJob
 from alignkit.models.memory import explain_out_of_memory
@@ -53,7 +53,9 @@ def open_run(job: StageJob, stage: str, run_dir: Path, given: Given | None, trai
         the run began.
     """
     given = given or Given(_settings_of(job))
-    guard = guard_run(run_dir, stage=stage, given=given, resume=job.resume, overwrite=job.overwrite)
+    guard = guard_run(
+        run_dir, stage=stage, given=given, resume=Resume(str(job.resume).lower()), overwrite=job.overwrite
+    )
     explained = explain_out_of_memory(TO_LOWER, doing=lambda: f"{stage}, outside of a step", then=TO_GO_ON)
     meet_again()
     with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run, explained:
