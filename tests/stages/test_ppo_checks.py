@@ -113,8 +113,11 @@ GRPO = ["ppo.advantage=grpo", "ppo.num_generations=4"]
             [*GRPO, "ppo.score_scaling=running"],
             "ppo.score_scaling=running has no effect with ppo.advantage=grpo, which",
         ),
-        ([*GRPO, "ppo.kl_target=6"], "ppo.kl_target=6.0 adapts a KL penalty in the reward, and that of ppo.advantage="),
-        (["ppo.kl_as=loss", "ppo.kl_target=6"], "ppo.kl_target=6.0 adapts a KL penalty in the reward, and that of"),
+        (
+            [*GRPO, "ppo.kl_target=6"],
+            "ppo.kl_target=6.0 adapts a KL penalty in the reward, which with ppo.advantage=gr",
+        ),
+        (["ppo.kl_as=loss", "ppo.kl_target=6"], "ppo.kl_target=6.0 adapts a KL penalty in the reward, which is in"),
         (["ppo.kl_coef=0", "ppo.max_kl=9"], "ppo.max_kl=9.0 has no effect with ppo.kl_coef=0: no reference is held"),
         (
             ["ppo.refill_flat_groups=1"],

@@ -61,10 +61,11 @@ def _group_problems(ppo: PpoConfig) -> Iterator[str]:
 
 
 def _kl_problems(ppo: PpoConfig) -> Iterator[str]:
-    if ppo.kl_target is not None and settle(ppo).kl_as is KlAs.loss:
+    if ppo.kl_target is not None and settle(ppo).kl_as is KlAs.loss and needs_reference(ppo):
+        chosen = "" if ppo.kl_as else f" with ppo.advantage={ppo.advantage}"
         yield (
-            f"ppo.kl_target={ppo.kl_target} adapts a KL penalty in the reward, and that of "
-            f"ppo.advantage={ppo.advantage} is in the loss: leave it out, or say ppo.kl_as=reward"
+            f"ppo.kl_target={ppo.kl_target} adapts a KL penalty in the reward, which{chosen} is in the loss: leave it "
+            "out, or say ppo.kl_as=reward"
         )
     if ppo.max_kl is not None and not needs_reference(ppo):
         yield f"ppo.max_kl={ppo.max_kl} has no effect with ppo.kl_coef=0: no reference is held to measure from"
