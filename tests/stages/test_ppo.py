@@ -135,7 +135,7 @@ def test_the_run_directory_is_a_model_and_has_what_was_measured(job, monkeypatch
     record = json.loads(Path("out/run.json").read_text())
     assert record["status"] == "finished"
     assert record["stage"] == "ppo"
-    assert record["parents"][0]["path"] == str(Path("sft").resolve())
+    assert (Path("out") / record["parents"][0]["path"]).resolve() == Path("sft").resolve()
     assert len(metrics("out", "eval_score")) == 4
     assert metrics("out", "eval_kl")[0] == 0.0
     assert record["result"]["eval_score"]["first"] == metrics("out", "eval_score")[0]
