@@ -13,6 +13,7 @@ FLOORS = {
         __main__
         cli
         cli_runs demo api
+        repeat
         launch completion
         origins
         mistakes named_files recipes

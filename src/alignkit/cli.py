@@ -528,6 +528,29 @@ def demo(
     show(keep)
 
 
+@app.command()
+def repeat(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
+    into: Annotated[Path | None, typer.Option(help="The new run directory; RUN-repeat if left out.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what differs as one JSON object.")] = False,
+) -> None:
+    """Run a finished run again from its record, and say whether it comes out the same, bit for bit.
+
+    The exit status is 1 where it does not.
+
+    alignkit repeat runs/sft/smoke
+    """
+    from alignkit.repeat import repeat as again
+    from alignkit.repeat import report
+    from alignkit.terminal import for_the_result_alone
+
+    with for_the_result_alone() if json else contextlib.nullcontext():
+        result = again(Path(run).expanduser(), into)
+    report(result, as_json=json)
+    if not result.is_same:
+        raise typer.Exit(1)
+
+
 app.add_typer(runs, name="runs")
 
 

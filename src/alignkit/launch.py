@@ -184,6 +184,18 @@ def _as_given(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=False)  # ${oc.env:TOKEN} must not be written out
 
 
+def job_of_record(stage: str, given: Mapping[str, Any]) -> Any:
+    """The job that the record of a run holds: interpolations are resolved now, later settings have their defaults.
+
+    Raises:
+        ConfigError: as `typed`.
+    """
+    _register_resolvers()
+    with _hydra_words():
+        cfg = OmegaConf.create(dict(given))
+    return typed(stage, cfg, named=True)
+
+
 def typed(stage: str, cfg: DictConfig, *, named: bool = False, overlays: Mapping[str, Any] | None = None) -> Any:
     """The job as plain dataclasses, `~` in its paths expanded.
 
@@ -316,7 +328,7 @@ def _registered(stage: str, overlays: dict[str, Any], given: dict[str, Any] | No
     for number, content in enumerate([*([given] if given else []), *overlays.values()]):
         store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
         chosen.append(f"+overlay{number}=file")
-    OmegaConf.register_new_resolver("shipped", lambda key: str(shipped_file(key)), replace=True)
+    _register_resolvers()
     return chosen
 
 
@@ -338,6 +350,10 @@ def _is_sweep(value: str) -> bool:
         return OverridesParser.create().parse_override(f"key={value}").is_sweep_override()
     except HydraException as error:
         raise ValueError(value) from error
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("shipped", lambda key: str(shipped_file(key)), replace=True)
 
 
 def _schema(stage: str) -> DictConfig:

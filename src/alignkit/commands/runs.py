@@ -71,16 +71,8 @@ def diff_runs(one: str, other: str, root: Path, *, as_json: bool) -> None:
         return print_json_lines([asdict(found)])
     if not found:
         return _say(f"{first.folder} and {second.folder} agree in settings, inputs, versions, figures and every step")
-    for title, pairs in asdict(found).items():
-        if isinstance(pairs, dict) and pairs:
-            _say(f"{title.replace('_', ' ')}")
-            for key, (mine, theirs) in pairs.items():
-                _say(f"  {in_a_line(key)}: {_value(mine)} → {_value(theirs)}")
-    if found.first_step is None:
-        _say("every logged step agrees")
-    else:
-        step, key, mine, theirs = found.first_step
-        _say(f"the first step that differs is {step}: {in_a_line(key)} is {_value(mine)} → {_value(theirs)}")
+    for line in found.lines():
+        _say(line)
 
 
 def print_paths(name: str | None, root: Path, *, stage: str | None, status: str | None, last: bool) -> None:

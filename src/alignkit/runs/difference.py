@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkit.json_files import read_objects
 from alignkit.runs.manifest import flat
+from alignkit.terminal import in_a_line
 
 BOOKKEEPING = ("name", "resume", "overwrite")  # they name a run, and change nothing of it
 _OF_TIME = ("second", "runtime")  # parts of the names of figures that no two runs share
@@ -37,6 +38,20 @@ class Differences:
 
     def __bool__(self) -> bool:
         return any(asdict(self).values())
+
+    def lines(self) -> Iterator[str]:
+        """Say what differs, a line each below a title."""
+        for title, pairs in asdict(self).items():
+            if isinstance(pairs, dict) and pairs:
+                yield title.replace("_", " ")
+                yield from (
+                    f"  {in_a_line(key)}: {_value(mine)} → {_value(theirs)}" for key, (mine, theirs) in pairs.items()
+                )
+        if self.first_step is None:
+            yield "every logged step agrees"
+        else:
+            step, key, mine, theirs = self.first_step
+            yield f"the first step that differs is {step}: {in_a_line(key)} is {_value(mine)} → {_value(theirs)}"
 
 
 def differences(one: Path, manifest: Mapping[str, Any], other: Path, others: Mapping[str, Any]) -> Differences:
@@ -87,6 +102,10 @@ def first_difference(one: Path, other: Path) -> tuple[int, str, Any, Any] | None
 def _untimed(path: Path) -> Iterator[dict[str, Any]]:
     for entry in read_objects(path) if path.is_file() else ():
         yield {key: value for key, value in entry.items() if not _is_time(key)}
+
+
+def _value(value: Any) -> str:
+    return in_a_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _is_time(name: str) -> bool:

@@ -161,7 +161,7 @@ class Run:
             "inputs": self.inputs,
             "eval_groups": self.eval_groups,
             "result": self.result,
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "versions": versions(),
             "precision": self.precision,
             "timings": self.timings,
             "starts": self._starts,
@@ -172,6 +172,11 @@ class Run:
         aside = self.folder / f".{MANIFEST}"
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         aside.replace(self.folder / MANIFEST)
+
+
+def versions() -> dict[str, str]:
+    """Return the version of each package that the bits of a run depend on."""
+    return {name: metadata.version(name) for name in _PACKAGES}
 
 
 @contextmanager
@@ -198,7 +203,9 @@ def guard_run(folder: Path, *, stage: str, given: Given, resume: Resume, overwri
         _check_folder(folder, resume=resume, overwrite=overwrite)
     with hold(folder, folder / LOCK) if is_main_process() else nullcontext():
         masked = replace(given, settings=mask_settings(given.settings))
-        yield from _guarded(Run(folder, stage, masked), resume=resume, overwrite=overwrite)
+        run = Run(folder, stage, masked)
+        run.now = given.now or run.now
+        yield from _guarded(run, resume=resume, overwrite=overwrite)
 
 
 def _guarded(run: Run, *, resume: Resume, overwrite: bool) -> Iterator[Run]:

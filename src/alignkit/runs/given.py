@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 MASKED = "***"
@@ -21,11 +22,13 @@ class Given:
         settings: interpolations unresolved, so that `${oc.env:TOKEN}` stays what it is.
         origins: where each setting came from, by its dotted key; one that is not named has its default.
         command: the command line, its secrets masked; empty where there was none, as in a notebook.
+        now: the date that templates see, of a run that is made again; None is the clock.
     """
 
     settings: Mapping[str, Any]
     origins: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = ()
+    now: datetime | None = None
 
 
 def mask_words(words: Sequence[str]) -> list[str]:

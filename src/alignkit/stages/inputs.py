@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def record_inputs(run: Run, job: StageJob, trainer_class: type) -> None:
         return
     if unknown := [word for kind, word in _KINDS.items() if run.inputs[kind] and kind not in before]:
         logger.warning("%s took no fingerprint of the %s: not checked", run.folder, ", ".join(unknown))
-    problems = list(_differences(before, run.inputs, run.folder))
+    problems = list(input_differences(before, run.inputs, run.folder))
     if run.forced:
         run.force(problems)
     elif problems:
@@ -76,7 +76,8 @@ def record_inputs(run: Run, job: StageJob, trainer_class: type) -> None:
         )
 
 
-def _differences(before: dict[str, Any], now: dict[str, dict[str, str]], folder: Path) -> Iterator[str]:
+def input_differences(before: Mapping[str, Any], now: Mapping[str, dict[str, str]], folder: Path) -> Iterator[str]:
+    """List the inputs that are other ones now than those a run in a folder began with, a line each."""
     for kind, word in _KINDS.items():
         if kind not in before:  # an earlier version
             continue
