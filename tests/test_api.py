@@ -118,10 +118,11 @@ def test_no_environment_variable_is_left_and_nothing_is_sent(monkeypatch: pytest
 # A reward of Python's
 
 
-def paid_by(letter: str, log: list[list[str]] | None = None) -> Callable[..., list[float]]:
+def paid_by(letter: str, log: str | None = None) -> Callable[..., list[float]]:
     def reward(prompts: list[str], completions: list[str], output: list[str]) -> list[float]:
         if log is not None:
-            log.append(output)
+            with Path(log).open("a") as lines:
+                lines.writelines(f"{json.dumps(word)}\n" for word in output)
         return [float(text.count(letter)) for text in completions]
 
     return reward
@@ -130,11 +131,11 @@ def paid_by(letter: str, log: list[list[str]] | None = None) -> Callable[..., li
 def test_a_closure_rewards_as_the_same_function_in_a_file_does() -> None:
     Path("mine.py").write_text("def a(prompts, completions):\n    return [float(t.count('a')) for t in completions]\n")
     named = job("ppo", *PPO, "reward=[{function: mine.py:a}]")
-    closed, log = job("ppo", *PPO), list[list[str]]()
-    closed.reward = [{"function": paid_by("a", log)}]
+    closed = job("ppo", *PPO)
+    closed.reward = [{"function": paid_by("a", "log.jsonl")}]
     scores = [run(one, folder).figures["eval_score"] for one, folder in ((named, "named"), (closed, "closed"))]
     assert scores[0] == scores[1]
-    assert all(isinstance(word, str) for call in log for word in call)
+    assert all(isinstance(json.loads(word), str) for word in Path("log.jsonl").read_text().splitlines())
     assert record("closed")["job"]["reward"] == [{"function": f"{__name__}:paid_by.<locals>.reward"}]
 
 

@@ -27,7 +27,6 @@ import numpy as np
 def length(prompts, completions, **columns): return [len(c) for c in completions]
 def wants(prompts, completions, tag): return [float(t == "x") for t in tag]
 def one(prompts): return [1]
-async def later(prompts, completions): return [1]
 def short(prompts, completions): return [1.0]
 def none(prompts, completions): return [None if "b" in c else 1 for c in completions]
 def nan(prompts, completions): return [math.nan for c in completions]
@@ -95,6 +94,8 @@ def classifier(folder: Path) -> Path:
         ([{"function": "mine.py:length", "weight": 0}], "reward[0].weight is 0: it must be a number other than 0"),
         ([{"function": "mine.py:length", "weight": "x"}], "reward[0].weight is 'x': it must be a number other than 0"),
         ([{"function": "mine.py:length", "timeout": -1}], "reward[0].timeout is -1: it must be seconds above 0"),
+        ([{"function": "mine.py:length", "num_proc": 0}], "reward[0].num_proc is 0: it must be a whole number above 0"),
+        ([{"model": "run", "num_proc": 2}], "reward[0].num_proc has no effect on a model: only a function has it"),
         ([{"function": "mine.py:length", "on_error": "go"}], "reward[0].on_error is 'go': choose stop, skip"),
         ([{"function": "mine.py:length", "label": "A"}], "reward[0].label has no effect on a function: only"),
         ([{"function": "gone.py:length"}], "reward[0]: gone.py:length: there is no file gone.py"),
@@ -168,11 +169,6 @@ def test_a_text_is_cut_to_the_positions_that_there_are(folder: Path) -> None:
     (score,) = rewards.score([sample("x" * 60)]).total
     assert score is not None
     assert 0 < score < 1
-
-
-def test_a_function_may_not_be_asynchronous() -> None:
-    (line,) = problems([{"function": "mine.py:later"}])
-    assert line.startswith("reward[0]: mine.py:later is asynchronous")
 
 
 def test_a_classifier_with_two_outputs_is_no_reward_run(classifier: Path) -> None:

@@ -1,56 +1,87 @@
-"""A reward that is the user's own Python function; it runs with all their rights."""
+"""A reward that is the user's own Python function; it runs in processes of its own, with all the user's rights."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-import queue
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
+import cloudpickle
+
 from alignkit.config import OnError
-from alignkit.errors import AlignkitError, RewardError, did_you_mean
+from alignkit.errors import RewardError, did_you_mean
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
-from alignkit.user_functions import load_function
+from alignkit.rewards.worker import CALLED, Call, Failure, Outcome, Parameter, Setup, Signature, took_too_long
+from alignkit.rewards.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_CALLED = "it is called (prompts, completions, **columns) and returns a list of numbers"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+# What a check has started is for the scorer to come: a function's file is imported once a worker.
+_started: dict[tuple[str, str | int], tuple[Workers, Signature]] = {}
 
 
 def check_function(source: RewardSource) -> list[str]:
-    """Find what is wrong with a function before it is called, one line each."""
+    """Find what is wrong with a function before it is called, one line each; worker processes import it."""
+    if earlier := _started.pop(_key(source), None):
+        earlier[0].close()  # its file may have changed since
     try:
-        function = _loaded(source)
-    except AlignkitError as error:
+        workers, signature = _start(source)
+    except RewardError as error:
         return list(error.problems)
-    if inspect.iscoroutinefunction(function):
-        return [f"{source.setting}: {source.name} is asynchronous: {_CALLED}, without async"]
+    if problems := _problems(source, signature):
+        del _started[_key(source)]
+        workers.close()
+    return problems
+
+
+def _start(source: RewardSource) -> tuple[Workers, Signature]:
+    if _key(source) not in _started:
+        workers = Workers(_setup(source), source.num_proc)
+        signature = workers.signature()
+        if isinstance(signature, str):
+            workers.close()
+            raise RewardError(signature)
+        _started[_key(source)] = workers, signature
+    return _started[_key(source)]
+
+
+def _key(source: RewardSource) -> tuple[str, str | int]:
+    return source.setting, id(source.function) if callable(source.function) else source.name
+
+
+def _setup(source: RewardSource) -> Setup:
+    if not callable(source.function):
+        return Setup(source.setting, source.name)
     try:
-        signature = inspect.signature(function)
-    except ValueError:  # some built-in functions have none that Python can read
+        return Setup(source.setting, cloudpickle.dumps(source.function))
+    except Exception as error:  # what it closes over may refuse in any way
+        raise RewardError(
+            f"{source.setting}: {source.name} cannot be sent to a worker process: {type(error).__name__}: {error}; "
+            "let it make such an object when it is first called"
+        ) from error
+
+
+def _problems(source: RewardSource, signature: Signature) -> list[str]:
+    if signature.parameters is None:
         return [
-            f"{source.setting}: {source.name} has no signature to read; call it in a function of your own: {_CALLED}"
+            f"{source.setting}: {source.name} has no signature to read; call it in a function of your own: {CALLED}"
         ]
-    parameters = list(signature.parameters.values())
-    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
-    if sum(p.kind in _POSITIONAL for p in parameters) < 2 and not takes_any:
-        shown = f"{source.name.rpartition(':')[2]}{signature}"
-        return [f"{source.setting}: {shown} has the wrong signature: {_CALLED}"]
+    takes_any = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in signature.parameters)
+    if sum(one.kind in _POSITIONAL for one in signature.parameters) < 2 and not takes_any:
+        shown = f"{source.name.rpartition(':')[2]}{signature.text}"
+        return [f"{source.setting}: {shown} has the wrong signature: {CALLED}"]
     return []
-
-
-def _loaded(source: RewardSource) -> Callable[..., Any]:
-    return source.function if callable(source.function) else load_function(source.name, source.setting)
 
 
 def check_columns(source: RewardSource, columns: Sequence[str]) -> list[str]:
     """Return one line for each column that the function takes and no row has."""
-    parameters = _columns_of(_loaded(source))
-    needed = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in columns]
+    _, signature = _start(source)
+    needed = [one.name for one in _columns_of(signature) if not one.has_default and one.name not in columns]
     who = f"{source.setting}: {source.name} asks for"
     if source.is_option:
         return [f"{who} '{name}', and gets prompts and completions alone here: give it a default" for name in needed]
@@ -61,11 +92,11 @@ def check_columns(source: RewardSource, columns: Sequence[str]) -> list[str]:
     ]
 
 
-def _columns_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _columns_of(signature: Signature) -> list[Parameter]:
     """The named parameters after prompts and completions: the columns that it takes."""
-    parameters = list(inspect.signature(function).parameters.values())
-    named = [p for p in parameters if p.kind in _POSITIONAL]
-    return [*named[2:], *(p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)]
+    parameters = signature.parameters or ()
+    named = [one for one in parameters if one.kind in _POSITIONAL]
+    return [*named[2:], *(one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY)]
 
 
 class FunctionScorer:
@@ -75,107 +106,76 @@ class FunctionScorer:
 
     def __init__(self, source: RewardSource) -> None:
         self.source = source
-        self.function = _loaded(source)
-        parameters = inspect.signature(self.function).parameters.values()
-        self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        self.wanted = [p.name for p in _columns_of(self.function)]
+        self.workers, signature = _start(source)
+        del _started[_key(source)]
+        self.is_async = signature.is_async
+        self.takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters or ())
+        self.wanted = [one.name for one in _columns_of(signature)]
+        self.may_skip = source.on_error is OnError.skip
         self.has_warned = False
+
+    def close(self) -> None:
+        """End the workers."""
+        self.workers.close()
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         """Call the function in batches; numbers of numpy and torch become Python's.
 
         Raises:
-            RewardError: it raised, took too long or returned another number of scores, and `on_error` is stop.
+            RewardError: it raised, took too long, ended its process or returned another number of scores, and
+                `on_error` is stop.
         """
         size = self.source.batch_size
         cuts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        return [score for cut in cuts for score in self._together(cut)]
-
-    def _together(self, samples: Sequence[Sample]) -> list[Any]:
-        try:
-            return self._call(samples)
-        except RewardError as error:
-            return self._one_by_one(samples, error)
-
-    def _one_by_one(self, samples: Sequence[Sample], error: RewardError) -> list[Any]:
-        """Find the sample that it fails on; where it may be skipped, the others keep their scores."""
         scores: list[Any] = []
-        may_skip = self.source.on_error is OnError.skip
-        for sample in samples if len(samples) > 1 else ():
-            try:
-                scores += self._call([sample])
-            except RewardError as alone:
-                if not may_skip:
-                    raise RewardError(f"{alone}; the sample is {sample}") from alone
-                self._warn_once(f"{alone}; the sample is {sample}")
-                scores.append(None)
-        if not may_skip:  # it fails on no single sample, or there was only one
-            (first, *_) = samples
-            raise RewardError(f"{error}; the first of its {len(samples)} samples is {first.source}") from error
-        if not scores:
-            self._warn_once(f"{error}; the sample is {samples[0]}")
-        return scores or [None] * len(samples)
+        for cut, outcome in zip(cuts, self._outcomes(cuts, together=self.is_async), strict=False):
+            scores += self._one_by_one(cut, outcome) if isinstance(outcome, Failure) else outcome
+        return scores
 
-    def _warn_once(self, failure: str) -> None:
+    def _outcomes(self, cuts: Sequence[Sequence[Sample]], *, together: bool) -> list[Outcome]:
+        """The outcome of each call, up to the first failure where that stops the run."""
+        found: list[Outcome] = []
+        calls = [self._call(cut) for cut in cuts]
+        with closing(self.workers.run(calls, seconds=self.source.timeout, together=together)) as outcomes:
+            for outcome in outcomes:
+                found.append(outcome)
+                if isinstance(outcome, Failure) and not self.may_skip:
+                    break
+        return found
+
+    def _call(self, samples: Sequence[Sample]) -> Call:
+        rows = [sample.columns for sample in samples]
+        there = dict.fromkeys(key for row in rows for key in row)
+        names = [name for name in there if name not in ("prompts", "completions")]
+        columns = {name: [row.get(name) for row in rows] for name in names if self.takes_all or name in self.wanted}
+        return Call([sample.prompt for sample in samples], [sample.completion for sample in samples], columns)
+
+    def _one_by_one(self, samples: Sequence[Sample], failure: Failure) -> list[Any]:
+        """Find the sample that it fails on; where it may be skipped, the others keep their scores."""
+        alone: list[Outcome] = [failure]
+        if len(samples) > 1:
+            together = self.is_async and not failure.ended_worker
+            alone = self._outcomes([[sample] for sample in samples], together=together)
+        scores: list[Any] = []
+        for sample, outcome in zip(samples, alone, strict=False):
+            if isinstance(outcome, Failure):
+                self._skip(f"{self._said(outcome)}; the sample is {sample}")
+                outcome = [None]
+            scores += outcome
+        if not self.may_skip:  # it fails on no single sample
+            raise RewardError(f"{self._said(failure)}; the first of its {len(samples)} samples is {samples[0].source}")
+        return scores
+
+    def _skip(self, failure: str) -> None:
         """Log the first of the failures that are skipped; the others are counted."""
+        if not self.may_skip:
+            raise RewardError(failure)
         if not self.has_warned:
             logger.warning("%s: such completions are left out (on_error: skip)", failure)
         self.has_warned = True
 
-    def _call(self, samples: Sequence[Sample]) -> list[Any]:
-        prompts, completions = [sample.prompt for sample in samples], [sample.completion for sample in samples]
-        rows = [sample.columns for sample in samples]
-        names = list(dict.fromkeys(key for row in rows for key in row)) if self.takes_all else self.wanted
-        there = {name for row in rows for name in row}
-        columns = {
-            name: [row.get(name) for row in rows]
-            for name in names
-            if name in there and name not in ("prompts", "completions")
-        }
-        scores: list[Any] | None
-        kind, scores = self._call_in_time(lambda: _read(self.function(prompts, completions, **columns)))
-        who = f"{self.source.setting}: {self.source.name}"
-        if scores is None:
-            raise RewardError(f"{who} returned {kind}: {_CALLED}")
-        if len(scores) != len(samples):
-            raise RewardError(f"{who} returned {len(scores)} scores for {len(samples)} completions: {_CALLED}")
-        return scores
-
-    def _call_in_time(self, call: Callable[[], Any]) -> Any:
-        # A daemon: a function that never returns must not keep the process from ending.
-        results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
-
-        def work() -> None:
-            try:
-                results.put((call(), None))
-            except BaseException as error:  # the user's code may raise anything
-                results.put((None, error))
-
-        threading.Thread(target=work, daemon=True, name=self.source.name).start()
-        who, seconds = f"{self.source.setting}: {self.source.name}", self.source.timeout
-        try:
-            returned, error = results.get(timeout=seconds)
-        except queue.Empty:
-            way_out = "lower batch_size" if self.source.is_option else f"raise {self.source.setting_of('timeout')}"
-            raise RewardError(f"{who} took longer than {seconds:g} seconds; {way_out}") from None
-        if error is not None:
-            raise RewardError(f"{who} raised {type(error).__name__}: {error}") from error
-        return returned
-
-
-def _read(returned: Any) -> tuple[str, list[Any] | None]:
-    """The type of what a function returned, and its values, or None where it has none; a generator runs here."""
-    kind = type(returned).__name__
-    try:
-        values = iter(returned)
-    except TypeError:
-        return kind, None
-    return kind, [_plain(value) for value in values]
-
-
-def _plain(value: Any) -> Any:
-    """An array or a tensor of one number as that number."""
-    try:
-        return value.item() if hasattr(value, "item") else value
-    except (RuntimeError, TypeError, ValueError):  # it holds several
-        return value
+    def _said(self, failure: Failure) -> str:
+        way_out = ""
+        if failure.reason == took_too_long(self.source.timeout):
+            way_out = "; lower batch_size" if self.source.is_option else f"; raise {self.source.setting_of('timeout')}"
+        return f"{self.source.setting}: {self.source.name} {failure.reason}{way_out}"

@@ -14,7 +14,13 @@ from alignkit.user_functions import function_name
 
 _OPTION = "--reward"
 _KINDS = ("function", "classifier", "model")
-_ONLY_FOR = {"label": "classifier", "output": "classifier", "timeout": "function", "standardise": "model"}
+_ONLY_FOR = {
+    "label": "classifier",
+    "output": "classifier",
+    "timeout": "function",
+    "num_proc": "function",
+    "standardise": "model",
+}
 _OUTPUTS = ("probability", "logit")
 
 
@@ -35,6 +41,7 @@ class RewardSource:
         on_error: whether an exception, None or NaN stops the run, or leaves the completion out of the update, counted.
         timeout: seconds a call of the function may take.
         batch_size: completions in one call.
+        num_proc: processes that call the function.
     """
 
     setting: str
@@ -48,6 +55,7 @@ class RewardSource:
     on_error: OnError = OnError.stop
     timeout: float = 60.0
     batch_size: int = 32
+    num_proc: int = 1
 
     @property
     def kind(self) -> str:
@@ -133,9 +141,10 @@ def _mistakes(item: Any, setting: str) -> list[str]:
     ]
     if not isinstance(item.get("standardise", False), bool):
         problems.append(f"{setting}.standardise is {as_yaml(item['standardise'])}: it must be true or false")
-    size = item.get("batch_size", 1)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        problems.append(f"{setting}.batch_size is {as_yaml(size)}: it must be a whole number above 0")
+    for key in ("batch_size", "num_proc"):
+        size = item.get(key, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            problems.append(f"{setting}.{key} is {as_yaml(size)}: it must be a whole number above 0")
     for key, choices in (("on_error", [str(member) for member in OnError]), ("output", list(_OUTPUTS))):
         if key in item and item[key] not in choices:
             problems.append(f"{setting}.{key} is {as_yaml(item[key])}: choose {', '.join(choices)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from alignkit.config import OnError
 from alignkit.errors import RewardError
+from alignkit.rewards.function import FunctionScorer
 from alignkit.rewards.reward_run import RewardRunScorer
 from alignkit.rewards.sample import RewardScorer, Sample
 from alignkit.rewards.source import RewardSource
@@ -76,6 +77,12 @@ class Rewards:
             for source, scorer in self.sources
             if isinstance(scorer, RewardRunScorer) and scorer.jinja.strip() != jinja.strip()
         ]
+
+    def close(self) -> None:
+        """End the worker processes of functions."""
+        for _, scorer in self.sources:
+            if isinstance(scorer, FunctionScorer):
+                scorer.close()
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Score completions under every source.

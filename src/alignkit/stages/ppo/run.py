@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def run(
     """
     check_job(job)
     job, given = job.settled(), settled_given(job, given)
-    with open_run(job, "ppo", run_dir, given, trainer_class) as entry:
+    with open_run(job, "ppo", run_dir, given, trainer_class) as entry, ExitStack() as stack:
         if entry.finished:
             return
         prepared = prepare(job, now=entry.now)
@@ -60,6 +61,7 @@ def run(
         policy = _policy(job, prepared)
         backbone = backbone_for_rewards(policy, job.model)
         rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)
+        stack.callback(rewards.close)
         entry.begin()
         of_rewards = rewards.template_mismatches(prepared.template.jinja, job.model.name)
         warn(*template_mismatches(job, prepared.template), *of_rewards)
