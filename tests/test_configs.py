@@ -16,11 +16,14 @@ from alignkit.config import MISSING
 from alignkit.jobs import JOBS, SftJob, StageJob
 from alignkit.launch import compose_job, launch
 from alignkit.mistakes import GROUPS, group_options
+from alignkit.pipeline.check import compose_all
+from alignkit.pipeline.file import read_pipeline
 from alignkit.sampling.settings import DRAW_SETTINGS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(alignkit.__file__).parent
-RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
+PIPELINES = sorted(ROOT.glob("configs/pipeline/*.yaml"))
+RECIPES = sorted({*ROOT.glob("configs/**/*.yaml")} - {*PIPELINES})
 SHIPPED = sorted([*PACKAGE.glob("conf/**/*.yaml"), *PACKAGE.glob("demo/recipes/*.yaml")])
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 
@@ -55,7 +58,7 @@ def test_there_are_recipes_to_test() -> None:
     assert len(OPTIONS) > 20
 
 
-@pytest.mark.parametrize("path", [*RECIPES, *SHIPPED], ids=name)
+@pytest.mark.parametrize("path", [*RECIPES, *PIPELINES, *SHIPPED], ids=name)
 def test_a_file_begins_with_what_it_is(path: Path) -> None:
     assert re.match(r"\w[^.]+[.:]", opening(path)), "a comment with what it is comes first"
 
@@ -80,6 +83,16 @@ def test_a_recipe_says_what_it_needs_and_composes_as_it_is_launched(
             assert {key: found[key] for key in own} == own
 
 
+@pytest.mark.parametrize("path", PIPELINES, ids=name)
+def test_a_pipeline_composes_as_it_is_launched(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"Needs: \w", opening(path))
+    command, *words = launched(path)
+    assert (command, words) == ("run", [f"config=pipeline/{path.stem}"])
+    steps = compose_all(read_pipeline(words))
+    assert list(steps) == list(contents(path)["steps"])
+
+
 @pytest.mark.parametrize(
     ("stage", "rows"),
     [("sft", "word_tasks.jsonl"), *((stage, "manners_pairs.jsonl") for stage in ("reward", "ppo", "dpo"))],
@@ -92,7 +105,7 @@ def test_a_recipe_of_the_demo_composes(stage: str, rows: str) -> None:
 
 
 def test_two_recipes_never_share_a_run_directory() -> None:
-    names = [contents(path)["name"] for path in RECIPES]
+    names = [contents(path)["name"] for path in [*RECIPES, *PIPELINES]]
     assert len(names) == len(set(names))
     assert "default" not in names
 

@@ -25,6 +25,8 @@ from alignkit.data.rows.preferences import PAIR_FIELDS, detect_pairs, to_prefere
 from alignkit.jobs import JOBS
 from alignkit.launch import compose_job
 from alignkit.mistakes import in_override
+from alignkit.pipeline.check import compose_all
+from alignkit.pipeline.file import read_pipeline
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,7 +36,7 @@ TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path 
 # one says so here: no command is left out silently.
 NUM_COMMANDS = {
     "README.md": (12, 6),
-    "docs/commands.md": (30, 26),
+    "docs/commands.md": (33, 28),
     "docs/configuration.md": (4, 4),
     "docs/data.md": (2, 2),
     "docs/performance.md": (6, 0),
@@ -222,6 +224,9 @@ def test_a_block_is_of_a_language_that_is_tested(page: str) -> None:
 def test_a_command_is_understood_and_its_job_composes(command: Command) -> None:
     name, given = parsed([os.path.expandvars(word) for word in command.ours or []])
     if given.keys() & {"root", "into"}:  # `alignkit runs` and `alignkit repeat` have no job
+        return
+    if name == "run":
+        compose_all(read_pipeline(given["words"]))
         return
     if "config_dir" not in given:  # no stage: it takes runs, and what is left are settings
         settings = [word for word in given["words"] or [] if "=" in word]

@@ -12,7 +12,7 @@ FLOORS = {
     "": """
         __main__
         cli
-        cli_runs demo api
+        cli_runs demo api pipeline
         repeat
         launch completion
         origins

@@ -47,13 +47,13 @@ def test_every_recipe_is_found_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        ("smoke/stf", "no recipe of this name; did you mean smoke/sft or smoke/ppo or smoke/dpo?"),
+        ("smoke/stf", "no recipe of this name; did you mean smoke/sft or smoke/ppo or smoke/dpo or smoke/grpo?"),
         ("sweep", "no recipe of this name; did you mean sweep/sft_learning_rate?"),
         ("configs/smoke/sft.yaml", "no recipe of this name; did you mean smoke/sft or reviews/sft?"),
         ("mine/mi.yml", "no recipe of this name; did you mean mine/mine.yaml?"),
         ("ours", "no recipe of this name; did you mean team/ours?"),
         ("mine", "it is a folder; did you mean mine/mine.yaml?"),
-        ("xyzzy", "no recipe of this name; recipes are in dpo, ppo, reviews, reward, sft, smoke, sweep"),
+        ("xyzzy", "no recipe of this name; recipes are in dpo, pipeline, ppo, reviews, reward, sft, smoke, sweep"),
         ("", "names no file: give it as config=FILE, or a recipe as config=smoke/sft"),
     ],
 )

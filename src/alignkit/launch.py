@@ -8,7 +8,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ from alignkit.quoting import with_text_quoted
 from alignkit.recipes import find_config
 from alignkit.runs.given import Given, mask_words
 
+
+@dataclass(frozen=True)
+class StepLayers:
+    """What a step of a pipeline brings beside its words.
+
+    Attributes:
+        contents: settings laid over those of the `config=` files, by what messages and the record call them.
+        folders: what `${run:STEP}` gives: the run directory of each earlier step.
+        command: the command line of the pipeline, for the record.
+    """
+
+    contents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
+    command: Sequence[str] = ()
+
+
+_ALONE = StepLayers()
 _RUN_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 _FOLDER_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
@@ -44,6 +62,7 @@ def launch(
     multirun: bool = False,
     show: str | None = None,
     info: str | None = None,
+    layers: StepLayers = _ALONE,
 ) -> dict[str, Any] | None:
     """Compose the job of a stage and run it, or print what was asked about it.
 
@@ -54,6 +73,7 @@ def launch(
         multirun: run every combination of a sweep.
         show: print the composed `job`, `hydra` or `all` instead of running (`--cfg`).
         info: print what Hydra knows about `defaults`, `config`, … instead of running (`--info`).
+        layers: of the step of a pipeline.
 
     Returns:
         The record of the run with its `folder`, or what `sweep.json` holds of a sweep; None where nothing ran here.
@@ -66,7 +86,9 @@ def launch(
     if info is not None and show is not None:
         raise ConfigError("--cfg and --info each show something else: give one of them")
     runs_one = not (multirun or show or info)
-    overrides, overlays = _prepare(stage, words, config_dir, sweep=multirun, further=runs_one, named=True)
+    overrides, overlays = _prepare(
+        stage, words, config_dir, sweep=multirun, further=runs_one, named=True, layers=layers
+    )
     if runs_one:  # before a folder is made and torch is imported
         typed(stage, _composed(stage, overrides, config_dir), named=True, overlays=overlays)
     flags = [*(["--multirun"] if multirun else []), *(["--cfg", show] if show else [])]
@@ -76,7 +98,7 @@ def launch(
     from alignkit.runs.sweep import SweptRun, announce, conclude_sweep
 
     typed_words = ["--multirun"] * multirun + (["--config-dir", str(config_dir)] if config_dir else [])
-    command = mask_words(["alignkit", stage, *words, *typed_words])
+    command = mask_words(layers.command or ["alignkit", stage, *words, *typed_words])
 
     def as_given(cfg: DictConfig) -> Given:
         composed, hydra = _as_given(cfg), HydraConfig.get()
@@ -174,6 +196,15 @@ def command_job(
     return typed(stage, cfg, named=True, overlays=overlays), _as_given(cfg)
 
 
+def step_job(
+    stage: str, words: list[str], layers: StepLayers, *, config_dir: Path | None = None, **given: Any
+) -> tuple[Any, dict[str, Any]]:
+    """`command_job` for the step of a pipeline: runs that it names need not be there yet."""
+    overrides, overlays = _prepare(stage, words, config_dir, given=given, layers=layers)
+    cfg = _composed(stage, overrides, config_dir)
+    return typed(stage, cfg, overlays=overlays), _as_given(cfg)
+
+
 def _composed(stage: str, overrides: list[str], config_dir: Path | None) -> DictConfig:
     own = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir is not None else []
     with _hydra_words(), initialize_config_module("alignkit.conf", version_base="1.3"):
@@ -184,13 +215,18 @@ def _as_given(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=False)  # ${oc.env:TOKEN} must not be written out
 
 
-def job_of_record(stage: str, given: Mapping[str, Any]) -> Any:
+def job_of_record(stage: str, given: Mapping[str, Any], folders: Mapping[str, str] | None = None) -> Any:
     """The job that the record of a run holds: interpolations are resolved now, later settings have their defaults.
+
+    Args:
+        stage: a key of `JOBS`.
+        given: its settings.
+        folders: what `${run:STEP}` gives, of the step of a pipeline.
 
     Raises:
         ConfigError: as `typed`.
     """
-    _register_resolvers()
+    _register_resolvers(folders or {})
     with _hydra_words():
         cfg = OmegaConf.create(dict(given))
     return typed(stage, cfg, named=True)
@@ -284,18 +320,21 @@ def _prepare(
     further: bool = True,
     named: bool = False,
     given: dict[str, Any] | None = None,
+    layers: StepLayers = _ALONE,
 ) -> tuple[list[str], dict[str, Any]]:
     """Check everything that can be checked, and register schema and overlays.
 
     Where words are wrong the others are composed without them (`further`), so that all mistakes are told at once.
 
     Returns:
-        Hydra's overrides, and the content of each `config=` file.
+        Hydra's overrides, and the content of each `config=` file and of each layer above these.
     """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: '{config_dir}' is no folder")
     files = [expand_home(word.removeprefix("config=")) for word in words if word.startswith("config=")]
+    _register_resolvers(layers.folders)
     overlays, problems = _read_overlays(files, config_dir)
+    overlays |= layers.contents
     problems += mistakes.in_files(stage, overlays, config_dir)
     overrides = [word for word in words if not word.startswith("config=")]
     found = {word: mistakes.in_override(stage, word, config_dir, _is_sweep, sweep=sweep) for word in overrides}
@@ -328,7 +367,6 @@ def _registered(stage: str, overlays: dict[str, Any], given: dict[str, Any] | No
     for number, content in enumerate([*([given] if given else []), *overlays.values()]):
         store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
         chosen.append(f"+overlay{number}=file")
-    _register_resolvers()
     return chosen
 
 
@@ -352,8 +390,16 @@ def _is_sweep(value: str) -> bool:
         raise ValueError(value) from error
 
 
-def _register_resolvers() -> None:
+def _register_resolvers(folders: Mapping[str, str]) -> None:
     OmegaConf.register_new_resolver("shipped", lambda key: str(shipped_file(key)), replace=True)
+    OmegaConf.register_new_resolver("run", lambda step: _folder_of(step, folders), replace=True)
+
+
+def _folder_of(step: str, folders: Mapping[str, str]) -> str:
+    if step not in folders:
+        what = "is no earlier step of this pipeline" if folders else "names a step of a pipeline: alignkit run has them"
+        raise ValueError(f"${{run:{step}}} {what}")
+    return folders[step]
 
 
 def _schema(stage: str) -> DictConfig:

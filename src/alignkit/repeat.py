@@ -18,7 +18,7 @@ from alignkit.launch import job_of_record
 from alignkit.runs.difference import Differences, differences
 from alignkit.runs.given import MASKED, Given
 from alignkit.runs.log import TERMINAL
-from alignkit.runs.manifest import check_format, flat, read_manifest, run_time
+from alignkit.runs.manifest import check_format, flat, read_manifest, run_time, step_folders
 from alignkit.runs.result import CHECKSUMS
 from alignkit.terminal import in_a_line, print_json_lines
 
@@ -86,7 +86,7 @@ def _job(folder: Path, manifest: Mapping[str, Any]) -> StageJob:
     if masked := [key for key, value in flat(manifest["job"]) if value == MASKED]:
         raise RunError(f"{folder} does not hold the values of {', '.join(masked)}, which are secret: train it anew")
     try:
-        job: StageJob = job_of_record(str(stage), manifest["job"])
+        job: StageJob = job_of_record(str(stage), manifest["job"], step_folders(folder))
         job.resume = job.overwrite = False
         if manifest.get("eval_groups"):
             job.data.eval_groups = EvalGroups(manifest["eval_groups"])

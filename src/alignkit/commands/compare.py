@@ -52,7 +52,7 @@ def run(
     """
     with outputs(html=html, out=out):
         with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
-            _check(job, runs, prompts, prompts_path, reward, out)
+            check(job, runs, prompts, prompts_path, reward, out)
             found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
             policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
             encoded = [policy.encode(found) for policy in policies]
@@ -127,7 +127,7 @@ def _answer(policy: ServedModel, completion: Completion, job: CompareJob) -> Ans
     return Answer(text, completion.finish_reason, completion.num_tokens, completion.logprob)
 
 
-def _check(
+def check(
     job: CompareJob,
     runs: Sequence[str],
     prompts: Sequence[str],
@@ -135,6 +135,11 @@ def _check(
     reward: str | None,
     out: Path | None,
 ) -> None:
+    """Find what is wrong before a weight is read.
+
+    Raises:
+        ConfigError: every problem found, together.
+    """
     problems = check_sampling(job.sampling)
     problems += check_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
     if len(runs) < 2:

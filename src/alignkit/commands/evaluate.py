@@ -62,8 +62,8 @@ def run(
     """
     with outputs(out=out):
         with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
-            as_prompts = as_prompts or job.data.prompt_length.max is not None or job.data.format == "prompt"
-            _check(job, runs, reward, reference, pairs, out, as_prompts=as_prompts)
+            as_prompts = reads_prompts(job, as_prompts)
+            check(job, runs, reward, reference, pairs, out, as_prompts=as_prompts)
             data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
             seed = split_seed(job.data, runs, job.seed)
             forms = (data.tools, data.reasoning)
@@ -170,7 +170,21 @@ def _pairs_section(job: EvaluateJob, path: str) -> DataConfig:
     return replace(job.data, path=path, eval_path=None, format="auto", columns={}, streaming=False)
 
 
-def _check(
+def reads_prompts(job: EvaluateJob, as_prompts: bool) -> bool:
+    """Tell whether the rows are prompts, as PPO has them: where it is asked for, or the section `data` says so."""
+    return as_prompts or job.data.prompt_length.max is not None or job.data.format == "prompt"
+
+
+def check_rows(job: EvaluateJob, *, as_prompts: bool) -> list[str]:
+    """List what is wrong with the rows and how they are answered, one line each, whatever the models are."""
+    problems = check_sampling(job.sampling)
+    problems += check_prompts(job.data) if as_prompts else check_data(job.data, RESPONSES)
+    if as_prompts and not job.num_prompts:
+        problems.append("num_prompts=0 leaves nothing to measure: the rows are prompts, without responses")
+    return problems
+
+
+def check(
     job: EvaluateJob,
     runs: Sequence[str],
     reward: str | None,
@@ -180,10 +194,12 @@ def _check(
     *,
     as_prompts: bool,
 ) -> None:
-    problems = check_sampling(job.sampling)
-    problems += check_prompts(job.data) if as_prompts else check_data(job.data, RESPONSES)
-    if as_prompts and not job.num_prompts:
-        problems.append("num_prompts=0 leaves nothing to measure: the rows are prompts, without responses")
+    """Find what is wrong before a row or a weight is read.
+
+    Raises:
+        ConfigError: every problem found, together.
+    """
+    problems = check_rows(job, as_prompts=as_prompts)
     problems += check_models(runs, job.model, distinct=True) + check_new_file(out)
     if reference:
         problems += check_section(replace(job.model, name=reference))

@@ -43,7 +43,13 @@ logger = logging.getLogger(__name__)
 _NEEDS = "the sums are made in float32, which takes four bytes for each weight"
 
 
-def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) -> None:
+def run(
+    job: MergeJob,
+    *,
+    out: Path,
+    record: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, dict[str, str]] | None = None,
+) -> None:
     """Write a plain model folder that computes what the adapter computes, or nothing.
 
     The sums are made in float32 and rounded once. What was written is loaded again and compared, in an arithmetic finer
@@ -53,11 +59,12 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
         job: the settings.
         out: the folder.
         record: the settings as they were given, interpolations unresolved: as such they are written out.
+        inputs: checksums of what it reads, for the record.
 
     Raises:
         ConfigError, ModelError: the user's mistake, or a difference past the bound; `out` is not there then.
     """
-    _check(job, out)
+    check(job, out)
     with run_log(), explain_out_of_memory(_NEEDS), hold(out, out.with_name(f".{out.name}.lock")), _explained(out):
         if out.exists():  # written since we looked, by who held it before us
             raise ConfigError(_exists(out))
@@ -73,7 +80,11 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
         shutil.rmtree(aside, ignore_errors=True)
         try:
             entry = Run(
-                aside, "merge", Given(_record(job, record)), parents=lineage({"model.name": job.model.name}, out)
+                aside,
+                "merge",
+                Given(settings_with_forms(job, record)),
+                parents=lineage({"model.name": job.model.name}, out),
+                inputs=dict(inputs or {}),
             )
             entry.begin()
             save_model(merged, model.tokenizer, aside, jinja=model.template.jinja, stop_ids=model.template.stop_ids)
@@ -100,8 +111,8 @@ def run(job: MergeJob, *, out: Path, record: Mapping[str, Any] | None = None) ->
         logger.info("model               %s", out)
 
 
-def _record(job: MergeJob, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings with what later commands render with as the run did: the folder may go where the run is not."""
+def settings_with_forms(job: MergeJob, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings with what later commands render with as the run did: the folder may go where it is not."""
     record, folder = dict(given or asdict(job)), ModelSource.of(job.model).folder
     kwargs = {**(run_template_kwargs(folder) or {}), **recorded_kwargs(record)}
     tools, reasoning = run_forms(folder) or (ToolsForm.native, ReasoningForm.native)
@@ -116,7 +127,12 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check(job: MergeJob, out: Path) -> None:
+def check(job: MergeJob, out: Path) -> None:
+    """Find what is wrong before a weight is read.
+
+    Raises:
+        ConfigError: every problem found, together.
+    """
     problems = []
     try:
         check_model(job.model)

@@ -24,7 +24,7 @@ from typing import Any
 
 from alignkit.config import Resume
 from alignkit.errors import Interrupted, RunError, StopSignal, as_yaml
-from alignkit.jobs import JOBS
+from alignkit.jobs import JOBS, StageJob
 from alignkit.runs.given import Given, mask_settings
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
@@ -200,7 +200,7 @@ def guard_run(folder: Path, *, stage: str, given: Given, resume: Resume, overwri
     if _is_restarted(folder):
         resume, overwrite = resume if resume is not Resume.false else Resume.true, False
     if is_main_process():
-        _check_folder(folder, resume=resume, overwrite=overwrite)
+        check_folder(folder, resume=resume, overwrite=overwrite)
     with hold(folder, folder / LOCK) if is_main_process() else nullcontext():
         masked = replace(given, settings=mask_settings(given.settings))
         run = Run(folder, stage, masked)
@@ -265,8 +265,12 @@ def _stopped(run: Run, error: BaseException) -> Interrupted | None:
     return Interrupted(number, f"{signal.Signals(number).name}: stopped outside of a training step; {what}")
 
 
-def _check_folder(folder: Path, *, resume: Resume, overwrite: bool) -> None:
-    """Refuse what can be refused without a lock: in a folder of other things not even that is written."""
+def check_folder(folder: Path, *, resume: Resume, overwrite: bool) -> None:
+    """Refuse what can be refused without a lock: in a folder of other things not even that is written.
+
+    Raises:
+        RunError: the folder may not be used like this.
+    """
     if resume is not Resume.false and overwrite:
         raise RunError(f"resume={resume} goes on with a run and overwrite=true deletes it: give one of them")
     if folder.is_dir() and read_manifest(folder) is None and (checkpoints := _checkpoints(folder)):
@@ -338,7 +342,9 @@ def _why(path: Path) -> str:
 
 def _completed(stage: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """Lay the record of a job over the defaults of the settings, some of which may be newer than the record."""
-    return {**dict(flat(asdict(JOBS[stage]().settled()))), **dict(flat(job))}
+    default: Any = JOBS[stage]()
+    settled = default.settled() if isinstance(default, StageJob) else default
+    return {**dict(flat(asdict(settled))), **dict(flat(job))}
 
 
 def _further(run: Run) -> list[str]:
@@ -352,9 +358,9 @@ def _further(run: Run) -> list[str]:
 
 def _check_unchanged(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Resuming with other settings would be neither run, unless that is what was asked; each difference is named."""
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in _MAY_CHANGE]
     changed = {
-        key: f"{key} was {as_yaml(old.get(key))} in {run.folder} and is {as_yaml(new.get(key))} now" for key in keys
+        key: f"{key} was {as_yaml(old.get(key))} in {run.folder} and is {as_yaml(new.get(key))} now"
+        for key in _differing(old, new)
     }
     if run.finished or not run.forced:
         if changed:
@@ -366,6 +372,23 @@ def _check_unchanged(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -
             *(f"resume=force: {line}, and the checkpoint holds what it was" for line in kept), *_OTHER_SETTINGS
         )
     run.force(changed.values())
+
+
+def changed_settings(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two records of settings, before and now, but for what changes no bit of a result.
+
+    Args:
+        stage: a key of `JOBS`, whose defaults stand for what a record does not name.
+        before: nested, as recorded.
+        now: nested, as given.
+    """
+    old, new = _completed(stage, before), _completed(stage, now)
+    return {key: (old.get(key), new.get(key)) for key in _differing(old, new)}
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    keys = sorted(old.keys() | new.keys())
+    return [key for key in keys if old.get(key) != new.get(key) and key not in _MAY_CHANGE]
 
 
 def _now() -> str:

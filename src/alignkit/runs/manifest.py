@@ -14,6 +14,7 @@ from alignkit.config import EvalGroups
 from alignkit.errors import RunError
 
 MANIFEST = "run.json"
+PIPELINE = "pipeline.json"  # beside the runs of its steps
 FORMAT = 3  # 1: before results had checksums; 2: without origins, starts and timings
 
 
@@ -84,6 +85,13 @@ def lineage(names: Mapping[str, str], folder: Path) -> list[dict[str, str]]:
 def parent_folders(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
     """Return the folders of the runs that a run starts from, wherever both have been moved together."""
     return [Path(os.path.normpath(folder.resolve() / parent["path"])) for parent in manifest.get("parents", [])]
+
+
+def step_folders(folder: Path) -> dict[str, str]:
+    """Return what `${run:STEP}` means in the record of a run: the steps of its pipeline, which lie beside it."""
+    if not (folder.parent / PIPELINE).is_file():
+        return {}
+    return {path.name: str(path) for path in folder.parent.iterdir() if path.is_dir()}
 
 
 def check_format(manifest: Mapping[str, Any], folder: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from alignkit.config import Init, ModelConfig
+from alignkit.config import DataConfig, Init, ModelConfig, TemplateConfig
 from alignkit.data.encode.templates import SHIPPED, shipped_template
 from alignkit.data.files.sources import files_of, hub_commit
 from alignkit.data.sets.section import paths_by_set
@@ -76,27 +76,63 @@ def record_inputs(run: Run, job: StageJob, trainer_class: type) -> None:
         )
 
 
+_CHANGES = {
+    "gone": "was there when {} began, and is not now",
+    "new": "was not there when {} began",
+    "other": "has changed since {} began",
+}
+
+
 def input_differences(before: Mapping[str, Any], now: Mapping[str, dict[str, str]], folder: Path) -> Iterator[str]:
     """List the inputs that are other ones now than those a run in a folder began with, a line each."""
+    for what, change in changed_inputs(before, now):
+        yield f"the {what} {_CHANGES[change].format(folder)}"
+
+
+def changed_inputs(before: Mapping[str, Any], now: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield what differs between two fingerprints: its kind and name, and whether it is `gone`, `new` or `other`."""
     for kind, word in _KINDS.items():
         if kind not in before:  # an earlier version
             continue
         was = before[kind] if isinstance(before.get(kind), dict) else {}
         for name in sorted(was.keys() | now[kind].keys()):
-            found = f"the {word} {name}"
             if name not in now[kind]:
-                yield f"{found} was there when {folder} began, and is not now"
+                yield f"{word} {name}", "gone"
             elif name not in was:
-                yield f"{found} was not there when {folder} began"
+                yield f"{word} {name}", "new"
             elif was[name] != now[kind][name]:
-                yield f"{found} has changed since {folder} began"
+                yield f"{word} {name}", "other"
 
 
 def fingerprints(job: StageJob) -> dict[str, dict[str, str]]:
     """Compute checksums of all that a job reads beside its settings, by kind and by the name of each file."""
+    rewards = parse_rewards(job.reward) if hasattr(job, "reward") else ()
+    functions = [(reward.setting, reward.function) for reward in rewards if reward.function]
+    found = fingerprints_of(job.data, job.template, model_sections(job), functions)
+    if folder := tokenizer_folder(job.model):
+        of_tokenizer = [file for file in result_files(folder) if file.name.startswith(TOKENIZER_FILES)]
+        found["tokenizer"] |= _named("model.name ", of_tokenizer)
+        found["models"] |= _named("model.name ", [folder / "config.json"] if config_folder(job.model) else [])
+    return found
+
+
+def fingerprints_of(
+    data: DataConfig | None,
+    template: TemplateConfig,
+    models: Mapping[str, ModelConfig],
+    functions: Sequence[tuple[str, str | Callable[..., Any]]] = (),
+) -> dict[str, dict[str, str]]:
+    """Compute checksums of what is read, by kind and by the name of each file.
+
+    Args:
+        data: the rows; functions that it names as formats are read, too.
+        template: where it is a file, or one that ships.
+        models: by the setting that names each.
+        functions: the user's own rewards, each with the setting that names it.
+    """
     found: dict[str, dict[str, str]] = {kind: {} for kind in _KINDS}
-    functions: list[tuple[str, str]] = []
-    for setting, path in paths_by_set(job.data).items():
+    named: list[tuple[str, str]] = []
+    for setting, path in paths_by_set(data).items() if data is not None else ():
         items = [
             item if isinstance(item, dict) else {"path": item} for item in (path if isinstance(path, list) else [path])
         ]
@@ -105,14 +141,14 @@ def fingerprints(job: StageJob) -> dict[str, dict[str, str]]:
         for name in (name for name, files in local.items() if not files):
             of_set = "data.path" if setting == "train" else "data.eval_path"
             found["hub_data"][f"{setting} {name}"] = hub_commit(name, setting=of_set)
-        formats = [item.get("format") or job.data.format for item in items]
-        functions += [("data.format", name) for name in dict.fromkeys(formats) if ":" in name]
-    if job.template.file:  # a file that is gone is refused where it is loaded
-        found["template"] = _named("", [file for file in [Path(job.template.file)] if file.is_file()])
-    elif job.template.name in SHIPPED:
-        text = shipped_template(job.template.name)
-        found["template"] = {job.template.name: hashlib.sha256(text.encode()).hexdigest()}
-    for setting, section in model_sections(job).items():
+        formats = [item.get("format") or data.format for item in items] if data is not None else []
+        named += [("data.format", name) for name in dict.fromkeys(formats) if ":" in name]
+    if template.file:  # a file that is gone is refused where it is loaded
+        found["template"] = _named("", [file for file in [Path(template.file)] if file.is_file()])
+    elif template.name in SHIPPED:
+        text = shipped_template(template.name)
+        found["template"] = {template.name: hashlib.sha256(text.encode()).hexdigest()}
+    for setting, section in models.items():
         for prefix, source in _with_base(setting, ModelSource.of(section)):
             if source.folder is None:
                 found["models"] |= _commit(prefix, source)
@@ -121,16 +157,12 @@ def fingerprints(job: StageJob) -> dict[str, dict[str, str]]:
             of_tokenizer = [file for file in files if file.name.startswith(TOKENIZER_FILES)]
             found["tokenizer"] |= _named(f"{prefix} ", of_tokenizer)
             found["models"] |= _named(f"{prefix} ", [file for file in files if file not in of_tokenizer])
-    if folder := tokenizer_folder(job.model):
-        of_tokenizer = [file for file in result_files(folder) if file.name.startswith(TOKENIZER_FILES)]
-        found["tokenizer"] |= _named("model.name ", of_tokenizer)
-        found["models"] |= _named("model.name ", [folder / "config.json"] if config_folder(job.model) else [])
-    for reward in parse_rewards(job.reward) if hasattr(job, "reward") else ():
-        if callable(reward.function):
-            found["functions"] |= _source_of(reward.setting, reward.function)
-        elif reward.function:
-            functions.append((reward.setting, reward.function))
-    for setting, spec in dict.fromkeys(functions):
+    for setting, function in functions:
+        if callable(function):
+            found["functions"] |= _source_of(setting, function)
+        else:
+            named.append((setting, function))
+    for setting, spec in dict.fromkeys(named):
         place = Path(spec.rpartition(":")[0])  # a file, or else a module
         file = place if place.is_file() else inspect.getsourcefile(inspect.unwrap(load_function(spec, setting)))
         if file:

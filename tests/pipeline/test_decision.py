@@ -1,0 +1,131 @@
+"""Exactly the steps run again whose settings, files or models are others than they were."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alignkit.errors import AlignkitError
+from alignkit.pipeline.chain import Chain, run_chain
+from alignkit.pipeline.decision import Action
+from alignkit.pipeline.file import read_pipeline
+
+ALL = ["sft", "reward", "ppo", "evaluate"]
+
+
+def plan(*words: str, **chosen: str) -> dict[str, tuple[str, str]]:
+    decisions = Chain.of(read_pipeline(["config=chain.yaml", *words]), **chosen).plan()
+    return {name: (str(decision.action), str(decision)) for name, decision in decisions.items()}
+
+
+def to_run(*words: str) -> list[str]:
+    return [name for name, (action, _) in plan(*words).items() if action != Action.skip]
+
+
+def replace(path: str, old: str, new: str) -> None:
+    text = Path(path).read_text(encoding="utf-8")
+    assert old in text
+    Path(path).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def change_record(step: str, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+    path = Path("runs/chain", step, "run.json")
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def spoil(path: str) -> None:
+    content = bytearray(Path(path).read_bytes())
+    content[-1] ^= 1
+    Path(path).write_bytes(content)
+
+
+TOUCHED = {
+    "nothing": (lambda: None, []),
+    "a comment of the file": (lambda: replace("chain.yaml", "# a comment", "# another"), []),
+    "what changes no bit": (lambda: replace("chain.yaml", "samples: 1", "samples: 2"), []),
+    "a row": (lambda: replace("rows.jsonl", "one, two", "one, too"), ALL),
+    "a pair": (lambda: replace("pairs.jsonl", "one, two", "one, too"), ["reward", "ppo", "evaluate"]),
+    "a prompt": (lambda: replace("prompts.jsonl", "Say one", "Tell one"), ["ppo", "evaluate"]),
+    "a reward": (lambda: replace("rewards.py", "/ 10", "/ 11"), ["ppo", "evaluate"]),
+    "what a reward imports": (lambda: replace("lengths.py", "len(text)", "len(text) + 1"), ["ppo", "evaluate"]),
+    "a template": (lambda: replace("mine.jinja", "Q:", "Question:"), ALL),
+    "the weights of the base": (lambda: spoil("runs/sft/base/model.safetensors"), ALL),
+    "the weights of a step": (lambda: spoil("runs/chain/reward/model.safetensors"), ["reward", "ppo", "evaluate"]),
+    "a result that is gone": (lambda: Path("runs/chain/evaluate/evaluate.json").unlink(), ["evaluate"]),
+    "a setting of the first": (lambda: replace("chain.yaml", "limit: 40", "limit: 30"), ALL),
+    "a setting of the last": (lambda: replace("chain.yaml", "num_samples: 1", "num_samples: 2"), ["evaluate"]),
+    "an argument of the last": (
+        lambda: replace("chain.yaml", 'models: ["${run:sft}", "${run:ppo}"]', 'models: ["${run:sft}"]'),
+        ["evaluate"],
+    ),
+    "the version": (lambda: change_record("ppo", lambda record: record["versions"].update(alignkit="0.0.1")), ALL[2:]),
+    "a run that was killed": (lambda: change_record("reward", lambda record: record.update(status="running")), ALL[1:]),
+}
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("touched", TOUCHED)
+def test_exactly_the_right_steps_run_again(touched: str) -> None:
+    touch, steps = TOUCHED[touched]
+    touch()
+    assert to_run() == steps
+
+
+@pytest.mark.usefixtures("project")
+def test_a_step_says_why_it_runs() -> None:
+    assert plan("ppo.ppo.kl_coef=0.5", "evaluate.num_prompts=3") == {
+        "sft": ("skip", "nothing has changed"),
+        "reward": ("skip", "nothing has changed"),
+        "ppo": ("run", "ppo.kl_coef was 0.05 and is 0.5"),
+        "evaluate": ("run", "ppo runs before it"),
+    }
+    replace("pairs.jsonl", "one, two", "one, too")
+    change_record("sft", lambda record: record.update(status="interrupted"))
+    change_record("ppo", lambda record: record["versions"].update(alignkit="0.0.1"))
+    assert plan(only="sft") == {"sft": ("resume", "it was interrupted")}
+    change_record("sft", lambda record: record.update(status="finished"))
+    assert plan(only="reward") == {"reward": ("run", "the data train pairs.jsonl has changed")}
+    assert plan(only="ppo")["ppo"][1].startswith("alignkit was 0.0.1 and is ")
+
+
+@pytest.mark.usefixtures("project")
+def test_from_and_only_run_again_what_has_not_changed() -> None:
+    assert plan(start="ppo") == {"ppo": ("run", "asked for"), "evaluate": ("run", "ppo runs before it")}
+    assert plan(only="reward") == {"reward": ("run", "asked for")}
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("chosen", [{"start": "ppo"}, {"only": "ppo"}])
+def test_what_a_chosen_step_starts_from_must_have_finished(chosen: dict[str, str]) -> None:
+    change_record("reward", lambda record: record.update(status="interrupted"))
+    told = "ppo starts from reward, which has not finished (interrupted): runs/chain/reward; run it first, without --"
+    with pytest.raises(AlignkitError, match=re.escape(told)):
+        plan(**chosen)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("file", ["runs/chain/ppo/run.json", "runs/chain/pipeline.json"])
+def test_what_a_later_alignkit_wrote_is_refused(file: str) -> None:
+    record = json.loads(Path(file).read_text()) if Path(file).exists() else {}
+    Path(file).write_text(json.dumps(record | {"format": 99}))
+    with pytest.raises(AlignkitError, match="was written by a later alignkit"):
+        plan()
+
+
+def test_steps_whose_parent_came_out_the_same_are_skipped(project: Path) -> None:
+    """Byte for byte: the weights are written anew, and what starts from them is as it was."""
+    before = (project / "runs/chain/sft/model.safetensors").read_bytes()
+    spoil("runs/chain/sft/model.safetensors")
+    record = run_chain(Chain.of(read_pipeline(["config=chain.yaml"])))
+    assert {name: step["did"] for name, step in record["steps"].items()} == {
+        "sft": "run",
+        "reward": "skip",
+        "ppo": "skip",
+        "evaluate": "skip",
+    }
+    assert (project / "runs/chain/sft/model.safetensors").read_bytes() == before
+    assert json.loads((project / "runs/chain/pipeline.json").read_text())["status"] == "finished"
