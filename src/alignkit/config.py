@@ -251,7 +251,11 @@ class DataConfig:
         "(packed if that is verified to be exact on the model, else grouped)",
         Batching.auto,
     )
-    num_proc: int = setting("number of processes that format and encode the rows", 1, ge=1)
+    num_proc: int = setting(
+        "number of processes that encode the rows; a set of fewer than 10,000 rows is encoded in one, which is faster",
+        1,
+        ge=1,
+    )
     streaming: bool = setting(
         "read rows during training, for data larger than memory; shuffling is within a buffer of 10,000 rows", False
     )

@@ -242,7 +242,10 @@ def test_sources_weights_and_held_out_sets_are_those_of_sft(load: Load, write_ro
     assert data.lint.duplicates == []  # a copy by weight repeats nothing
 
 
-def test_several_processes_encode_what_one_does(load: Load, write_rows: Callable[..., Path]) -> None:
+def test_several_processes_encode_what_one_does(
+    load: Load, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.data.sets.encode_sets.WORKERS_FROM", 1)
     write_rows([row(f"p{i}", f"yes {i}", "no") for i in range(600)])
     assert load(num_proc=2).train.dataset[:] == load().train.dataset[:]
 

@@ -234,7 +234,10 @@ def test_several_held_out_sets_have_their_own_columns_in_the_ledger(
         load(eval_path={"near": "near.jsonl"})
 
 
-def test_two_processes_encode_what_one_does(load: Callable[..., SftData], write_rows: Callable[..., Path]) -> None:
+def test_two_processes_encode_what_one_does(
+    load: Callable[..., SftData], write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.data.sets.encode_sets.WORKERS_FROM", 1)
     write_rows([task(f"number {i}", f"{i} " * (i % 40)) if i % 7 else task("x", None) for i in range(1, 1100)])
     one, two = (
         load(

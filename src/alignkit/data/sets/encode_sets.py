@@ -21,6 +21,8 @@ from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.data.sets.ledger import Ledger
 
 COPIES = "copies added by weight"
+# A worker imports for about 5 s before its first row, in which one process encodes thousands of them.
+WORKERS_FROM = 10_000
 CHUNK = 512  # rows in one call of the tokenizer: its threads pay off from a few hundred
 
 
@@ -65,7 +67,7 @@ def encode_sets(
     Args:
         items: by set name.
         encode: many items at once; with several processes it is pickled.
-        num_proc: processes that encode.
+        num_proc: processes that encode a set of `WORKERS_FROM` rows or more.
 
     Returns:
         The outcome of each item, by set name.
@@ -77,7 +79,7 @@ def _encode_set(
     items: list[SourcedItem[Item]], encode: Callable[[list[Item]], list[EncodeOutcome[Encoded]]], num_proc: int
 ) -> Iterator[EncodeOutcome[Encoded]]:
     chunks = ([item.item for item in items[start : start + CHUNK]] for start in range(0, len(items), CHUNK))
-    if num_proc == 1:
+    if num_proc == 1 or len(items) < WORKERS_FROM:
         for chunk in chunks:
             yield from encode(chunk)
         return
