@@ -85,7 +85,7 @@ def test_each_part_of_a_row_keeps_as_much_as_fits(load: Load) -> None:
     assert text(data.train.dataset["input_ids"][2]).startswith("<u>u2 ")
     trained = [text([i for i in labels if i >= 0]) for labels in data.train.dataset["labels"]]
     assert trained == [f"a{number} {'x' * 20}" for number in (1, 2, 3)]
-    assert fates(data) == ["truncated: cut_turns"]
+    assert fates(data) == ["truncated: cut_turns, in 3 parts"]
 
 
 def test_both_sides_of_a_pair_lose_the_same_turns(load: Load) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from alignkit.data.sets.encode_sets import EncodeOutcome, encode_sets, record_outcomes, record_sets, to_datasets
+from alignkit.data.sets.encode_sets import COPIES, EncodeOutcome, encode_sets, record_outcomes, record_sets, to_datasets
 from alignkit.data.sets.items import SourcedItem
 from alignkit.data.sets.ledger import Ledger, LedgerRow
 
@@ -59,7 +59,7 @@ def test_each_row_is_recorded_once_and_those_left_are_given_on() -> None:
         LedgerRow("words.txt:2", "truncated", "cut_end", "eval"),
         LedgerRow("words.txt:3", "dropped", "too_long", "eval"),
     ]
-    assert ledger.notes == {"odd": 2}
+    assert ledger.notes == {"odd": 2, COPIES: 2}
 
 
 def test_a_set_becomes_a_data_set_with_numbers_and_sources() -> None:

@@ -106,6 +106,7 @@ def test_a_pair_of_each_format_by_value(
         "rejected_ids": [[*b"n\xc3\xa9", EOS]],
         "row_index": [0],
         "source": ["rows.jsonl:1"],
+        "template_kwargs": ["{}"],
     }
     assert {str(f.feature.dtype) for name, f in data.train.dataset.features.items() if name.endswith("_ids")} == {
         "int32"
