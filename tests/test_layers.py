@@ -20,6 +20,7 @@ FLOORS = {
         stages commands
         ppo evaluate
         training rewards
+        pages
         data models sampling runs
         quoting yaml_size upstream terminal user_functions jobs json_files digests
         estimators

@@ -565,6 +565,33 @@ def score(
 
 
 @app.command()
+def report(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs: a folder, a path below --root, or a name.")
+    ],
+    root: Annotated[Path, typer.Option(callback=_home, help="Folder that holds the runs.")] = Path("runs"),
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_home,
+            help="File of the page. Without it: report.html in the folder of the run; of several runs, in this folder.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per run instead of words.")] = False,
+) -> None:
+    """Write one self-contained page of a run and of all runs it came from, and say whether they went well.
+
+    alignkit report runs/ppo/ppo-smoke
+    """
+    from alignkit.errors import check_writable
+
+    check_writable("--html", html)
+    from alignkit.commands.report import run as write_page
+
+    write_page(names, root, html=html, as_json=json)
+
+
+@app.command()
 def demo(
     keep: Annotated[Path, typer.Option(callback=_home, help="Folder to write the runs of the demo to.")] = Path(
         "runs/demo"

@@ -203,9 +203,9 @@ def test_the_page_by_its_words(tmp_path: Path) -> None:
     assert "<pre>one <mark>four</mark> three</pre>" in page
     assert "4 tokens · ended · reward 2.000</p>" in page
     assert "3 tokens · cut off · <b>reward 2.500 ▲</b></p>" in page
-    assert "title='-1.00 → -0.50'>one</span>" in page
+    assert 'title="-1.00 → -0.50">one</span>' in page
     assert f"the first response here: {-2.5:+.2f} nats" in page
     assert math.isclose(0.6 * 0.5 / 3, 0.1)
     assert "rgb(var(--up) / 0.10)" in page
     assert "rgb(var(--down) / 0.60)" in page
-    assert "http" not in page
+    assert "://" not in page

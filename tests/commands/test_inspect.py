@@ -221,13 +221,16 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(make: Make, tmp_path
     page = Page(text)
     assert page.tags <= {
         *("html", "meta", "title", "style", "h1", "h2", "p", "mark", "span", "section", "small", "pre"),
-        *("ul", "li", "table", "tr", "td", "i"),
+        *("ul", "li", "table", "tr", "td", "i", "head", "body", "link"),
     }
-    assert {name for name, _ in page.attributes} <= {"lang", "charset", "name", "content", "class", "style"}
+    assert {name for name, _ in page.attributes} <= {
+        *("lang", "charset", "name", "content", "class", "style", "http-equiv", "rel", "href")
+    }
+    assert [value for name, value in page.attributes if name == "href"] == ["data:,"]  # no icon is asked for
     assert not [value for _, value in page.attributes if "url" in str(value)]
     assert "url(" not in text
     assert "@import" not in text
-    assert text.count("http") == 1  # a row's own words
+    assert text.count("://") == 1  # a row's own words
     assert "".join(page.seen) == "Yo⟨<|eos|>⟩a <i> é⟨<|eos|>⟩cut⟨<|eos|>⟩ok⟨<|eos|>⟩"
     assert "".join(page.rows).startswith(
         "### Instruction:\nHi\n\n### Response:\n### Instruction:\nShow <b>&amp; https://"
@@ -235,7 +238,7 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(make: Make, tmp_path
     assert "<h1>sft &lt;test&gt;</h1>" in text
     assert "rows.jsonl:2 <small>74 tokens, 9 supervised</small>" in text
     assert "<li>template instruction &amp; co</li>" in text
-    assert "<td>30-39</td><td>2</td><td><i style='width:100.0%'></i></td>" in text
+    assert '<td>30-39</td><td>2</td><td><i style="width:100.0%"></i></td>' in text
 
 
 def test_nothing_but_json_goes_to_standard_output_and_the_page_is_still_written(

@@ -1,5 +1,6 @@
 """Pages in a real browser: everything is there, nothing is broken, and it fits."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,9 @@ from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison
 from alignkit.evaluate.statistics import win_rate
 from alignkit.launch import compose_job
+from alignkit.pages.report import REPORT, write_report
+from alignkit.runs.directory import Run
+from alignkit.runs.given import Given
 from alignkit.stages.sft.data import view
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -63,7 +67,8 @@ def told(page: Path, tmp_path: Path, width: int, probe: str) -> list[str]:
     """What a probe finds of a page that is so many pixels wide."""
     # A headless window is at least 500 pixels wide, so the page is looked at through a frame of the width.
     probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text() + probe)
+    # In front of the page's own policy, which lets no script of others run.
+    probed.write_text(page.read_text().replace("<!doctype html>", f"<!doctype html>{probe}", 1))
     frame = tmp_path / "frame.html"
     frame.write_text(
         f"<iframe style='width:{width}px;height:900px;border:0' src='probed.html'></iframe><script>"
@@ -99,3 +104,65 @@ def test_the_console_says_nothing(page: Path) -> None:
     done = browse(page, 1280, "--dump-dom")
     assert done.stdout.count('class="prompt"') == 20
     assert "CONSOLE" not in done.stderr
+
+
+HOSTILE = "</script><script>document.title = 'owned'</script><img src='x' onerror='document.title = 0'>"
+# What the scripts of a report made of it, after clicks on the fourth column and with the mouse over the first curve.
+DRAWN = """<script>addEventListener("load", () => setTimeout(() => {
+  const all = (what) => [...document.querySelectorAll(what)], over = document.querySelector(".u-over");
+  const canvas = document.querySelector("canvas"), area = over.getBoundingClientRect();
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const scores = () => all(".rolls tbody td:nth-child(4)").slice(0, 3).map((cell) => cell.textContent);
+  const sort = () => document.querySelector(".rolls th:nth-child(4) button").click();
+  const before = scores();
+  sort();
+  const down = scores();
+  sort();
+  const up = scores();
+  const at = { clientX: area.right - 1, clientY: area.top + 5, bubbles: true };
+  over.dispatchEvent(new MouseEvent("mouseenter", at));
+  over.dispatchEvent(new MouseEvent("mousemove", at));
+  setTimeout(() => {
+    document.title = JSON.stringify([all("canvas").length, pixels.some((part) => part), before, down, up,
+      all("figure")[0].querySelectorAll(".u-value")[1].textContent, document.documentElement.scrollWidth, innerWidth,
+      all("img").length, all("script[src]").length]);
+  }, 100);
+}, 100));</script>"""
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "ppo" / "a-run-with-a-name-that-is-long-and-has-no-space-where-a-line-could-end"
+    run = Run(folder, "ppo", Given({"name": "a", "model": {"name": HOSTILE}}), result={"kept_step": 9})
+    run.begin()
+    metrics = [{"step": n, "objective/score": float(n), "objective/kl": n / 2, HOSTILE: 1.0} for n in range(1, 10)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
+    row = {"prompt": HOSTILE, "completion": HOSTILE * 9, "scores": {}, "length": 9, "has_ended": False}
+    scores = [3.0, None, 1.0, 2.0]
+    rollouts = [row | {"step": n, "score": score, "kl": n / 3} for n, score in enumerate(scores)]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(rollout) + "\n" for rollout in rollouts))
+    (folder / "samples.jsonl").write_text(json.dumps({"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}) + "\n")
+    run.write("finished")
+    write_report(folder)
+    return folder / REPORT
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_report_draws_its_curves_sorts_its_rollouts_and_fits(report: Path, tmp_path: Path, width: int) -> None:
+    found = json.loads(f"[{','.join(told(report, tmp_path, width, DRAWN))}]")
+    num_curves, is_painted, before, down, up, hovered, scrolled, inner, num_images, num_loaded = found
+    assert (num_curves, is_painted) == (2, True)  # what else was measured is drawn when it is unfolded
+    assert (before, down, up) == (["3", "–", "1"], ["3", "2", "1"], ["1", "2", "3"])  # no score comes last, either way
+    assert hovered == "9"
+    assert inner == width
+    assert scrolled <= width
+    assert (num_images, num_loaded) == (0, 0)
+
+
+def test_what_a_model_says_runs_nowhere(report: Path) -> None:
+    done = browse(report, 1280, "--dump-dom", "--virtual-time-budget=2000")
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title
+    assert title[1].endswith("could-end")
+    assert done.stdout.count("<canvas") == 2
+    assert "CONSOLE" not in done.stderr  # nor was anything refused that tried to run

@@ -111,6 +111,7 @@ def test_the_last_screen_by_value(tmp_path: Path, said: list[str], monkeypatch: 
         "metrics           run/metrics.jsonl",
         "picture           run/loss.png",
         "rows              run/rows.jsonl",
+        "page              run/report.html",
         "log               run/log.txt",
         'next: alignkit generate run --prompt "…"',
     ]

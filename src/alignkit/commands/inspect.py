@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from alignkit.data.views.view import RowView, Span, View
 from alignkit.errors import DataError
+from alignkit.pages.page import render
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.output import outputs, writing
 from alignkit.terminal import print_json_lines, printable
@@ -107,61 +107,31 @@ def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
 def write_page(path: Path, view: View, rows: Sequence[RowView]) -> None:
     """Write one self-contained HTML page: no script, no font, no image from elsewhere."""
     cuts = view.cuts()
-    sections = "".join(
-        f"<section><h2>{escape(row.place)} <small>{row.size}{cuts.get(row.source, '')}</small></h2>"
-        + "".join(
-            (f"<h3>{name}</h3>" if name else "") + f"<pre>{''.join(map(_marked, spans))}</pre>"
-            for name, spans in row.parts(view.tokenizer)
-        )
-        + "</section>"
-        for row in rows
+    page = render(
+        "inspect.html",
+        title=view.title,
+        legend=view.legend,
+        rows=[
+            {
+                "place": row.place,
+                "size": f"{row.size}{cuts.get(row.source, '')}",
+                "parts": [{"name": name, "spans": spans} for name, spans in row.parts(view.tokenizer)],
+            }
+            for row in rows
+        ],
+        ledger=view.ledger.table(),
+        facts=view.figures(),
+        lengths=[
+            {"title": f"Tokens in {name}", "buckets": _shares(lengths)} for name, lengths in view.lengths().items()
+        ],
     )
-    facts = "".join(f"<li>{escape(fact)}</li>" for fact in view.figures())
-    bars = "".join(_bars(f"Tokens in {name}", lengths) for name, lengths in view.lengths().items())
-    legend = "".join(map(_marked, view.legend))
-    table = escape(view.ledger.table())
-    page = _PAGE.format(title=escape(view.title), legend=legend, rows=sections, table=table, facts=facts, bars=bars)
     path.write_text(page, encoding="utf-8")
 
 
-def _bars(title: str, lengths: Sequence[int]) -> str:
+def _shares(lengths: Sequence[int]) -> list[tuple[str, int, float]]:
     buckets = histogram(lengths)
     most = max((count for _, count in buckets), default=1)
-    bars = "".join(
-        f"<tr><td>{label}</td><td>{count}</td><td><i style='width:{100 * count / most:.1f}%'></i></td></tr>"
-        for label, count in buckets
-    )
-    return f"<section><h2>{title}</h2><table>{bars}</table></section>\n"
-
-
-def _marked(span: Span) -> str:
-    text = escape(f"⟨{span.text}⟩" if span.special else span.text)
-    text = f"<span class='special'>{text}</span>" if span.special else text
-    return f"<mark>{text}</mark>" if span.supervised else text
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --seen: #b7ebc0; --ink: #10331a; --edge: #8884; --special: #a3319f; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  overflow-wrap: anywhere; }}
-h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1rem; margin: 0 0 .4rem; }}
-h3 {{ font-size: .9rem; margin: .6rem 0 .2rem; }} small {{ font-weight: normal; opacity: .75; }}
-section {{ border: 1px solid var(--edge); border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0; }}
-pre {{ white-space: pre-wrap; font: 14px/1.5 ui-monospace, monospace; margin: 0; }}
-mark {{ background: var(--seen); color: var(--ink); border-radius: 2px; }}
-.special {{ color: var(--special); font-weight: bold; }}
-table {{ border-collapse: collapse; width: 100%; }} td {{ padding: .1rem .6rem .1rem 0; white-space: nowrap; }}
-td:last-child {{ width: 100%; }} i {{ display: block; height: .8rem; background: #4a8f5c; border-radius: 2px; }}
-</style>
-<h1>{title}</h1>
-<p>{legend}</p>
-{rows}
-<section><h2>Every row of the data</h2><pre>{table}</pre><ul>{facts}</ul></section>
-{bars}</html>
-"""
+    return [(label, count, 100 * count / most) for label, count in buckets]
 
 
 def check_golden(path: Path, found: Sequence[dict[str, Any]], compared: Sequence[tuple[str, str, str]]) -> int:

@@ -138,7 +138,7 @@ def conclude(
     lines |= {"kept": kept_words(kept, is_best=kept_step is not None), "model": run_dir}
     lines |= {"metrics": run_dir / "metrics.jsonl"}
     lines |= {"picture": run_dir / "curves.png"} if has_picture else {}
-    lines |= {"rollouts": run_dir / "rollouts.jsonl", "log": run_dir / "log.txt"}
+    lines |= {"rollouts": run_dir / "rollouts.jsonl", "page": run_dir / "report.html", "log": run_dir / "log.txt"}
     for name, value in lines.items():
         logger.info("%-17s %s", name, value)
     logger.info('next: alignkit generate %s --prompt "…"', shlex.quote(str(run_dir)))

@@ -75,6 +75,7 @@ def conclude(
         "metrics": run_dir / "metrics.jsonl",
         **({"picture": run_dir / "loss.png"} if drawn else {}),
         "rows": run_dir / "rows.jsonl",
+        "page": run_dir / "report.html",
         "log": run_dir / "log.txt",
     }
     for name, path in found.items():

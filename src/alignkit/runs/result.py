@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"
 WEIGHTS = ".safetensors"
 _KINDS = (WEIGHTS, ".json", ".jsonl", ".jinja", ".model", ".txt", ".py")
-_RECORDS = ("run.json", CHECKSUMS, "log.txt", "metrics.jsonl", "rows.jsonl", "rollouts.jsonl", "report_card.json")
+_RECORDS = (
+    *("run.json", CHECKSUMS, "log.txt", "metrics.jsonl", "rows.jsonl", "first_rows.json", "rollouts.jsonl"),
+    "report_card.json",
+)
 _FOLDERS = ("base", "value")  # below an adapter; a value function of its own
 # What people change by hand to serve a model otherwise: that is said, and not refused.
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json")

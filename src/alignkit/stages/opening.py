@@ -28,6 +28,7 @@ from alignkit.runs.log import is_main_process, run_log
 from alignkit.runs.manifest import lineage, read_manifest, recorded_groups
 from alignkit.runs.result import check_results
 from alignkit.stages.inputs import model_sections, record_inputs
+from alignkit.stages.live_report import keep_report
 from alignkit.terminal import Lines, steady_streams
 from alignkit.training.processes import meet_again, parted_at_exit
 from alignkit.training.session import TO_GO_ON, TO_LOWER
@@ -57,8 +58,10 @@ def open_run(job: StageJob, stage: str, run_dir: Path, given: Given | None, trai
         run_dir, stage=stage, given=given, resume=Resume(str(job.resume).lower()), overwrite=job.overwrite
     )
     explained = explain_out_of_memory(TO_LOWER, doing=lambda: f"{stage}, outside of a step", then=TO_GO_ON)
+    streams = steady_streams(_say_lost)
     meet_again()
-    with parted_at_exit(), steady_streams(_say_lost), run_log() as log, guard as run, explained:
+    with parted_at_exit(), streams, run_log() as log, _report_at_end(run_dir) as opened, guard as run, explained:
+        opened.append(run)
         if run.finished:
             logger.info("%s is finished: there is nothing to resume, and nothing was changed", run_dir)
         else:
@@ -73,6 +76,17 @@ def open_run(job: StageJob, stage: str, run_dir: Path, given: Given | None, trai
             run.eval_groups = str(job.data.eval_groups)
         run.on_begin = partial(log.open, run_dir / "log.txt")
         yield run
+
+
+@contextmanager
+def _report_at_end(run_dir: Path) -> Iterator[list[Run]]:
+    """Write the page once the record says how a run ended; the block names the run that it opened."""
+    opened: list[Run] = []
+    try:
+        yield opened
+    finally:
+        if any(run.begun for run in opened):
+            keep_report(run_dir)
 
 
 def _settings_of(job: StageJob) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from alignkit.config import Batching
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.pairs import PairData, check_pair_data, load_pairs
+from alignkit.data.views.first_rows import write_first_rows
 from alignkit.data.views.supervised import PairView
 from alignkit.data.views.view import title
 from alignkit.errors import ConfigError
@@ -114,6 +115,11 @@ def view_pairs(job: StageJob, stage: str, prepared: PreparedPairs) -> PairView:
     layout = expected_layout(job, may_share=prepared.may_share)
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     pairs_a_step = batch_size * int(job.train.get("gradient_accumulation_steps", 1))
+    batches = describe_batches(job, prepared.data.train, layout, batch_size=batch_size, pairs_a_step=pairs_a_step)
+    return _view(job, stage, prepared, layout, batches)
+
+
+def _view(job: StageJob, stage: str, prepared: PreparedPairs, layout: Batching, batches: str) -> PairView:
     return PairView(
         title=title(stage, job, prepared.template),
         template_kwargs=job.template.kwargs,
@@ -121,25 +127,26 @@ def view_pairs(job: StageJob, stage: str, prepared: PreparedPairs) -> PairView:
         ledger=prepared.data.ledger,
         lint=prepared.data.lint,
         collator=build_collator(prepared.tokenizer, layout),
-        batch_size=batch_size,
+        batch_size=int(job.train.get("per_device_train_batch_size", 8)),
         tokenizer=prepared.tokenizer,
         max_dropped=job.data.max_dropped,
         facts=[
             *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
-            describe_batches(job, prepared.data.train, layout, batch_size=batch_size, pairs_a_step=pairs_a_step),
+            batches,
         ],
     )
 
 
 def write_ledger_and_plan(job: StageJob, trainer: Any, prepared: PreparedPairs, layout: Batching, run: Run) -> None:
-    """Write the ledger, and log what will happen and what is odd about the pairs."""
+    """Write the ledger and the first rows, and log what will happen and what is odd about the pairs."""
     data, args = prepared.data, trainer.args
-    if trainer.is_world_process_zero():
-        data.ledger.write(run.folder / "rows.jsonl")
     per_device = args.per_device_train_batch_size
     num_pairs = rows_a_step(args)
     batches = describe_batches(job, data.train, layout, batch_size=per_device, pairs_a_step=num_pairs)
+    if trainer.is_world_process_zero():
+        data.ledger.write(run.folder / "rows.jsonl")
+        write_first_rows(run.folder, _view(job, run.stage, prepared, layout, batches))
     facts = {
         "rows": "; ".join(source.line() for source in data.read),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",

@@ -11,13 +11,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from alignkit.data.sets.loaded import EncodedData, Set
 from alignkit.jobs import StageJob
+from alignkit.stages.live_report import LiveReport
 from alignkit.training.metrics import MetricsFile
 
 
 def build_callbacks(job: StageJob, run_dir: Path, *others: TrainerCallback) -> list[TrainerCallback]:
-    """Build the metrics file, a stage's own callbacks, and early stopping where the job asks for it."""
+    """Build the metrics file, a stage's own callbacks, the page, and early stopping where the job asks for it."""
     early = [EarlyStoppingCallback(job.early_stopping)] if job.early_stopping else []
-    return [MetricsFile(run_dir / "metrics.jsonl"), *others, *early]
+    return [MetricsFile(run_dir / "metrics.jsonl"), *others, LiveReport(run_dir), *early]
 
 
 def filled(data: EncodedData[Set], args: Any) -> tuple[Set, dict[str, Set]]:

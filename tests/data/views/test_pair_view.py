@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,17 +151,18 @@ def test_the_terminal_ends_with_ledger_facts_lint_and_lengths(make: Make, capsys
 def test_the_page_shows_both_sides(make: Make, tmp_path: Path) -> None:
     run(make(), num_rows=2, html=tmp_path / "pairs.html", as_json=False, golden=None)
     page = (tmp_path / "pairs.html").read_text(encoding="utf-8")
+    page = re.sub(r"(?<=>)\n+(?=<)", "", page)
     assert "<h1>reward &lt;test&gt;</h1>" in page
     assert (
         "<section><h2>rows.jsonl:1 <small>23 tokens of prompt, 7 chosen, 6 rejected</small></h2>"
         "<pre>### User:\nHi\n\n### Bot:\n</pre>"
-        "<h3>chosen</h3><pre><mark>Yo &lt;b&gt;</mark><mark><span class='special'>⟨&lt;|eos|&gt;⟩</span></mark></pre>"
-        "<h3>rejected</h3><pre><mark>No é</mark><mark><span class='special'>⟨&lt;|eos|&gt;⟩</span></mark></pre>"
+        '<h3>chosen</h3><pre><mark>Yo &lt;b&gt;</mark><mark><span class="special">⟨&lt;|eos|&gt;⟩</span></mark></pre>'
+        '<h3>rejected</h3><pre><mark>No é</mark><mark><span class="special">⟨&lt;|eos|&gt;⟩</span></mark></pre>'
         "</section>"
     ) in page
     assert "<li>1 contradict an earlier pair (rows.jsonl:3 against rows.jsonl:1)</li>" in page
     assert page.count("<section>") == 2 + 1 + 3  # two pairs, the ledger, three histograms
-    assert "http" not in page
+    assert "://" not in page
 
 
 def test_golden_pairs_are_held_to_their_prompt_and_both_sides(

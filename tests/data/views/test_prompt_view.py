@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,12 @@ def test_special_tokens_are_shown_by_name(byte: Any) -> None:
 
 def test_the_page_shows_the_prompts(asked: PromptView, tmp_path: Path) -> None:
     run(asked, num_rows=2, html=tmp_path / "prompts.html", as_json=False, golden=None)
-    page = (tmp_path / "prompts.html").read_text(encoding="utf-8")
+    page = re.sub(r"(?<=>)\n+(?=<)", "", (tmp_path / "prompts.html").read_text(encoding="utf-8"))
     assert (
         "<section><h2>rows.jsonl:1 <small>23 tokens</small></h2>"
         "<pre>### User:\nHi\n\n### Bot:\n<mark>…</mark></pre></section>"
     ) in page
-    assert "<p>the policy is asked this, and answers from here on: <mark>…</mark>; <span class='special'>" in page
+    assert '<p>the policy is asked this, and answers from here on: <mark>…</mark>; <span class="special">' in page
     assert "dropped: too_long" in page
 
 

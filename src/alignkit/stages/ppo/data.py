@@ -87,7 +87,11 @@ def view(job: PpoJob) -> PromptView:
     """Prepare what `alignkit inspect ppo` shows."""
     with run_log():
         check_job(job)
-        prepared = prepare(over_budget(job))
+        return view_of(job, prepare(over_budget(job)))
+
+
+def view_of(job: PpoJob, prepared: Prepared) -> PromptView:
+    """Put together what is shown of the prompts."""
     data, length, ppo = prepared.data, job.data.prompt_length, job.ppo
     times = ppo.num_updates * ppo.num_prompts / len(data.train)
     return PromptView(

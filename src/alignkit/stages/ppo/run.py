@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from alignkit.data.views.first_rows import write_first_rows
 from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
 from alignkit.models.save import save_model
@@ -25,7 +26,7 @@ from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.ppo.advantage import describe_advantage, settled_given
 from alignkit.stages.ppo.arguments import build_ppo_arguments
 from alignkit.stages.ppo.check import check_job
-from alignkit.stages.ppo.data import Prepared, prepare
+from alignkit.stages.ppo.data import Prepared, prepare, view_of
 from alignkit.stages.sections import template_mismatches
 from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import explain_full_disk, train
@@ -68,6 +69,7 @@ def run(
         trainer = _trainer(job, run_dir, args, policy, prepared, rewards, trainer_class, callbacks)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
+            write_first_rows(run_dir, view_of(job, prepared))
         log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), entry)
         before = _samples(job, trainer)
         show_before_training(before, trainer.held_out or trainer.prompts)

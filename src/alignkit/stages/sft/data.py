@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from alignkit.config import Batching
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.items import NUM_FIRST
 from alignkit.data.sets.loaded import load_on_main_process
@@ -99,20 +100,32 @@ def view(job: SftJob) -> SftView:
     batch_size = int(job.train.get("per_device_train_batch_size", 8))
     rows_a_step = batch_size * int(job.train.get("gradient_accumulation_steps", 1))
     padding = padding_of(job, prepared.data.train, layout, batch_size=batch_size, rows_a_step=rows_a_step)
+    return view_of(job, prepared, layout, f"batches of {batch_size} rows, {describe_padding(layout, padding)}")
+
+
+def view_of(job: SftJob, prepared: Prepared, layout: Batching, batches: str) -> SftView:
+    """Put together what is shown of the rows.
+
+    Args:
+        job: the settings.
+        prepared: the rows.
+        layout: of a batch.
+        batches: that layout and its padding, in words.
+    """
     return SftView(
         title=title("sft", job, prepared.template),
         template_kwargs=job.template.kwargs,
         sets=prepared.data.sets,
         ledger=prepared.data.ledger,
         collator=build_collator(prepared.tokenizer, layout, prepared.attention),
-        batch_size=batch_size,
+        batch_size=int(job.train.get("per_device_train_batch_size", 8)),
         tokenizer=prepared.tokenizer,
         max_dropped=job.data.max_dropped,
         facts=[
             *(source.line() for source in prepared.data.read),
             f"template {prepared.template.name}, a turn ends in {prepared.template.end_token}",
             *(f"parts: {cost}" for cost in parts_cost(prepared.data.train, prepared.template)),
-            f"batches of {batch_size} rows, {describe_padding(layout, padding)}",
+            batches,
             *([f"streaming: {FIRST_ROWS}"] if job.data.streaming else []),
         ],
     )

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from alignkit.config import Batching
+from alignkit.data.views.first_rows import write_first_rows
 from alignkit.jobs import SftJob
 from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
@@ -21,7 +22,7 @@ from alignkit.stages.samples import answer_samples, before_and_after
 from alignkit.stages.sections import build_arguments, template_mismatches
 from alignkit.stages.sft.batches import build_collator, choose_layout, describe_padding, epoch_orders, padding_of
 from alignkit.stages.sft.check import check_job
-from alignkit.stages.sft.data import FIRST_ROWS, Prepared, parts_cost, prepare
+from alignkit.stages.sft.data import FIRST_ROWS, Prepared, parts_cost, prepare, view_of
 from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.terminal import Lines
 from alignkit.training.arguments import rows_a_step
@@ -65,6 +66,8 @@ def run(
         entry.begin()
         trainer = _trainer(job, run_dir, args, model, prepared, layout, trainer_class, callbacks)
         _begin_ledger(run_dir, trainer, prepared)
+        if trainer.is_world_process_zero():
+            write_first_rows(run_dir, view_of(job, prepared, layout, ""))
         warn(*template_mismatches(job, prepared.template))
         log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), entry)
         examples, template = prepared.data.examples, prepared.template
