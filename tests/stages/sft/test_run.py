@@ -74,7 +74,7 @@ def test_an_adapter_run_trains_further_and_takes_no_second_adapter(job):
     plain.model.config = {}
     run(plain, Path("second"))
     assert bits("first", "adapter_model.safetensors") != bits("second", "adapter_model.safetensors")
-    assert json.loads(Path("second/run.json").read_text())["parents"][0]["path"] == str(Path("first").resolve())
+    assert json.loads(Path("second/run.json").read_text())["parents"][0]["path"] == "../first"
     again = job("lora=default", *words)
     again.model.config = {}
     with pytest.raises(ConfigError, match=r"^lora: first is an adapter already"):
