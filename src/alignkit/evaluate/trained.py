@@ -45,9 +45,17 @@ def training_sections(folder: Path) -> tuple[ModelConfig, TemplateConfig] | None
     if not {"model", "template"} <= job.keys():
         return None
     try:
-        return _section(ModelConfig, job["model"]), _section(TemplateConfig, job["template"])
+        return _started_from(folder, manifest), _section(TemplateConfig, job["template"])
     except (TypeError, ValueError):  # a setting of a kind that it never has: the record is damaged
         return None
+
+
+def _started_from(folder: Path, manifest: dict[str, Any]) -> ModelConfig:
+    """The section `model` of a run; where its name is a step of a pipeline, the folder that this means."""
+    model = _section(ModelConfig, manifest["job"]["model"])
+    folders = zip(manifest.get("parents", []), parent_folders(folder, manifest), strict=True)
+    named = [str(found) for parent, found in folders if parent.get("setting", "model.name") == "model.name"]
+    return replace(model, name=named[0]) if named and "${" in model.name else model
 
 
 def split_seed(data: DataConfig, names: Iterable[str], seed: int) -> int:

@@ -1,0 +1,80 @@
+"""Chains in processes of their own, which are killed, and what they leave."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "alignkit", "run", "config=chain.yaml"]
+STEPS = ("sft", "reward", "ppo")
+# Moments of a chain by the file that is there from then on; a kill comes a random while later.
+MOMENTS = [
+    *(f"{step}/{file}" for step in STEPS for file in ("run.json", "metrics.jsonl", "checkpoints/checkpoint-2")),
+    *("sft/checkpoints/checkpoint-8", "reward/model.safetensors", "ppo/checkpoints/checkpoint-5", "evaluate/run.json"),
+]
+TIMED = ("second", "runtime")
+WRITTEN = ("model.safetensors", "value_head.safetensors", "rows.jsonl", "samples.jsonl", "rollouts.jsonl", "score.json")
+
+
+def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start the chain of a project; what it says goes to `said.txt`."""
+    with (folder / "said.txt").open("a") as said:
+        return subprocess.Popen([*COMMAND, *words], cwd=folder, stdout=said, stderr=said, text=True)
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> bool:
+    """Wait until there is a file; false where the process ended before."""
+    while not path.exists():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def kill_at_random(folder: Path, *, seed: int, kills: int) -> int:
+    """Run the chain of a project to its end, and kill it on its way; the number of kills that met it alive."""
+    draw, met = random.Random(seed), 0
+    moments = sorted(draw.sample(range(len(MOMENTS)), kills))
+    for moment in moments:
+        process = start(folder)
+        if wait_for(folder / "runs/chain" / MOMENTS[moment], process):
+            time.sleep(draw.random() * 0.3)
+            met += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+        assert process.wait() in (0, -signal.SIGKILL), (folder / "said.txt").read_text()
+    process = start(folder)
+    assert process.wait() == 0, (folder / "said.txt").read_text()
+    return met
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What a chain leaves, by file: bytes, and metrics without what tells the time."""
+    found: dict[str, Any] = {}
+    for step in STEPS:
+        run = folder / "runs/chain" / step
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found[f"{step}/metrics"] = [
+            {key: value for key, value in line.items() if not any(part in key for part in TIMED)} for line in lines
+        ]
+        found |= {f"{step}/{name}": (run / name).read_bytes() for name in WRITTEN if (run / name).is_file()}
+    report = json.loads((folder / "runs/chain/evaluate/evaluate.json").read_text())
+    return found | {"evaluate": report["runs"]}
+
+
+def differing(folder: Path, other: Path) -> list[str]:
+    """The files in which two chains differ."""
+    mine, theirs = left(folder), left(other)
+    return [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
