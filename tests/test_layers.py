@@ -18,6 +18,7 @@ FLOORS = {
         origins
         mistakes named_files recipes
         stages commands
+        planning
         ppo evaluate
         training rewards
         pages
@@ -35,7 +36,19 @@ FLOORS = {
 }
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 GRAPH = module_graph(PACKAGE)
-MEASURED = {"stages", "commands", "ppo", "evaluate", "training", "rewards", "data", "models", "sampling", "runs"}
+MEASURED = {
+    "stages",
+    "commands",
+    "planning",
+    "ppo",
+    "evaluate",
+    "training",
+    "rewards",
+    "data",
+    "models",
+    "sampling",
+    "runs",
+}
 # What takes long to import, and where it is imported at the top of a file. Elsewhere functions import it.
 HEAVY = dict.fromkeys(["torch", "transformers", "trl", "peft", "datasets", "accelerate", "pyarrow"], MEASURED)
 HEAVY |= {"rich": {*MEASURED, "demo"}}

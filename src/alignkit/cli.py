@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -288,19 +289,66 @@ def inspect(
     """
     from importlib import import_module
 
-    from alignkit.errors import ConfigError, check_writable, did_you_mean
-    from alignkit.launch import compose_job
+    from alignkit.errors import check_writable
 
-    if stage not in STAGES:
-        raise ConfigError(
-            f"inspect: there is no stage '{stage}', only {', '.join(STAGES)}{did_you_mean(stage, STAGES)}"
-        )
     check_writable("--html", html)
-    job = compose_job(stage, words or [], config_dir=config_dir)
+    job = _composed_stage("inspect", stage, words, config_dir)
     from alignkit.commands.inspect import run as show
 
     view = import_module(f"alignkit.stages.{stage}.data").view(job)
     show(view, num_rows=rows, html=html, as_json=json, golden=assert_)
+
+
+@app.command()
+def plan(
+    stage: Annotated[str, typer.Argument(help=f"The stage to plan: {', '.join(STAGES)}.")],
+    words: Words = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory it must fit into, such as 24GB; the GPU's own if there is one here.")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Number of processes, each with its own GPU.", min=1)] = 1,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Plan for a GPU with bfloat16, where this machine has none.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Take a real step of the longest batch on the device here.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Show the memory, tokens and steps that a stage takes, without loading weights.
+
+    alignkit plan sft config=sft/smollm2_135m_lora data.path=data.json --gpu --memory 24GB
+    """
+    from importlib import import_module
+
+    from alignkit.planning.sizes import parse_size
+
+    job = _composed_stage("plan", stage, words, config_dir)
+    if memory is not None:
+        parse_size(memory)
+    from alignkit.commands.plan import run as show
+    from alignkit.stages.planned import for_device
+
+    planned = import_module(f"alignkit.stages.{stage}.plan").rehearsal
+    show(
+        partial(planned, for_device(job, gpu=gpu), processes=processes),
+        memory=memory,
+        processes=processes,
+        measure=measure,
+        as_json=json,
+    )
+
+
+def _composed_stage(command: str, stage: str, words: list[str] | None, config_dir: Path | None) -> Any:
+    from alignkit.errors import ConfigError, did_you_mean
+    from alignkit.launch import compose_job
+
+    if stage not in STAGES:
+        raise ConfigError(
+            f"{command}: there is no stage '{stage}', only {', '.join(STAGES)}{did_you_mean(stage, STAGES)}"
+        )
+    return compose_job(stage, words or [], config_dir=config_dir)
 
 
 @app.command()

@@ -117,7 +117,7 @@ def load_model(
             attn_implementation=model.attn_implementation,
             folder=config_folder(model),
         )
-        torch.nn.Module.to(built, _dtype(model, trainable=trainable))
+        torch.nn.Module.to(built, weights_dtype(model, trainable=trainable))
         return _without_router_logits(built)
     source = ModelSource.of(model)
     if source.is_adapter:
@@ -143,7 +143,7 @@ def load_merged(
     exact = dataclasses.replace(model, dtype=Dtype.float32)
     merged = cast("Any", load_model(exact, tokenizer=tokenizer, seed=seed, trainable=False)).merge_and_unload()
     merged.name_or_path = ""
-    torch.nn.Module.to(merged, _dtype(model, trainable=trainable))
+    torch.nn.Module.to(merged, weights_dtype(model, trainable=trainable))
     return cast("PreTrainedModel", merged)
 
 
@@ -204,7 +204,7 @@ def load_weights(
     with _errors_in_one_line(model.name):
         result = auto_class.from_pretrained(
             source.location,
-            dtype=_dtype(model, trainable=trainable),
+            dtype=weights_dtype(model, trainable=trainable),
             attn_implementation=model.attn_implementation,
             quantization_config=_quantization(model.quantization),
             trust_remote_code=model.trust_remote_code,
@@ -276,7 +276,8 @@ def _attention_problems(model: ModelConfig) -> list[str]:
     return [f"model.attn_implementation: unknown '{chosen}'{hint}"]
 
 
-def _dtype(model: ModelConfig, *, trainable: bool) -> torch.dtype:
+def weights_dtype(model: ModelConfig, *, trainable: bool) -> torch.dtype:
+    """Return the dtype of the weights that `load_model` loads; arguments as there."""
     if model.dtype is Dtype.auto:
         return torch.float32 if trainable else default_dtype()
     return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}[model.dtype]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -61,3 +62,15 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ModelError(f"model.name: {model.name} is a {config.model_type}, its sizes do not fit: {error}") from error
     return built
+
+
+def architecture_file(model: ModelConfig) -> str:
+    """Say from which file `skeleton` reads the architecture: a path, a hub id, or the setting that holds it."""
+    if model.init is Init.random:
+        folder = config_folder(model)
+        return "the setting model.config" if folder is None else str(folder / "config.json")
+    base = ModelSource.of(model).base
+    if base.folder is not None:
+        return str(base.folder / "config.json")
+    found = try_to_load_from_cache(base.config.name, "config.json", revision=base.config.revision)
+    return found if isinstance(found, str) else f"{base.config.name} on the hub"
