@@ -14,7 +14,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Li
 from alignkit.sampling.cache import BatchCache, RoomyLayer
 
 WINDOW = 6  # of the second layer, which keeps one column less
-EVENTS = st.lists(st.tuples(st.sampled_from(["feed", "feed", "feed", "keep", "put", "narrow"]), st.integers(0, 99)))
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["feed", "feed", "feed", "keep", "copy", "put", "narrow"]), st.integers(0, 99))
+)
 
 
 def made(num_rows: int, width: int) -> DynamicCache:
@@ -55,6 +57,12 @@ def test_a_model_sees_what_it_wrote(num_rows: int, width: int, events: list[tupl
             kept = torch.arange(num_rows)[number % num_rows :]
             whole = [keys[kept] for keys in whole]
             cache.keep(kept)
+        elif event == "copy":
+            twice = torch.arange(num_rows).repeat(2)[: 1 + number % 4]
+            own = cache.copy(twice)
+            for layer in range(2):  # what is written into the one is not in the other
+                states(cache.cache, layer, torch.full((num_rows, 2, 1, 3), 1e9))
+            whole, cache = [keys[twice] for keys in whole], own
         elif event == "put":
             other, place = made(1, 1 + number % width), torch.tensor([number % num_rows])
             for keys, theirs in zip(whole, other.layers, strict=True):

@@ -127,6 +127,45 @@ def test_the_place_of_a_row_that_ended_goes_to_the_next_prompt() -> None:
     assert max(columns for _, columns in steps) <= longest, "no wider than a row needs"
 
 
+def groups(num: int = 5, size: int = 5) -> list[list[int]]:
+    """Prompts of which each comes several times; two are of one length, and one is longer than the windows."""
+    several = [[token] * 12 for token in (7, 8)] + prompts(num - 2)
+    random.Random(1).shuffle(mixed := several * size)
+    return mixed
+
+
+@pytest.mark.parametrize("kind", [*SIZES, "llama in float64"])
+def test_a_prompt_of_several_rows_is_read_once_and_draws_as_if_each_read_it(kind: str) -> None:
+    model, asked = tiny(kind.split()[0]).to(torch.float64 if "64" in kind else torch.float32), groups()
+    alone = [run(model, DRAWN, 1, prompts=[row], keys=[key], eos_ids=range(10))[0] for key, row in enumerate(asked)]
+    assert len({c.num_tokens for c in alone}) > 2, "rows end at different steps"
+    order = sorted(asked, key=lambda row: (-len(row), asked.index(row)))
+    for size in (1, 3, 16, 64):
+        num_read, together = prompt_tokens_read(model, prompts=asked, batch_size=size, eos_ids=range(10))
+        assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+        assert [c.logprob for c in together] == pytest.approx([c.logprob for c in alone], abs=1e-4)
+        batches = [order]
+        if kind == "lfm2" and size > 1:  # beside new rows, what it keeps of a row cannot be put
+            batches = [order[start : start + size] for start in range(0, len(order), size)]
+        assert num_read == sum(len(row) for batch in batches for row in {tuple(row) for row in batch})
+
+
+def prompt_tokens_read(model: PreTrainedModel, **settings: Any) -> tuple[int, list[Completion]]:
+    """How many tokens of prompts pass the model, and what comes of them."""
+    read: list[int] = []
+
+    def note(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        if inputs["use_cache"] and inputs["input_ids"].shape == inputs["attention_mask"].shape:  # none is cached yet
+            read.append(int(inputs["attention_mask"].sum()))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        done = run(model, sampling=DRAWN, **settings)
+    finally:
+        hook.remove()
+    return sum(read), done
+
+
 def test_places_change_hands_together_where_there_are_many() -> None:
     """One prompt of 16 that wait is not worth a pass of its own; meanwhile the row that ended is fed padding."""
     model = tiny("gpt2", n_positions=32)  # a longer row would have no position
@@ -344,7 +383,7 @@ ODD: dict[str, dict[str, Any]] = {  # what they keep between tokens is in no cac
 def test_a_model_with_a_memory_of_its_own_answers_row_by_row(model_type: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL, **ODD[model_type])).eval()
-    prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
+    prompts = [[5, 6, 7, 8, 9], [10], [11, 12], [10], [5, 6, 7, 8, 9]]
     wanted = []
     with torch.no_grad():
         for prompt in prompts:

@@ -6,6 +6,7 @@ it. So the slot of a row that ended is free for the next row as it is, and colum
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -42,8 +43,14 @@ class BatchCache:
             cache.layers = [_with_room(layer) if type(layer) is DynamicLayer else layer for layer in layers]
 
     def keep(self, slots_K: Tensor) -> None:
-        """Drop all rows but those in these slots."""
+        """Drop all rows but those in these slots; one that is named twice becomes two."""
         self.cache.reorder_cache(slots_K)
+
+    def copy(self, slots_K: Tensor) -> BatchCache:
+        """Return the rows in these slots as a cache of their own."""
+        copied = deepcopy(self)
+        copied.keep(slots_K)
+        return copied
 
     def put(self, slots_K: Tensor, other: BatchCache) -> None:
         """Make K rows of another cache, of no more columns, the rows in these slots."""

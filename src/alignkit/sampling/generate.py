@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
 from alignkit.sampling.cache import BatchCache, is_known
+from alignkit.sampling.columns import Columns
 from alignkit.sampling.distribution import filter_logits
-from alignkit.sampling.draw import draw, upload
+from alignkit.sampling.draw import draw
 from alignkit.sampling.padding import sees_left_padding, takes_positions
 from alignkit.sampling.settings import draws
 
@@ -70,9 +70,11 @@ def generate(
     """Complete every prompt.
 
     Prompts of like length share a batch, the longest first, so that a batch too large for the memory fails at once; the
-    slot of a row that ended goes to the next prompt. What a row draws is a function of (seed, its key, step) and the
-    model's logits alone: the batch size changes no token, except where the rounding of the logits decides. With a batch
-    size of 1 the shapes are a function of the row alone too, and so is every bit.
+    slot of a row that ended goes to the next prompt. A prompt that is there several times is read once, and each of its
+    rows goes on from there (where a model keeps more than keys and values, once in a batch). What a row draws is a
+    function of (seed, its key, step) and the model's logits alone: the batch size changes no token, except where the
+    rounding of the logits decides. With a batch size of 1 the shapes are a function of the row alone too, and so is
+    every bit.
 
     Args:
         model: a causal language model, a PEFT model too; without a key/value cache it is slow.
@@ -97,8 +99,12 @@ def generate(
     assert decode is not None or not sampling.stop, "stop strings are looked for in text"
     _check_lengths(model, prompts, sampling.max_new_tokens)
     keys = range(len(prompts)) if keys is None else keys
-    rows = [_Row(index, prompt, key) for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))]
-    waiting = sorted(rows, key=lambda row: (len(row.prompt), -row.index))
+    firsts: dict[tuple[int, ...], int] = {}
+    rows = [
+        _Row(index, firsts.setdefault(tuple(prompt), index), prompt, key)
+        for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
+    ]
+    waiting = sorted(rows, key=lambda row: (len(row.prompt), -row.first, -row.index))
     batch = _Batch(model, waiting, batch_size, sampling, eos_ids, pad_id, seed, decode, on_token)
     was_training = model.training
     model.train(False)
@@ -123,6 +129,7 @@ class _Row:
 
     Attributes:
         index: among the prompts.
+        first: index of the first row with this prompt.
         prompt: its tokens.
         key: what tells its draws apart.
         drawn: the response so far.
@@ -131,6 +138,7 @@ class _Row:
     """
 
     index: int
+    first: int
     prompt: Sequence[int]
     key: int | str
     drawn: list[int] = field(default_factory=list)
@@ -146,7 +154,7 @@ class _Batch:
     """The rows in flight, right-aligned in columns: slots of rows that ended go to those that wait.
 
     Args:
-        waiting: the next one last.
+        waiting: the next one last; rows of one prompt lie together.
         size: most rows at once.
     """
 
@@ -176,17 +184,19 @@ class _Batch:
             self.size = 1  # a state that runs over the tokens may run over padding too
             _warn_slow(self.name)
         self.rows: list[_Row] = []
+        self.held: Columns | None = None  # the prompt of the row that is next, where rows before it have it too
 
     def run(self) -> Iterator[_Row]:
         """Yield every row when it has ended."""
         while self.waiting:
             self.rows = self._next(self.size)
-            self.ids_BS, self.logits_BV, self.cache = self._prefill(self.rows)
+            read = self._read(self.rows)
             if not self.is_settled:
-                self._settle()
+                self._settle(read.cache)
                 if len(self.rows) > self.size:
                     self.waiting += reversed(self.rows)
                     continue
+            self.columns = self._shared(read, self.rows)
             while True:
                 ids_B = self._draw()
                 yield from self._record(ids_B)
@@ -197,61 +207,75 @@ class _Batch:
                 if len(ended) >= _REFILL * len(self.rows):
                     self._refill(ended)
 
-    def _settle(self) -> None:
+    def _settle(self, cache: BatchCache) -> None:
         """Take one row at a time from now on where the model keeps what no batch can share, or sees padding."""
         self.is_settled = True
-        if self.keeps_cache and self.cache.cache is None:
+        if self.keeps_cache and cache.cache is None:
             self.keeps_cache, self.size = False, 1
             _warn_slow(self.name)
-        elif len(self.rows) > 1 and not self.cache.takes_rows and self._must_go_alone():
+        elif len(self.rows) > 1 and not cache.takes_rows and self._must_go_alone(cache):
             self.size = 1
             _warn_alone(self.name)
 
-    def _must_go_alone(self) -> bool:
-        return not is_known(self.cache.cache) or sees_left_padding(self.model)
+    def _must_go_alone(self, cache: BatchCache) -> bool:
+        return not is_known(cache.cache) or sees_left_padding(self.model)
 
     def _next(self, num_rows: int) -> list[_Row]:
         return [self.waiting.pop() for _ in range(min(num_rows, len(self.waiting)))]
 
-    def _prefill(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor, BatchCache]:
-        """Tokens of prompts `[B, S]`, -1 on padding, the logits behind them `[B, V]`, and their cache."""
-        width = max(len(row.prompt) for row in rows)
-        padded = [[-1] * (width - len(row.prompt)) + list(row.prompt) for row in rows]
+    def _read(self, rows: Sequence[_Row]) -> Columns:
+        """Each prompt of the rows once; the first of them may be held from rows before."""
+        prompts = list({row.first: row.prompt for row in rows}.values())
+        if self.held is None:
+            return self._prefill(prompts)
+        read = self.held.copy([0] * len(prompts))
+        if len(prompts) > 1:
+            read.put(range(1, len(prompts)), self._prefill(prompts[1:]))
+        return read
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> Columns:
+        width = max(map(len, prompts))
+        padded = [[-1] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         ids_BS = torch.tensor(padded, device=self.model.device)
         logits_BV, cache = self._forward(ids_BS, None)
-        return ids_BS, logits_BV, BatchCache(cache)
+        return Columns(ids_BS, logits_BV, BatchCache(cache))
+
+    def _shared(self, read: Columns, rows: Sequence[_Row]) -> Columns:
+        """Make what was read of each prompt the rows that have it, and hold the last one if more of them wait."""
+        slots = {first: slot for slot, first in enumerate(dict.fromkeys(row.first for row in rows))}
+        self.held = None
+        if self.waiting and self.waiting[-1].first == rows[-1].first and self._can_hold(read.cache):
+            self.held = read.copy([slots[rows[-1].first]])
+            self.held.narrow(len(rows[-1].prompt))
+        if len(slots) < len(rows):
+            read.keep([slots[row.first] for row in rows])
+        return read
+
+    def _can_hold(self, cache: BatchCache) -> bool:
+        return cache.takes_rows or (self.size == 1 and is_known(cache.cache))
 
     def _feed(self, ids_B: Tensor, ended: Sequence[int]) -> None:
         """Make the drawn tokens the newest column; a row that ended is fed padding until its slot is taken."""
+        columns = self.columns
         if ended:
-            ids_B = ids_B.index_fill(0, self._on_device(ended), -1)
-        self.ids_BS = torch.cat([self.ids_BS, ids_B[:, None]], dim=-1)
-        self.logits_BV, _ = self._forward(self.ids_BS, self.cache.cache)
+            ids_B = ids_B.index_fill(0, columns.on_device(ended), -1)
+        columns.ids_BS = torch.cat([columns.ids_BS, ids_B[:, None]], dim=-1)
+        columns.logits_BV, _ = self._forward(columns.ids_BS, columns.cache.cache)
 
     def _refill(self, ended: Sequence[int]) -> None:
         """Give the slots of rows that ended to the next prompts; where none waits, drop them."""
-        fresh = self._next(len(ended)) if self.cache.takes_rows else []
+        columns = self.columns
+        fresh = self._next(len(ended)) if columns.cache.takes_rows else []
         if fresh:
-            ids_KS, logits_KV, cache = self._prefill(fresh)
-            slots_K, width = self._on_device(ended[: len(fresh)]), self.ids_BS.shape[-1]
-            self.ids_BS[slots_K] = pad(ids_KS, (width - ids_KS.shape[-1], 0), value=-1)
-            self.logits_BV[slots_K] = logits_KV
-            self.cache.put(slots_K, cache)
+            columns.put(ended[: len(fresh)], self._shared(self._read(fresh), fresh))
             for slot, row in zip(ended, fresh, strict=False):
                 self.rows[slot] = row
         if len(fresh) < len(ended):
             kept = [slot for slot, row in enumerate(self.rows) if row.completion is None]
-            kept_K = self._on_device(kept)
             self.rows = [self.rows[slot] for slot in kept]
-            self.ids_BS, self.logits_BV = self.ids_BS[kept_K], self.logits_BV[kept_K]
-            self.cache.keep(kept_K)
-        width = max(row.length for row in self.rows)
-        if self.cache.takes_rows and width < self.ids_BS.shape[-1]:
-            self.ids_BS = self.ids_BS[:, -width:]
-            self.cache.narrow(width)
-
-    def _on_device(self, slots: Sequence[int]) -> Tensor:
-        return upload(torch.tensor(slots), self.model.device)
+            columns.keep(kept)
+        if columns.cache.takes_rows:
+            columns.narrow(max(row.length for row in self.rows))
 
     def _forward(self, ids_BS: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the next token, and the cache, which has seen all columns but the newest; None has seen none."""
@@ -272,12 +296,12 @@ class _Batch:
 
     def _draw(self) -> Tensor:
         """The next token of each row."""
-        logits_BV, sampling = self.logits_BV, self.sampling
+        logits_BV, sampling = self.columns.logits_BV, self.sampling
         may_not_end = [slot for slot, row in enumerate(self.rows) if len(row.drawn) < sampling.min_new_tokens]
         if may_not_end:
             logits_BV = logits_BV.clone()
-            logits_BV[self._on_device(may_not_end)[:, None], self.eos_ids] = -torch.inf
-        logits_BV = filter_logits(logits_BV, sampling, self.ids_BS)
+            logits_BV[self.columns.on_device(may_not_end)[:, None], self.eos_ids] = -torch.inf
+        logits_BV = filter_logits(logits_BV, sampling, self.columns.ids_BS)
         if not draws(sampling):
             return logits_BV.argmax(-1)
         keys, steps = [row.key for row in self.rows], [len(row.drawn) for row in self.rows]
@@ -285,7 +309,7 @@ class _Batch:
 
     def _record(self, ids_B: Tensor) -> Iterator[_Row]:
         """Note the drawn tokens, and yield the rows that end with them."""
-        logprobs_B = self.logits_BV.log_softmax(-1).gather(-1, ids_B[:, None]).squeeze(-1)
+        logprobs_B = self.columns.logits_BV.log_softmax(-1).gather(-1, ids_B[:, None]).squeeze(-1)
         ids, logprobs = torch.stack([ids_B.float(), logprobs_B]).tolist()  # at once: each look waits for the device
         for row, token, logprob in zip(self.rows, map(int, ids), logprobs, strict=True):
             if row.completion is not None:
