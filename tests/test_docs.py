@@ -40,7 +40,7 @@ NUM_COMMANDS = {
     "docs/configuration.md": (4, 4),
     "docs/data.md": (2, 2),
     "docs/performance.md": (6, 0),
-    "docs/ppo.md": (8, 3),
+    "docs/ppo.md": (9, 4),
     "docs/python.md": (0, 0),
     "docs/scaling.md": (6, 2),
     "docs/settings.md": (0, 0),

@@ -43,7 +43,8 @@ STAGES = {
         "config=smoke/dpo model=run model.name=runs/sft/smoke template=native train.beta=0.1",
     ),
     "ppo": (
-        "Train a policy by PPO against any reward. A reward is a reward model, a classifier, or a Python function.",
+        "Train a policy by PPO against any reward. A reward is a reward model, a classifier, a Python function, or a "
+        "verifier of answers: math, exact, regex, format or length.",
         "config=smoke/ppo ppo.num_updates=20",
     ),
 }

@@ -12,6 +12,7 @@ import cloudpickle
 
 from alignkit.config import OnError
 from alignkit.errors import RewardError, did_you_mean
+from alignkit.rewards import verifiers
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
 from alignkit.rewards.worker import CALLED, Call, Failure, Outcome, Parameter, Setup, Signature, took_too_long
@@ -55,6 +56,10 @@ def _key(source: RewardSource) -> tuple[str, str | int]:
 
 
 def _setup(source: RewardSource) -> Setup:
+    if source.verifier:
+        given = {key: getattr(source, key) for key in ("pattern", "min", "max")}
+        fixed = {key: value for key, value in given.items() if value is not None}
+        return Setup(source.setting, f"{verifiers.__name__}:{source.verifier}", fixed)
     if not callable(source.function):
         return Setup(source.setting, source.name)
     try:
@@ -110,7 +115,7 @@ class FunctionScorer:
         del _started[_key(source)]
         self.is_async = signature.is_async
         self.takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters or ())
-        self.wanted = [one.name for one in _columns_of(signature)]
+        self.wanted = [] if source.verifier else [one.name for one in _columns_of(signature)]
         self.may_skip = source.on_error is OnError.skip
         self.has_warned = False
 
@@ -148,6 +153,8 @@ class FunctionScorer:
         there = dict.fromkeys(key for row in rows for key in row)
         names = [name for name in there if name not in ("prompts", "completions")]
         columns = {name: [row.get(name) for row in rows] for name in names if self.takes_all or name in self.wanted}
+        if self.source.answer is not None:
+            columns["answers"] = [str(row.get(self.source.answer)) for row in rows]
         return Call([sample.prompt for sample in samples], [sample.completion for sample in samples], columns)
 
     def _one_by_one(self, samples: Sequence[Sample], failure: Failure) -> list[Any]:

@@ -8,6 +8,7 @@ import torch
 
 from alignkit.config import ModelConfig
 from alignkit.errors import RewardError
+from alignkit.rewards.answers import Row, check_answers, check_verifier
 from alignkit.rewards.backbone import Backbone, why_not_shared
 from alignkit.rewards.classifier import ClassifierScorer, check_classifier
 from alignkit.rewards.function import FunctionScorer, check_columns, check_function
@@ -16,7 +17,12 @@ from alignkit.rewards.sample import RewardScorer
 from alignkit.rewards.source import RewardSource
 from alignkit.rewards.weighted import Rewards
 
-_CHECKS = {"function": check_function, "classifier": check_classifier, "model": check_reward_run}
+_CHECKS = {
+    "function": check_function,
+    "classifier": check_classifier,
+    "model": check_reward_run,
+    "verifier": check_verifier,
+}
 
 
 def check_rewards(sources: Sequence[RewardSource]) -> list[str]:
@@ -36,6 +42,21 @@ def check_reward_columns(sources: Sequence[RewardSource], columns: Sequence[str]
     """
     functions = [source for source in sources if source.kind == "function"]
     if problems := [problem for source in functions for problem in check_columns(source, columns)]:
+        raise RewardError(*problems)
+
+
+def check_reward_answers(sources: Sequence[RewardSource], rows: Sequence[Row]) -> None:
+    """Refuse rows without an answer, or with one that its verifier cannot read.
+
+    Args:
+        sources: which `check_rewards` has passed.
+        rows: where each prompt came from, and its columns.
+
+    Raises:
+        RewardError: one line for each fault, the first rows named.
+    """
+    verified = [source for source in sources if source.verifier is not None]
+    if problems := [problem for source in verified for problem in check_answers(source, rows)]:
         raise RewardError(*problems)
 
 
@@ -60,7 +81,7 @@ def load_rewards(
 def _scorer(
     source: RewardSource, model: ModelConfig, device: torch.device, backbone: Backbone | None, name: str
 ) -> RewardScorer:
-    if source.kind == "function":
+    if source.kind in ("function", "verifier"):
         return FunctionScorer(source)
     if source.kind == "classifier":
         return ClassifierScorer(source, device=device)

@@ -10,23 +10,26 @@ from typing import Any
 from alignkit.config import OnError
 from alignkit.errors import RewardError, as_yaml, did_you_mean
 from alignkit.models.source import local_folder
+from alignkit.rewards.verifiers import KEYS, VERIFIERS, key_mistakes
 from alignkit.user_functions import function_name
 
 _OPTION = "--reward"
-_KINDS = ("function", "classifier", "model")
+_KINDS = ("function", "classifier", "model", "verifier")
+_CALLED = ("function", "verifier")
 _ONLY_FOR = {
-    "label": "classifier",
-    "output": "classifier",
-    "timeout": "function",
-    "num_proc": "function",
-    "standardise": "model",
+    "label": ("classifier",),
+    "output": ("classifier",),
+    "timeout": _CALLED,
+    "num_proc": _CALLED,
+    "standardise": ("model",),
+    **dict.fromkeys(KEYS, ("verifier",)),
 }
 _OUTPUTS = ("probability", "logit")
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSource:
-    """One reward; exactly one of `function`, `classifier` and `model` is given.
+    """One reward; exactly one of `function`, `classifier`, `model` and `verifier` is given.
 
     Attributes:
         setting: where it was set, such as `reward[0]`.
@@ -34,6 +37,7 @@ class RewardSource:
             `(prompts, completions, **columns) -> list[float]`.
         classifier: a hub id or folder of a text classifier.
         model: a run directory of `alignkit reward`.
+        verifier: the name of one of `VERIFIERS`.
         label: of the classifier, whose score counts.
         output: of the classifier: the label's probability, or its logit.
         standardise: of a reward run: subtract the mean of its held-out scores, divide by their standard deviation.
@@ -42,12 +46,17 @@ class RewardSource:
         timeout: seconds a call of the function may take.
         batch_size: completions in one call.
         num_proc: processes that call the function.
+        answer: column of the rows with the answers of a verifier.
+        pattern: regular expression of a verifier.
+        min: fewest characters of a verifier of lengths.
+        max: most of them.
     """
 
     setting: str
     function: str | Callable[..., Any] | None = None
     classifier: str | None = None
     model: str | None = None
+    verifier: str | None = None
     label: str | None = None
     output: str = "probability"
     standardise: bool = False
@@ -56,6 +65,10 @@ class RewardSource:
     timeout: float = 60.0
     batch_size: int = 32
     num_proc: int = 1
+    answer: str | None = None
+    pattern: str | None = None
+    min: int | None = None
+    max: int | None = None
 
     @property
     def kind(self) -> str:
@@ -126,12 +139,12 @@ def _mistakes(item: Any, setting: str) -> list[str]:
     kinds = [kind for kind in _KINDS if item.get(kind) is not None]
     if len(kinds) != 1:
         problems.append(f"{setting} names {' and '.join(kinds) or 'no source'}: give one of {', '.join(_KINDS)}")
-    for key, kind in _ONLY_FOR.items():
-        if item.get(key) is not None and kinds and kinds[0] != kind:
-            problems.append(f"{setting}.{key} has no effect on a {kinds[0]}: only a {kind} has it")
+    for key, having in _ONLY_FOR.items():
+        if item.get(key) is not None and kinds and kinds[0] not in having:
+            problems.append(f"{setting}.{key} has no effect on a {kinds[0]}: only a {' or a '.join(having)} has it")
     problems += [
         f"{setting}.{key} is {as_yaml(item[key])}: it must be a name"
-        for key in (*_KINDS, "label")
+        for key in (*_KINDS, "label", "answer")
         if not _is_name(item.get(key)) and not (key == "function" and callable(item[key]))
     ]
     problems += [
@@ -150,7 +163,16 @@ def _mistakes(item: Any, setting: str) -> list[str]:
             problems.append(f"{setting}.{key} is {as_yaml(item[key])}: choose {', '.join(choices)}")
     if kinds == ["classifier"] and item.get("label") is None:
         problems.append(f"{setting}.label is missing: which label's score is the reward?")
+    if kinds == ["verifier"] and isinstance(item["verifier"], str):
+        problems += _verifier_mistakes(item, setting)
     return problems
+
+
+def _verifier_mistakes(item: Mapping[str, Any], setting: str) -> list[str]:
+    if verifier := VERIFIERS.get(item["verifier"]):
+        return key_mistakes(item, setting, verifier)
+    guess = did_you_mean(item["verifier"], VERIFIERS) or f": choose {', '.join(VERIFIERS)}"
+    return [f"{setting}.verifier is {as_yaml(item['verifier'])}{guess}"]
 
 
 def _meant(item: Any) -> str:

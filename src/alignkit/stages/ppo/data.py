@@ -18,7 +18,7 @@ from alignkit.models.lora import check_lora
 from alignkit.models.reference import reference_section
 from alignkit.models.skeleton import skeleton
 from alignkit.ppo.value_init import check_value_start
-from alignkit.rewards.load import check_reward_columns
+from alignkit.rewards.load import check_reward_answers, check_reward_columns
 from alignkit.rewards.source import parse_rewards
 from alignkit.runs.log import run_log
 from alignkit.stages.opening import over_budget
@@ -70,7 +70,9 @@ def prepare(job: PpoJob, *, now: datetime | None = None) -> Prepared:
     max_length = job.data.max_length or min(longest, _LONGEST_BY_DEFAULT)
     data = load_prompts(job.data, template, tokenizer, max_length=max_length, seed=job.seed)
     columns = dict.fromkeys(key for prompt in data.train for key in prompt.columns)
-    check_reward_columns(parse_rewards(job.reward), list(columns))
+    rewards = parse_rewards(job.reward)
+    check_reward_columns(rewards, list(columns))
+    check_reward_answers(rewards, [(prompt.source, prompt.columns) for prompt in data.train + data.held_out])
     return Prepared(tokenizer, template, data)
 
 
