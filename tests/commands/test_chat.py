@@ -10,9 +10,9 @@ from rich.console import Console
 
 from alignkit.commands.chat import Chat, Stream, run
 from alignkit.config import ModelConfig, SamplingConfig, TemplateConfig
+from alignkit.data.encode.replies import Piece, ReplyReader
 from alignkit.data.rows.conversation import Message
 from alignkit.errors import AlignkitError
-from alignkit.evaluate.replies import Piece, ReplyReader
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.launch import compose_job
 from alignkit.sampling.generate import Completion

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from alignkit.config import SamplingConfig
+from alignkit.data.encode.replies import Piece, ReplyReader, Spec, reply_spec
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.tool_calls import Call, name_of
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean
 from alignkit.evaluate.arguments import check_models
-from alignkit.evaluate.replies import Piece, ReplyReader, Spec, reply_spec
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.shown_reply import ShownReply
 from alignkit.evaluate.tools_file import Tools, check_tools, read_tools_file
@@ -106,7 +106,7 @@ class Chat:
     hide_reasoning: bool = False
 
     def __post_init__(self) -> None:
-        self._specs = [reply_spec(policy) for policy in self.policies]
+        self._specs = [reply_spec(policy.reply_form) for policy in self.policies]
 
     def begin(self, system: str = "") -> str:
         """Start a new conversation; return why this system prompt is refused, or nothing."""

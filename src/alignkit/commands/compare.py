@@ -17,12 +17,13 @@ from alignkit.evaluate.comparison import Answer, Column, Comparison, summary
 from alignkit.evaluate.likelihood import Row, token_logprobs
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
-from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
+from alignkit.evaluate.rewards import check_reward, load_reward, read_replies, score_answers, warn_of_reward
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens, response_ids
 from alignkit.evaluate.statistics import win_rate
 from alignkit.evaluate.table import format_table
 from alignkit.jobs import CompareJob
 from alignkit.models.memory import explain_out_of_memory
+from alignkit.rewards.reply import Reply
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs, writing
@@ -83,10 +84,13 @@ def _compared(
 ) -> Comparison:
     comparison = Comparison([source for source, _ in found], [prompt.question() for _, prompt in found], [])
     followed: list[list[int]] = []
+    replies: list[list[Reply]] = []
     for policy, rows in zip(policies, encoded, strict=True):
         policy.load(seed=job.seed)
         completions = _completions(job, policy, rows)
         column = Column(policy.name, [_answer(policy, completion, job) for completion in completions])
+        if reward is not None:
+            replies.append(read_replies(policy, found, rows, completions, job.sampling))
         if job.logprobs and not followed:
             followed = [response_ids(completion) for completion in completions]
             comparison.tokens = [[policy.decode([token]) for token in response] for response in followed]
@@ -97,7 +101,7 @@ def _compared(
         policy.unload()
         comparison.columns.append(column)
     if reward is not None:
-        _reward(job, policies, found, comparison, reward)
+        _reward(job, policies, found, comparison, reward, replies)
     return comparison
 
 
@@ -107,13 +111,18 @@ def _completions(job: CompareJob, policy: ServedModel, rows: Sequence[list[int]]
 
 
 def _reward(
-    job: CompareJob, policies: Sequence[ServedModel], found: Prompts, comparison: Comparison, name: str
+    job: CompareJob,
+    policies: Sequence[ServedModel],
+    found: Prompts,
+    comparison: Comparison,
+    name: str,
+    replies: Sequence[Sequence[Reply]],
 ) -> None:
     reward = load_reward(name, job.model, batch_size=job.batch_size)
     scores = []
-    for policy, column in zip(policies, comparison.columns, strict=True):
+    for policy, column, said in zip(policies, comparison.columns, replies, strict=True):
         warn_of_reward(reward, policy, [answer.finish_reason for answer in column.answers], job.sampling)
-        scores.append(score_answers(reward, found, [answer.text for answer in column.answers]))
+        scores.append(score_answers(reward, found, said))
         for answer, score in zip(column.answers, scores[-1], strict=True):
             answer.reward = score
         if len(scores) > 1:

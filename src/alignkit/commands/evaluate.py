@@ -23,10 +23,11 @@ from alignkit.evaluate.measure import (
     implicit_reward_card,
     measure_kl,
     measure_losses,
+    repeated,
     sample_responses,
 )
 from alignkit.evaluate.report import write_report
-from alignkit.evaluate.rewards import check_reward, load_reward, score_answers, warn_of_reward
+from alignkit.evaluate.rewards import check_reward, load_reward, read_replies, score_answers, warn_of_reward
 from alignkit.evaluate.served_model import ServedModel, check_same_tokens
 from alignkit.evaluate.statistics import expectation, mean_interval
 from alignkit.evaluate.trained import held_out_groups, split_seed
@@ -79,7 +80,7 @@ def run(
                 model.check_lengths(rows.prompts, rows.prompt_ids, job.sampling)
             loaded_reference = _load_reference(job, models, held_out, reference)
             figures = [
-                _measure(job, model, data, loaded_reference, pairs)
+                _measure(job, model, data, loaded_reference, pairs, is_rewarded=reward is not None)
                 for model, data in zip(models, held_out, strict=True)
             ]
             if reward is not None:
@@ -103,7 +104,13 @@ def _load_reference(
 
 
 def _measure(
-    job: EvaluateJob, model: ServedModel, data: HeldOutData, reference: ServedModel | None, pairs: str | None
+    job: EvaluateJob,
+    model: ServedModel,
+    data: HeldOutData,
+    reference: ServedModel | None,
+    pairs: str | None,
+    *,
+    is_rewarded: bool,
 ) -> Figures:
     batch_size, num_samples = job.batch_size, job.num_samples
     model.load(seed=job.seed)
@@ -117,6 +124,9 @@ def _measure(
             model, data, job.sampling, num_samples=num_samples, seed=job.seed, batch_size=batch_size
         )
         figures.responses = describe_responses(model, sampled, job.sampling, num_samples=num_samples)
+        if is_rewarded:
+            asked, rows = repeated(data.prompts, num_samples), repeated(data.prompt_ids, num_samples)
+            figures.replies = read_replies(model, asked, rows, sampled, job.sampling)
         if reference is not None:
             # The divergence of the models is an expectation under the model's own distribution, however it is sampled.
             if plain(job.sampling) != job.sampling:
@@ -146,8 +156,7 @@ def _score_responses(
     for model, data, one in zip(models, held_out, figures, strict=True):
         assert one.responses is not None
         warn_of_reward(reward, model, one.responses.finish_reasons, job.sampling)
-        prompts = [prompt for prompt in data.prompts for _ in range(job.num_samples)]
-        scores = score_answers(reward, prompts, [text for texts in one.responses.texts for text in texts])
+        scores = score_answers(reward, repeated(data.prompts, job.num_samples), one.replies)
         one.scores = by_prompt(scores, job.num_samples)
         one.reward = expectation(one.scores)
     for line in reward.truncations():

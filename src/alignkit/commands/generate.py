@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from alignkit.data.encode.replies import ReplyReader, reply_spec
 from alignkit.errors import ConfigError, Interrupted, StopSignal
 from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
 from alignkit.evaluate.arguments import check_section
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
-from alignkit.evaluate.replies import ReplyReader, reply_spec
 from alignkit.evaluate.served_model import ServedModel, sample_keys
 from alignkit.evaluate.shown_reply import ShownReply
 from alignkit.evaluate.tools_file import Tools, check_tools, read_tools_file, with_tools
@@ -186,7 +186,7 @@ class _Terminal:
     """Shows answers: prompts dimmed, reasoning and calls as such where the template has forms for them."""
 
     def __init__(self, policy: ServedModel, found: Prompts, *, hide_reasoning: bool) -> None:
-        self._spec, self._hide_reasoning = reply_spec(policy), hide_reasoning
+        self._spec, self._hide_reasoning = reply_spec(policy.reply_form), hide_reasoning
         self._tools = {source: prompt.tools for source, prompt in found}
 
     def show(self, answers: Sequence[Answer]) -> None:

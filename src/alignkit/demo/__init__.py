@@ -99,12 +99,15 @@ def _train(console: Console, title: str, stage: str, folder: Path, seed: int, wo
 def _ask(words: Sequence[str], pairs: Sequence[dict[str, str]], reward: Path) -> PolicyResult:
     from alignkit.evaluate.prompts import read_prompts
     from alignkit.evaluate.rewards import load_reward, score_answers
+    from alignkit.rewards.reply import Reply
 
     words = [*words, "sampling.max_new_tokens=32"]
     job = compose_job("generate", [*words, "sampling=nucleus"])
     prompts = read_prompts([pair["prompt"] for pair in pairs], None, format="auto", columns={})
     answers = _answers(job, prompts)
-    scores = score_answers(load_reward(str(reward), job.model, batch_size=_TOGETHER), prompts, answers)
+    scores = score_answers(
+        load_reward(str(reward), job.model, batch_size=_TOGETHER), prompts, [Reply(text) for text in answers]
+    )
     preferred = [_manner(answer) == _manner(pair["chosen"]) for answer, pair in zip(answers, pairs, strict=True)]
     others = read_prompts([], shipped_file("heldout.jsonl"), format="auto", columns={})
     result = _answers(compose_job("generate", [*words, "sampling=greedy"]), others)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from alignkit.evaluate.statistics import Expectation, Interval, fewest_responses, mean_interval, win_rate
 from alignkit.evaluate.table import format_table
+from alignkit.rewards.reply import Reply
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Figures:
         losses: of each held-out row, its mean cross entropy in nats per supervised token, and how many there are.
         loss: per supervised token of all rows, as training logs it, with its interval over rows; None without rows.
         responses: None where none were asked for.
+        replies: the responses as a reward reads them, N × K; empty where there is none.
         scores: rewards, N lists of K.
         reward: E_x E_y[r(x, y)].
         kl: KL(model ‖ reference) of a response in nats, by exact next-token divergences along responses from its
@@ -51,6 +53,7 @@ class Figures:
     losses: dict[str, tuple[float, int]] = field(default_factory=dict)
     loss: Interval | None = None
     responses: Responses | None = None
+    replies: list[Reply] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
     reward: Expectation | None = None
     kl: Expectation | None = None
@@ -58,7 +61,9 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         loss = {} if self.loss is None else asdict(self.loss)
-        found = asdict(self) | {"perplexity": {key: math.exp(value) for key, value in loss.items()}}
+        found = asdict(replace(self, replies=[])) | {
+            "perplexity": {key: math.exp(value) for key, value in loss.items()}
+        }
         return {key: value for key, value in found.items() if value not in (None, [], {})}
 
 

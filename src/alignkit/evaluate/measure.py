@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from alignkit.config import DataConfig, SamplingConfig
 from alignkit.data.sets.pairs import load_pairs
@@ -19,6 +19,8 @@ from alignkit.models.load import longest_row
 from alignkit.models.skeleton import skeleton
 from alignkit.sampling.generate import Completion
 
+T = TypeVar("T")
+
 
 def measure_losses(model: ServedModel, data: HeldOutData, *, batch_size: int) -> list[tuple[float, int]]:
     """Compute the mean cross entropy of each held-out row, in nats per supervised token; with its number of tokens."""
@@ -31,7 +33,7 @@ def sample_responses(
     model: ServedModel, data: HeldOutData, sampling: SamplingConfig, *, num_samples: int, seed: int, batch_size: int
 ) -> list[Completion]:
     """Draw K responses to each of N prompts, prompt by prompt."""
-    prompt_ids = _repeat(data.prompt_ids, num_samples)
+    prompt_ids = repeated(data.prompt_ids, num_samples)
     with progress_bar(model.name, len(prompt_ids)) as on_progress:
         return model.complete(
             prompt_ids,
@@ -76,7 +78,7 @@ def measure_kl(
     batch_size: int,
 ) -> Expectation:
     """Estimate KL(model ‖ reference) of a response, in nats, along responses of its plain distribution."""
-    prompt_ids = _repeat(data.prompt_ids, num_samples)
+    prompt_ids = repeated(data.prompt_ids, num_samples)
     rows = [
         Row.answered(ids, response_ids(completion)) for ids, completion in zip(prompt_ids, completions, strict=True)
     ]
@@ -109,5 +111,6 @@ def by_prompt(values: Sequence[Any], num_samples: int) -> list[list[Any]]:
     return [list(values[start : start + num_samples]) for start in range(0, len(values), num_samples)]
 
 
-def _repeat(prompt_ids: Sequence[list[int]], num_samples: int) -> list[list[int]]:
-    return [ids for ids in prompt_ids for _ in range(num_samples)]
+def repeated(prompts: Sequence[T], num_samples: int) -> list[T]:
+    """Take each prompt once for each of its samples."""
+    return [prompt for prompt in prompts for _ in range(num_samples)]

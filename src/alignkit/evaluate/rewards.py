@@ -11,9 +11,11 @@ from alignkit.evaluate.prompts import Prompts
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.load import computing_device
 from alignkit.rewards.load import check_reward_columns, check_rewards, load_rewards
+from alignkit.rewards.reply import Reply, ReplyDecoder
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import parse_option
 from alignkit.rewards.weighted import Rewards
+from alignkit.sampling.generate import Completion
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +42,39 @@ def load_reward(name: str, model: ModelConfig, *, batch_size: int) -> Rewards:
     return load_rewards([parse_option(name, batch_size=batch_size)], model, device=computing_device())
 
 
-def score_answers(rewards: Rewards, prompts: Prompts, answers: Sequence[str]) -> list[float]:
+def read_replies(
+    policy: ServedModel,
+    prompts: Prompts,
+    rows: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    sampling: SamplingConfig,
+) -> list[Reply]:
+    """Read completions as PPO reads them for its rewards.
+
+    Args:
+        policy: whose they are.
+        prompts: one for each.
+        rows: the prompts as it was fed them.
+        completions: of the prompts.
+        sampling: how they were drawn.
+    """
+    decoder = ReplyDecoder(policy.reply_form, sampling)
+    return [
+        decoder.read(prompt, ids, completion.token_ids, completion.end_id)
+        for (_, prompt), ids, completion in zip(prompts, rows, completions, strict=True)
+    ]
+
+
+def score_answers(rewards: Rewards, prompts: Prompts, answers: Sequence[Reply]) -> list[float]:
     """Score each answer.
 
     Raises:
         RewardError: there is none for an answer.
     """
-    samples = [Sample(source, prompt, answer) for (source, prompt), answer in zip(prompts, answers, strict=True)]
+    samples = [
+        Sample(source, prompt, answer.text, reply=answer.message)
+        for (source, prompt), answer in zip(prompts, answers, strict=True)
+    ]
     scores = rewards.score(samples).total
     return [score for score in scores if score is not None]  # none is: what cannot be scored has stopped it
 

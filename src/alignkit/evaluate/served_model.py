@@ -20,6 +20,7 @@ from alignkit.config import (
     TrainOn,
 )
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
+from alignkit.data.encode.replies import ReplyForm
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.prompts import Prompts
@@ -89,6 +90,10 @@ class ServedModel:
     @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def reply_form(self) -> ReplyForm:
+        return ReplyForm(self.template, self.tokenizer, self.rules)
 
     @property
     def weights(self) -> PreTrainedModel:

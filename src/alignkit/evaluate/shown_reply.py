@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.evaluate.replies import Piece
+from alignkit.data.encode.replies import Piece
 from alignkit.terminal import printable
 
 _CALL = "→ "

@@ -9,10 +9,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import SamplingConfig
+from alignkit.data.rows.conversation import Message
 from alignkit.data.sets.prompts import Prompt
+from alignkit.rewards.reply import ReplyDecoder
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.weighted import Rewards
-from alignkit.sampling.generate import generate
+from alignkit.sampling.generate import Completion, generate
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,9 @@ class Rollout:
         prompt: its index among the prompts.
         generation: which of its completions this is, counted from 0.
         ids: the drawn tokens, the end token included where there is one.
-        text: without the end token.
+        text: as functions read it.
         has_ended: by an end token, not by `max_new_tokens`.
+        reply: as a message, where it has reasoning or calls.
         score: the weighted sum over the reward sources; None where a source skipped it.
         by_source: score of each source, unweighted.
     """
@@ -34,6 +37,7 @@ class Rollout:
     ids: list[int]
     text: str
     has_ended: bool
+    reply: Message | None = None
     score: float | None = None
     by_source: dict[str, float | None] = field(default_factory=dict)
 
@@ -45,14 +49,14 @@ class RolloutGenerator:
     Attributes:
         tokenizer: of the policy.
         eos_ids: the tokens that end a completion.
-        response_lead: what the template begins an answer with; no part of its text.
+        replies: reads completions.
         seed: of every draw.
         batch_size: most completions that are generated together.
     """
 
     tokenizer: PreTrainedTokenizerBase
     eos_ids: Sequence[int]
-    response_lead: str
+    replies: ReplyDecoder
     seed: int
     batch_size: int
 
@@ -88,19 +92,20 @@ class RolloutGenerator:
             keys=[f"{draw_stream} {index} {generation}" for index, generation in requests],
         )
         return [
-            Rollout(
-                prompt=index,
-                generation=generation,
-                ids=completion.token_ids + ([] if completion.end_id is None else [completion.end_id]),
-                text=self._text(completion.token_ids),
-                has_ended=completion.end_id is not None,
-            )
+            self._rollout(prompts[index], index, generation, completion)
             for (index, generation), completion in zip(requests, completions, strict=True)
         ]
 
-    def _text(self, ids: Sequence[int]) -> str:
-        # without special tokens: a policy must not be paid for their names
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).removeprefix(self.response_lead)
+    def _rollout(self, prompt: Prompt, index: int, generation: int, completion: Completion) -> Rollout:
+        reply = self.replies.read(prompt.conversation, prompt.ids, completion.token_ids, completion.end_id)
+        return Rollout(
+            prompt=index,
+            generation=generation,
+            ids=completion.token_ids + ([] if completion.end_id is None else [completion.end_id]),
+            text=reply.text,
+            has_ended=completion.end_id is not None,
+            reply=reply.message,
+        )
 
 
 def add_scores(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], rewards: Rewards) -> list[Rollout]:
@@ -120,7 +125,7 @@ def add_scores(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], rewards: 
     completed = [prompts[rollout.prompt] for rollout in rollouts]
     scores = rewards.score(
         [
-            Sample(prompt.source, prompt.conversation, rollout.text, prompt.columns)
+            Sample(prompt.source, prompt.conversation, rollout.text, prompt.columns, rollout.reply)
             for prompt, rollout in zip(completed, rollouts, strict=True)
         ]
     )

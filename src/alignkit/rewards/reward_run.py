@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -145,12 +146,7 @@ class RewardRunScorer:
         Raises:
             RewardError: its template refuses samples, one line each, and `on_error` is stop.
         """
-        encodings = encode_rows(
-            [_with_answer(sample.conversation, sample.completion, self.run.template) for sample in samples],
-            self.run.template,
-            self.run.tokenizer,
-            self.run.rules,
-        )
+        encodings = self._encode(samples)
         refused = [
             f"{self.source.setting}: {self.source.name} cannot read {sample}: its template refuses it: {row.reason}"
             for sample, row in zip(samples, encodings, strict=True)
@@ -165,6 +161,18 @@ class RewardRunScorer:
             scores[index] = (score - self.mean) / self.std
         return scores
 
+    def _encode(self, samples: Sequence[Sample]) -> list[list[Encoding] | RowRefused]:
+        """Encode prompts with their answers; where the template has no place for parts of one, all of it is words."""
+        found = self._encode_rows([_with_reply(sample, self.run.template) for sample in samples])
+        parts = [at for at, row in enumerate(found) if isinstance(row, RowRefused) and samples[at].reply is not None]
+        as_words = self._encode_rows([_with_reply(replace(samples[at], reply=None), self.run.template) for at in parts])
+        for at, row in zip(parts, as_words, strict=True):
+            found[at] = row
+        return found
+
+    def _encode_rows(self, rows: Sequence[Conversation]) -> list[list[Encoding] | RowRefused]:
+        return encode_rows(rows, self.run.template, self.run.tokenizer, self.run.rules)
+
     def _until_end(self, encoding: Encoding) -> list[int]:
         end = encoding.responses[-1][1] if encoding.responses else len(encoding.input_ids)
         ids: list[int] = encoding.input_ids[:end]
@@ -175,9 +183,12 @@ class RewardRunScorer:
         return ids
 
 
-def _with_answer(prompt: Conversation, completion: str, template: Template) -> Conversation:
+def _with_reply(sample: Sample, template: Template) -> Conversation:
+    prompt, completion = sample.conversation, sample.completion
     if prompt.plain:
         return Conversation((Message("assistant", prompt.messages[0].content + completion),), plain=True)
+    if sample.reply is not None:
+        return prompt.with_answer(sample.reply)
     thought = template.thought
     if thought.key and thought.closing.strip() in completion and thought.opening.strip() not in completion:
         completion = thought.opening + completion  # the prompt had opened the thought

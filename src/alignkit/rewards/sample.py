@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from alignkit.data.rows.conversation import Conversation
+from alignkit.data.rows.conversation import Conversation, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,14 @@ class Sample:
         conversation: the prompt: messages, or the beginning of a plain text.
         completion: the text of the answer, without the end token.
         columns: the row that the prompt came in, for functions.
+        reply: the answer as a message, where it has reasoning or calls.
     """
 
     source: str
     conversation: Conversation
     completion: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    reply: Message | None = None
 
     @property
     def prompt(self) -> str:

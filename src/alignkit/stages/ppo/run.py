@@ -9,6 +9,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from alignkit.config import ControlTokens, TrainOn
+from alignkit.data.encode.masking import EncodeRules
+from alignkit.data.encode.replies import ReplyForm
 from alignkit.data.views.first_rows import write_first_rows
 from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
@@ -19,6 +22,7 @@ from alignkit.ppo.record import RolloutFile, conclude, show_before_training
 from alignkit.ppo.rollout import Rollout, RolloutGenerator
 from alignkit.ppo.trainer import PpoTrainer
 from alignkit.rewards.load import load_rewards
+from alignkit.rewards.reply import ReplyDecoder
 from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
 from alignkit.runs.given import Given
@@ -119,6 +123,7 @@ def _trainer(
     kept = RolloutFile(
         run_dir / "rollouts.jsonl", prepared.data.train, keep=job.ppo.keep_rollouts, show_every=job.ppo.show_every
     )
+    rules = EncodeRules(TrainOn.assistant, ControlTokens.neutralise, job.data.tools, job.data.reasoning)
     return trainer_class(
         policy=policy,
         prompts=prepared.data.train,
@@ -126,7 +131,7 @@ def _trainer(
         generator=RolloutGenerator(
             prepared.tokenizer,
             policy.eos_ids,
-            prepared.template.response_lead,
+            ReplyDecoder(ReplyForm(prepared.template, prepared.tokenizer, rules)),
             job.seed,
             job.ppo.generation_batch_size,
         ),

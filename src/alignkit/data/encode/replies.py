@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_parsing import ResponseParser
 
 from alignkit.config import ReasoningForm, ToolsForm
-from alignkit.data.encode.masking import RowRefused, encode
-from alignkit.data.encode.rendering import Thought
+from alignkit.data.encode.masking import EncodeRules, RowRefused, encode
+from alignkit.data.encode.rendering import Template, Thought
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.tool_calls import Call, read_calls
 from alignkit.data.rows.tools import Tool
 from alignkit.data.rows.values import RowError
-from alignkit.evaluate.served_model import ServedModel
 
 Spec = Mapping[str, Any]
 
@@ -156,7 +156,25 @@ def call_text(call: Call) -> str:
     return f"{call['function']['name']} {shown}"
 
 
-def reply_spec(policy: ServedModel) -> Spec | None:
+@dataclass(frozen=True)
+class ReplyForm:
+    """In which form a model replies.
+
+    Attributes:
+        template: bound to `tokenizer`.
+        tokenizer: of the model.
+        rules: in which form its tools and reasoning were trained.
+    """
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    rules: EncodeRules
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+
+def reply_spec(policy: ReplyForm) -> Spec | None:
     """Find how a model's replies are read; None where its template writes neither reasoning nor calls."""
     turns = list(_written(policy))
     known = _known(policy) if policy.template.thought.key or any(said.tool_calls for said, _, _ in turns) else []
@@ -165,7 +183,7 @@ def reply_spec(policy: ServedModel) -> Spec | None:
     return spec if most and spec["fields"].keys() > {"content"} else None
 
 
-def _written(policy: ServedModel) -> Iterator[tuple[Message, str, str]]:
+def _written(policy: ReplyForm) -> Iterator[tuple[Message, str, str]]:
     """Yield turns of our own that the template writes: the message, its prompt, and what a model must say."""
     for said in _TRIED:
         asked = Conversation((Message("user", "Some question."), said), tools=(_TOOL,) if said.tool_calls else ())
@@ -187,7 +205,7 @@ def _reads(spec: Spec, said: Message, prompt: str, response: str) -> bool:
     return words == (said.content, said.reasoning) and calls == [call["function"] for call in said.tool_calls]
 
 
-def _specs(policy: ServedModel, known: Sequence[Spec]) -> Iterator[Spec]:
+def _specs(policy: ReplyForm, known: Sequence[Spec]) -> Iterator[Spec]:
     """Yield response templates that may fit: first those in which every character of a reply has its place."""
     calls = [spec["fields"]["tool_calls"] for spec in known if "tool_calls" in spec["fields"]]
     if policy.rules.tools is ToolsForm.system:
@@ -199,7 +217,7 @@ def _specs(policy: ServedModel, known: Sequence[Spec]) -> Iterator[Spec]:
     yield from known
 
 
-def _call_line(policy: ServedModel) -> Spec:
+def _call_line(policy: ReplyForm) -> Spec:
     """Return the form of calls that `data.tools=system` writes."""
     behind_thought = re.escape(policy.template.thought.closing.strip())
     return {
@@ -211,11 +229,11 @@ def _call_line(policy: ServedModel) -> Spec:
     }
 
 
-def _ends(policy: ServedModel) -> str:
+def _ends(policy: ReplyForm) -> str:
     return "|".join(map(re.escape, dict.fromkeys((*policy.template.stops, *policy.template.ends))))
 
 
-def _around(policy: ServedModel, calls: Spec) -> Spec:
+def _around(policy: ReplyForm, calls: Spec) -> Spec:
     """Build a response template around a form of calls, from what is known of the template."""
     template = policy.template
     is_inline = policy.rules.reasoning is ReasoningForm.inline
@@ -235,7 +253,7 @@ def _around(policy: ServedModel, calls: Spec) -> Spec:
     }
 
 
-def _known(policy: ServedModel) -> list[Spec]:
+def _known(policy: ReplyForm) -> list[Spec]:
     """List the response template of a tokenizer, if it has one, and those of TRL."""
     from trl import chat_template_utils  # slow to import, and only needed where a reply has parts
 

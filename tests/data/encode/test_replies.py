@@ -7,9 +7,9 @@ from rich.console import Console
 
 from alignkit.config import ControlTokens, ModelConfig, ReasoningForm, TemplateConfig, ToolsForm, TrainOn
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode
+from alignkit.data.encode.replies import Piece, ReplyReader, reply_spec
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.evaluate.replies import Piece, ReplyReader, reply_spec
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.shown_reply import ShownReply
 from families import TEXT_TEMPLATES, TOOLS, calls, family_tokenizer, says, user
@@ -48,7 +48,7 @@ def joined(pieces: list[Piece], kind: str) -> str:
 
 def check(policy: ServedModel) -> int:
     """Compare what is read with what was said; the number of turns that the template writes."""
-    num_read, spec = 0, reply_spec(policy)
+    num_read, spec = 0, reply_spec(policy.reply_form)
     turns = [says("birch"), says("birch", thought="hazel"), calls("Dover"), calls("Dover", thought="hazel")]
     for said in [*turns, calls("Dover", "Calais")]:
         for chunk in (1, 10_000):
@@ -70,7 +70,7 @@ def check(policy: ServedModel) -> int:
 def test_what_a_template_writes_is_read_back(template: str) -> None:
     policy = served(template)
     if template.startswith(PLAIN) and template not in CALLING:
-        assert reply_spec(policy) is None
+        assert reply_spec(policy.reply_form) is None
     else:
         assert check(policy) >= 1
 
@@ -85,7 +85,7 @@ def test_tools_and_reasoning_as_text_are_read_back(template: str) -> None:
 def test_what_cannot_be_read_is_words() -> None:
     policy = served("qwen3")
     for text in ('<tool_call>\n{"name": "get_weather", "argu', "<tool_call>\nno JSON\n</tool_call><|im_end|>"):
-        reader = ReplyReader(reply_spec(policy), "", TOOLS)
+        reader = ReplyReader(reply_spec(policy.reply_form), "", TOOLS)
         pieces = reader.feed(text)
         message, rest = reader.finish()
         assert message == Message("assistant", text)
@@ -94,13 +94,13 @@ def test_what_cannot_be_read_is_words() -> None:
 
 def test_a_tag_in_the_words_of_a_template_without_calls_is_words(byte: Any) -> None:
     policy = ServedModel(ModelConfig("it"), byte, load_template(TemplateConfig("chatml"), byte))
-    assert reply_spec(policy) is None
+    assert reply_spec(policy.reply_form) is None
 
 
 def test_an_argument_is_of_the_type_that_its_tool_says() -> None:
     parameters = {"type": "object", "properties": {"days": {"type": "integer", "description": "How many."}}}
     tool = {"type": "function", "function": {"name": "ahead", "description": "d", "parameters": parameters}}
-    reader = ReplyReader(reply_spec(served("qwen3_6")), "<think>\n\n</think>\n\n", (tool,))
+    reader = ReplyReader(reply_spec(served("qwen3_6").reply_form), "<think>\n\n</think>\n\n", (tool,))
     reader.feed("<tool_call>\n<function=ahead>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call><|im_end|>")
     assert reader.finish()[0].tool_calls[0]["function"] == {"name": "ahead", "arguments": {"days": 3}}
 
