@@ -24,7 +24,7 @@ FLOORS = {
         pages
         data models sampling runs
         quoting yaml_size upstream terminal user_functions jobs json_files digests
-        estimators
+        estimators home
         errors config conf
     """,
     "data": """

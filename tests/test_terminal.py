@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,11 @@ def test_standard_output_is_kept_for_the_result(capfd: pytest.CaptureFixture[str
         subprocess.run(["echo", "by a child"], check=True)
     sys.stdout.write("result\n")
     assert capfd.readouterr() == ("result\n", "said\nby a child\n")
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 1), ("<&-", 0), ("2>&-", 0)])
+def test_a_stream_that_was_closed_is_no_internal_error(tmp_path: Path, closed: str, status: int) -> None:
+    command = f"{sys.executable} -m alignkit runs --root {tmp_path} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert done.stderr == ("alignkit: standard output cannot be written: Bad file descriptor\n" if status else "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from alignkit.errors import ConfigError, did_you_mean
+from alignkit.home import expand_home
 from alignkit.jobs import JOBS, DpoJob, PpoJob, RewardJob, SftJob, StageJob, out_of_bounds, path_problems
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run(
     """
     if problems := [*_unknown_keys(job), *path_problems(job), *out_of_bounds(job)]:
         raise ConfigError(*problems)
-    folder = Path(folder).expanduser()
+    folder = Path(expand_home(str(folder)))
     chosen = {} if trainer_class is None else {"trainer_class": trainer_class}
     import_module(f"alignkit.stages.{job.stage}.run").run(job, folder, callbacks=callbacks, **chosen)
     from alignkit.runs.manifest import read_manifest

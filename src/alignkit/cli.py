@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,8 @@ import typer
 
 from alignkit.cli_runs import runs
 from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal
-from alignkit.jobs import JOBS, expand_home
+from alignkit.home import expand_home
+from alignkit.jobs import JOBS
 
 app = typer.Typer(
     name="alignkit",
@@ -501,7 +503,7 @@ def evaluate(
         _evaluate_tasks(runs, settings, tasks, {"--reward": reward, "--reference": reference, "--pairs": pairs}, out)
         return
     given: dict[str, Any] = {"model": {"name": first}}
-    manifest = read_manifest(Path(first).expanduser()) or {}
+    manifest = read_manifest(Path(first)) or {}
     from alignkit.commands.evaluate import run as measured
     from alignkit.evaluate.arguments import check_models, check_new_file
 
@@ -672,7 +674,7 @@ def repeat(
     from alignkit.terminal import for_the_result_alone
 
     with for_the_result_alone() if json else contextlib.nullcontext():
-        result = again(Path(run).expanduser(), into)
+        result = again(Path(expand_home(run)), into)
     report(result, as_json=json)
     if not result.is_same:
         raise typer.Exit(1)
@@ -685,9 +687,11 @@ def main() -> None:
     """Run the command line; the exit status is 0, 2 for the user's mistake, 1 for a bug of ours."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from alignkit.terminal import steady_streams
+    from alignkit.terminal import LineFormatter, steady_streams
     from alignkit.training.signals import name_of, stops_raised
 
+    if logging.lastResort is not None:  # what is said where no run has set up its log
+        logging.lastResort.setFormatter(LineFormatter("alignkit: %(message)s"))
     try:
         with steady_streams(_end_if_output_is_lost), stops_raised():
             try:

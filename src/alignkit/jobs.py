@@ -7,7 +7,6 @@ keyword arguments of the trainer's and PEFT's own classes, checked against those
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,6 +27,7 @@ from alignkit.config import (
 )
 from alignkit.errors import as_yaml, did_you_mean
 from alignkit.estimators import settle
+from alignkit.home import expand_home
 
 
 @dataclass
@@ -307,11 +307,6 @@ def with_home(job: Any) -> Any:
         return dataclasses.replace(section, **changed)
 
     return in_section(job, "")
-
-
-def expand_home(path: str) -> str:
-    """Write the home folder for a leading `~` or `~user`; a user who is not known stays as typed."""
-    return os.path.expanduser(path)  # noqa: PTH111  # a Path drops "./", and refuses users that it does not know
 
 
 def path_problems(job: Any) -> list[str]:

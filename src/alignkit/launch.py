@@ -26,7 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from alignkit import mistakes
 from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError
-from alignkit.jobs import JOBS, StageJob, expand_home, out_of_bounds, path_problems, settings, with_home
+from alignkit.home import expand_home
+from alignkit.jobs import JOBS, StageJob, out_of_bounds, path_problems, settings, with_home
 from alignkit.named_files import named_problems
 from alignkit.origins import origins
 from alignkit.quoting import with_text_quoted

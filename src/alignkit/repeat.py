@@ -13,7 +13,7 @@ from typing import Any
 from alignkit.config import EvalGroups
 from alignkit.errors import AlignkitError, RunError
 from alignkit.jobs import JOBS, StageJob
-from alignkit.json_files import read_object
+from alignkit.json_files import get, read_object
 from alignkit.launch import job_of_record
 from alignkit.runs.difference import Differences, differences
 from alignkit.runs.given import MASKED, Given
@@ -64,14 +64,16 @@ def repeat(folder: Path, into: Path | None = None) -> Repeated:
     started_in = Path((manifest.get("starts") or [{}])[0].get("folder", "."))
     if started_in.is_dir() and started_in.resolve() != Path.cwd():
         os.chdir(started_in)  # paths of the record are as they were typed there
-    job = _job(folder, manifest)
+    job, files = _job(folder, manifest), _checksums(folder)
     for line in _surroundings(manifest, folder):
         logger.warning("%s", line)
     stage = str(manifest["stage"])
-    given = Given(manifest["job"], manifest.get("origins", {}), ["alignkit", "repeat", str(folder)], run_time(folder))
+    given = Given(
+        manifest.get("job", {}), manifest.get("origins", {}), ["alignkit", "repeat", str(folder)], run_time(folder)
+    )
     import_module(f"alignkit.stages.{stage}.run").run(job, into, given=given)
     again = read_manifest(into) or {}
-    return Repeated(into, differences(folder, manifest, into, again), list(_other_files(folder, into)))
+    return Repeated(into, differences(folder, manifest, into, again), list(_other_files(files, _checksums(into))))
 
 
 def _job(folder: Path, manifest: Mapping[str, Any]) -> StageJob:
@@ -83,10 +85,10 @@ def _job(folder: Path, manifest: Mapping[str, Any]) -> StageJob:
         )
     if manifest["status"] != "finished":
         raise RunError(f"{folder} is {manifest['status']}: there is no result to compare with; go on with resume=true")
-    if masked := [key for key, value in flat(manifest["job"]) if value == MASKED]:
+    if masked := [key for key, value in flat(manifest.get("job", {})) if value == MASKED]:
         raise RunError(f"{folder} does not hold the values of {', '.join(masked)}, which are secret: train it anew")
     try:
-        job: StageJob = job_of_record(str(stage), manifest["job"], step_folders(folder))
+        job: StageJob = job_of_record(str(stage), manifest.get("job", {}), step_folders(folder))
         job.resume = job.overwrite = False
         if manifest.get("eval_groups"):
             job.data.eval_groups = EvalGroups(manifest["eval_groups"])
@@ -114,9 +116,13 @@ def _surroundings(manifest: Mapping[str, Any], folder: Path) -> Iterator[str]:
             yield f"{folder} was made with {name} {start[name]}; here it is {here[name]}"
 
 
-def _other_files(one: Path, other: Path) -> Iterator[str]:
+def _checksums(folder: Path) -> dict[str, Any]:
+    path = folder / CHECKSUMS
+    return get(read_object(path), "files", dict, path)
+
+
+def _other_files(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     """The files of two results whose checksums differ."""
-    mine, theirs = (read_object(folder / CHECKSUMS).get("files", {}) for folder in (one, other))
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
             yield name

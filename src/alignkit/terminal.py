@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -54,6 +55,13 @@ def for_the_result_alone() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one printable line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_a_line(super().format(record))
 
 
 class Lines(str):
@@ -108,6 +116,13 @@ class SteadyStream:
         return getattr(self.stream, name)
 
 
+def _open_closed_streams() -> None:
+    """Give those that were closed (`>&-`) a descriptor that takes nothing, lest a file is opened in their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDONLY), mode))  # noqa: SIM115, PTH123  # as long as we live
+
+
 @contextmanager
 def steady_streams(on_lost: Callable[[str, OSError], None]) -> Iterator[None]:
     """Put standard output and standard error behind a `SteadyStream` while the block runs.
@@ -115,6 +130,7 @@ def steady_streams(on_lost: Callable[[str, OSError], None]) -> Iterator[None]:
     Args:
         on_lost: called with the name of the one that takes no more, and why.
     """
+    _open_closed_streams()
     before: tuple[Any, Any] = sys.stdout, sys.stderr
     out, err = (stream.stream if isinstance(stream, SteadyStream) else stream for stream in before)
     sys.stdout = SteadyStream(out, lambda error: on_lost("standard output", error))

@@ -52,6 +52,19 @@ def test_the_tree_has_children_below_their_parents_and_a_sweep_in_one_line(proje
     assert "2 finished  loss 0.2 " in typed()
 
 
+def test_records_that_lead_in_a_circle_end(project: Path) -> None:
+    record = Path("runs/sft/a/run.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"parents": [{"path": "../../dpo/b"}]}))
+    assert {line.split()[0] for line in typed().splitlines()[1:]} == {"sft/a", "dpo/b", "sft/sw"}
+    assert "which started from it: one of the records is damaged" in typed("show", "a")
+
+
+def test_a_name_cannot_begin_a_line(project: Path) -> None:
+    Path("runs/sft/a").rename("runs/sft/a\nalignkit: forged")
+    for words in ([], ["path"], ["show", "runs/sft/a\nalignkit: forged"]):
+        assert not any(line.startswith("alignkit: forged") for line in typed(*words).splitlines())
+
+
 def test_json_has_an_object_for_each_run(project: Path) -> None:
     found = {run["folder"]: run for run in map(json.loads, typed("--json").splitlines())}
     assert found["runs/dpo/b"]["parents"] == [str(project / "runs" / "sft" / "a")]

@@ -102,6 +102,57 @@ def test_a_run_is_found_by_each_of_its_names(root: Path) -> None:
         named_run("sft/aa", root)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(
+            {name: value}
+            for name in ("result", "inputs", "versions", "timings", "origins", "starts")
+            for value in (3, "x")
+        ),
+        *({"starts": [start]} for start in (None, {"git": [1]}, {"command": [7]}, {"command": None}, {"folder": 1})),
+        {"job": {"model": {"name": 7}}},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_named_and_the_other_runs_are_listed(
+    root: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object]
+) -> None:
+    rewrite(root / "dpo" / "b", **changes)
+    assert {run.folder.name for run in find_runs(root)} == {"a", "c"}
+    assert f"{root}/dpo/b is left out: its run.json is damaged" in caplog.text
+    with pytest.raises(RunError, match=r"dpo/b/run.json is damaged, or no record of alignkit's"):
+        named_run("dpo/b", root)
+
+
+def test_an_unreadable_folder_is_named(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(place: str) -> object:
+        if Path(place).name == "dpo":
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # a test may run as a user who may read everything
+    assert {run.folder.name for run in find_runs(root)} == {"a", "c"}
+    assert f"{root}/dpo is left out: Permission denied" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/a", "x" * 300, "a\0"])
+def test_a_name_that_is_no_folder_is_no_run(root: Path, name: str) -> None:
+    with pytest.raises(RunError):
+        named_run(name, root)
+
+
+def test_a_link_is_not_removed_in_place_of_its_run(root: Path) -> None:
+    (root / "link").symlink_to(root / "ppo" / "c")
+    with pytest.raises(RunError, match=r"link is a link to .*ppo/c: name that"):
+        remove(named_run("link", root), checkpoints=False)
+    assert (root / "ppo" / "c" / "run.json").is_file()
+
+
 def test_a_run_that_others_start_from_is_not_removed(root: Path) -> None:
     everyone = find_runs(root)
     a, b, c = (named_run(name, root) for name in "abc")
@@ -111,6 +162,12 @@ def test_a_run_that_others_start_from_is_not_removed(root: Path) -> None:
     check_removal([a], everyone, checkpoints=True)
     with pytest.raises(RunError, match="ppo/c is failed: without its checkpoints it cannot be resumed"):
         check_removal([c], everyone, checkpoints=True)
+
+
+def test_a_removal_that_was_killed_does_not_stand_in_the_way_of_another(root: Path) -> None:
+    (root / "ppo" / ".c.removed" / "x").mkdir(parents=True)
+    remove(named_run("c", root), checkpoints=False)
+    assert not (root / "ppo").exists()
 
 
 def test_what_is_removed_is_gone(root: Path) -> None:

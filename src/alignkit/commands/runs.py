@@ -40,7 +40,7 @@ def list_runs(root: Path, *, as_json: bool) -> None:
         _say(f"there are no runs below {root}")
     else:
         names, rows = zip(*_tree(runs, root), strict=True)
-        _say(format_table(names, rows))
+        _print(format_table(names, rows))
 
 
 def show_run(name: str, root: Path, *, as_json: bool, png: Path | None) -> None:
@@ -124,11 +124,10 @@ def remove_runs(names: Sequence[str], root: Path, *, checkpoints: bool, ask: boo
 
 def _tree(runs: Sequence[FoundRun], root: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The lines of the table of all runs: a name behind its branch, and the columns; a sweep is one line."""
-    by_folder = {run.folder.resolve(): run for run in runs}
+    parents = _parents(runs)
     children: dict[Path | None, list[FoundRun]] = {}
     for run in runs:
-        parent = next((folder for folder in run.parents if folder in by_folder), None)
-        children.setdefault(parent, []).append(run)
+        children.setdefault(parents[run.folder.resolve()], []).append(run)
 
     def lines(parent: Path | None, indent: str) -> Iterator[tuple[str, dict[str, str]]]:
         nodes = _nodes(children.get(parent, []))
@@ -141,6 +140,21 @@ def _tree(runs: Sequence[FoundRun], root: Path) -> Iterator[tuple[str, dict[str,
                 yield from lines(run.folder.resolve(), below)
 
     yield from lines(None, "")
+
+
+def _parents(runs: Sequence[FoundRun]) -> dict[Path, Path | None]:
+    """The run that each hangs below: none where there is none here, or where a damaged record leads back to it."""
+    folders = {run.folder.resolve() for run in runs}
+    first = {run.folder.resolve(): next((p for p in run.parents if p in folders), None) for run in runs}
+
+    def above(folder: Path | None) -> Iterator[Path]:
+        seen: set[Path] = set()
+        while folder is not None and folder not in seen:
+            yield folder
+            seen.add(folder)
+            folder = first[folder]
+
+    return {folder: None if folder in above(parent) else parent for folder, parent in first.items()}
 
 
 def _nodes(runs: Sequence[FoundRun]) -> list[list[FoundRun]]:
@@ -163,8 +177,10 @@ def _columns(node: Sequence[FoundRun]) -> dict[str, str]:
     name, value = best.figure if best is not None and best.figure is not None else ("", 0.0)
     statuses = dict.fromkeys(run.status for run in node)
     return {
-        "stage": node[0].stage,
-        "status": ", ".join(f"{_count(node, status)} {status}" if len(node) > 1 else status for status in statuses),
+        "stage": in_a_line(node[0].stage),
+        "status": ", ".join(
+            f"{_count(node, status)} {in_a_line(status)}" if len(node) > 1 else in_a_line(status) for status in statuses
+        ),
         "figure": f"{name.removeprefix('eval_')} {value:.4g}" if name else "–",
         "age": _age(max(run.written for run in node)),
         "size": decimal(sum(run.size for run in node)),
@@ -231,15 +247,19 @@ def _section(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str]:
         yield f"{title if number == 0 else '':<9} {in_a_line(line)}"
 
 
-def _lineage(run: FoundRun) -> Iterator[str]:
-    """What the run started from, down to the base model."""
+def _lineage(run: FoundRun, above: frozenset[Path] = frozenset()) -> Iterator[str]:
+    """What the run started from, down to the base model; `above` are the runs that led here."""
+    above |= {run.folder.resolve()}
     name = run.manifest.get("job", {}).get("model", {}).get("name", "")
     if not run.parents:
         yield f"model.name: {name}"
     for parent, folder in zip(run.manifest.get("parents", []), run.parents, strict=True):
         yield f"{parent.get('setting', 'model.name')}: {folder}"
+        if folder in above:
+            yield "  which started from it: one of the records is damaged"
+            continue
         try:
-            yield from (f"  {line}" for line in _lineage(named_run(str(folder), folder)))
+            yield from (f"  {line}" for line in _lineage(named_run(str(folder), folder), above))
         except RunError:
             yield "  it is gone"
 
@@ -285,9 +305,9 @@ def _show_sweep(folder: Path, *, as_json: bool, png: Path | None) -> None:
     swept = _swept(runs)
     with_figures = [run for run in runs if run.figure is not None]
     best = _best(with_figures)
-    names = [f"{run.folder.name}{' *' if run is best else ''}" for run in runs]
-    rows = [{**swept[run.folder], "status": run.status, **_figure_column(run)} for run in runs]
-    _say(format_table(names, rows))
+    names = [in_a_line(run.folder.name) + (" *" if run is best else "") for run in runs]
+    rows = [{**swept[run.folder], "status": in_a_line(run.status), **_figure_column(run)} for run in runs]
+    _print(format_table(names, rows))
     if best is not None:
         _say(f"* the best is {best.folder}")
     if png is not None and best is not None and best.figure is not None:
@@ -304,7 +324,7 @@ def _swept(runs: Sequence[FoundRun]) -> dict[Path, dict[str, str]]:
     swept = [
         key for key in keys if key not in BOOKKEEPING and len({json.dumps(job.get(key)) for job in jobs.values()}) > 1
     ]
-    return {folder: {key: _value(job.get(key)) for key in swept} for folder, job in jobs.items()}
+    return {folder: {in_a_line(key): _value(job.get(key)) for key in swept} for folder, job in jobs.items()}
 
 
 def _figure_column(run: FoundRun) -> dict[str, str]:
@@ -312,4 +332,8 @@ def _figure_column(run: FoundRun) -> dict[str, str]:
 
 
 def _say(line: str) -> None:
-    TERMINAL.print(line, markup=False, highlight=False)
+    _print(in_a_line(line))
+
+
+def _print(text: str) -> None:
+    TERMINAL.print(text, markup=False, highlight=False)

@@ -15,6 +15,7 @@ from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError
 from alignkit.evaluate.likelihood import Row
 from alignkit.evaluate.served_model import ServedModel
+from alignkit.home import expand_home
 from alignkit.json_files import get, read_objects
 from alignkit.runs.manifest import parent_folders, read_manifest, recorded_groups
 from alignkit.runs.template import recorded_kwargs
@@ -86,7 +87,7 @@ def split_seed(data: DataConfig, names: Iterable[str], seed: int) -> int:
 def _runs_on(data: DataConfig, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the runs of these names that trained on the same path, each with its record."""
     for name in names:
-        manifest = read_manifest(Path(name).expanduser())
+        manifest = read_manifest(Path(expand_home(name)))
         if manifest is not None and manifest.get("job", {}).get("data", {}).get("path") == data.path:
             yield name, manifest
 
@@ -129,7 +130,7 @@ def example_answers(folder: Path | None) -> Iterator[tuple[str, str]]:
 def example_rows(policy: ServedModel) -> list[Row]:
     """Encode the first examples for a model; every token is scored."""
     rows = []
-    for prompt, answer in list(example_answers(Path(policy.name).expanduser()))[:_NUM_ROWS]:
+    for prompt, answer in list(example_answers(Path(expand_home(policy.name))))[:_NUM_ROWS]:
         (ids,) = policy.encode([("row", Conversation((Message("user", prompt),)))])
         answer_ids: list[int] = policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
         whole = [*ids, *answer_ids, policy.template.end_id]

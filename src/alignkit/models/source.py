@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from filecmp import cmp
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from alignkit.config import Init, ModelConfig
 from alignkit.errors import DamagedFile, did_you_mean
+from alignkit.home import expand_home
 from alignkit.json_files import get, read_object
 from alignkit.models.kinds import kind_of_config, kind_of_file, kind_of_names
 
@@ -118,8 +120,8 @@ class ModelSource:
 
 def local_folder(name: str) -> Path | None:
     """Return the folder that a name means, or None where it can only be a hub id."""
-    path = Path(name).expanduser()
-    return path if path.is_dir() else None
+    path = expand_home(name)
+    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112  # what no file system takes is no folder either
 
 
 def tokenizer_folder(model: ModelConfig) -> Path | None:
@@ -142,7 +144,7 @@ def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 def near_models(name: str) -> str:
     """Suggest the runs and model folders that a name may stand for: `; did you mean 'runs/sft/s1'?`, or nothing."""
-    typed = Path(name).expanduser()
+    typed = Path(expand_home(name))
     runs = sorted(str(path.parent) for depth in ("*/*", "*/*/*") for path in Path("runs").glob(f"{depth}/run.json"))
     beside = [item.name for item in typed.parent.glob("*") if item.is_dir()]
     if typed.name in _NEWEST and runs:
@@ -255,9 +257,9 @@ def _weight_problems(folder: Path, files: list[Path]) -> list[str]:
 
 
 def _hub_problems(model: ModelConfig) -> list[str]:
-    name, path, near = model.name, Path(model.name).expanduser(), near_models(model.name)
-    if path.is_file():
-        return [f"model.name: {name} is a {kind_of_file(path.name)}"]
+    name, path, near = model.name, expand_home(model.name), near_models(model.name)
+    if os.path.isfile(path):  # noqa: PTH113  # see `local_folder`
+        return [f"model.name: {name} is a {kind_of_file(Path(path).name)}"]
     try:
         siblings = model_info(name, revision=model.revision, timeout=_HUB_TIMEOUT).siblings or []
     except HFValidationError:  # no hub id could look like this

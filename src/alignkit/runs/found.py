@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import RunError, did_you_mean
+from alignkit.home import expand_home
+from alignkit.jobs import name_problem
 from alignkit.runs.lock import LOCK, is_held
 from alignkit.runs.manifest import MANIFEST, parent_folders, read_manifest
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path("runs")
 _SILENT_SECONDS = 600.0  # a run of another host that wrote nothing for so long is taken to have ended
@@ -62,17 +70,17 @@ class FoundRun:
     @cached_property
     def written(self) -> float:
         """When a file of it last changed, in seconds since 1970."""
-        return max((path.stat().st_mtime for path in _files(self.folder)), default=0.0)
+        return max((file.st_mtime for file in _files(self.folder)), default=0.0)
 
     @cached_property
     def size(self) -> int:
         """Bytes of all its files."""
-        return sum(path.stat().st_size for path in _files(self.folder))
+        return sum(file.st_size for file in _files(self.folder))
 
     @cached_property
     def checkpoints(self) -> int:
         """Bytes of its checkpoints."""
-        return sum(path.stat().st_size for path in _files(self.folder / "checkpoints"))
+        return sum(file.st_size for file in _files(self.folder / "checkpoints"))
 
     @cached_property
     def parents(self) -> list[Path]:
@@ -97,14 +105,14 @@ class FoundRun:
 
 
 def find_runs(root: Path) -> list[FoundRun]:
-    """Find the runs below a folder, oldest first; checkpoints are not looked into.
+    """Find the runs below a folder, oldest first; checkpoints are not looked into. What cannot be read is named.
 
     Raises:
         RunError: there is no such folder.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112  # a name that no file system takes is an error of a Path
         raise RunError(f"there is no folder {root}: runs are written to runs/STAGE/NAME; --root DIR looks elsewhere")
-    found = (FoundRun(folder, manifest) for folder in _folders(root) if (manifest := read_manifest(folder)) is not None)
+    found = [FoundRun(folder, manifest) for folder in _folders(root) if (manifest := _record(folder)) is not None]
     return sorted(found, key=lambda run: (str(run.manifest.get("started", "")), str(run.folder)))
 
 
@@ -114,9 +122,11 @@ def named_run(name: str, root: Path) -> FoundRun:
     Raises:
         RunError: no run, or more than one, is called so.
     """
-    for folder in (Path(name).expanduser(), root / name):
+    for folder in _meant(name, root):
         if (manifest := read_manifest(folder)) is not None:
             return FoundRun(folder, manifest)
+        if (folder / MANIFEST).is_file():
+            raise RunError(f"{folder / MANIFEST} is damaged, or no record of alignkit's")
     runs = find_runs(root)
     alike = [run for run in runs if run.folder.name == name]
     if len(alike) == 1:
@@ -130,7 +140,7 @@ def named_run(name: str, root: Path) -> FoundRun:
 
 def named_sweep(name: str, root: Path) -> Path | None:
     """Find the folder of a sweep by its path, or by its name where only one sweep has it; None where there is none."""
-    for folder in (Path(name).expanduser(), root / name):
+    for folder in _meant(name, root):
         if (folder / _SWEEP).is_file():
             return folder
     alike = [file.parent for file in root.rglob(_SWEEP) if file.parent.name == name]
@@ -147,17 +157,40 @@ def descendants(run: FoundRun, runs: Sequence[FoundRun]) -> list[FoundRun]:
     return found
 
 
+def _meant(name: str, root: Path) -> tuple[Path, Path]:
+    """The folders that a name may stand for."""
+    if problem := name_problem(name):
+        raise RunError(f"{name!r:.60}: {problem}")
+    return Path(expand_home(name)), root / name
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        logger.warning("%s is left out: its %s is damaged, or no record of alignkit's", folder, MANIFEST)
+    return manifest
+
+
 def _folders(root: Path) -> Iterator[Path]:
-    if (root / MANIFEST).is_file():
-        yield root
-        return
-    for path in root.iterdir():
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-            yield from _folders(path)
+    for place, below, _ in os.walk(root, onerror=_say_unreadable):
+        if (Path(place) / MANIFEST).is_file():
+            yield Path(place)
+            below.clear()
+        below[:] = [name for name in below if not name.startswith(".")]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+def _say_unreadable(error: OSError) -> None:
+    logger.warning("%s is left out: %s", error.filename, error.strerror)
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    """What is known of each file; a run that is being written removes some meanwhile."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found = (Path(place) / name).lstat()
+                if stat.S_ISREG(found.st_mode):
+                    yield found
 
 
 def _last_figures(path: Path) -> dict[str, Any]:

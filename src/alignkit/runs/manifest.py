@@ -12,9 +12,14 @@ from typing import Any
 
 from alignkit.config import EvalGroups
 from alignkit.errors import RunError
+from alignkit.home import expand_home
 
 MANIFEST = "run.json"
 PIPELINE = "pipeline.json"  # beside the runs of its steps
+_SHAPES: dict[str, type[Any]] = {
+    **dict.fromkeys(("job", "origins", "inputs", "result", "versions", "timings"), dict),
+    **dict.fromkeys(("parents", "starts"), list),
+}
 FORMAT = 3  # 1: before results had checksums; 2: without origins, starts and timings
 
 
@@ -29,16 +34,28 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def _is_record(content: Any) -> bool:
     """Tell whether this is a record of ours; what is read of it has the shape it was written with."""
+    if not isinstance(content, dict) or not isinstance(content.get("status"), str):
+        return False
+    if not all(isinstance(content.get(key, kind()), kind) for key, kind in _SHAPES.items()):
+        return False
+    job, parents, starts = content.get("job", {}), content.get("parents", []), content.get("starts", [])
     return (
-        isinstance(content, dict)
-        and isinstance(content.get("status"), str)
-        and isinstance(content.get("job", {}), dict)
-        and isinstance(content.get("parents", []), list)
-        and all(isinstance(content.get("job", {}).get(section, {}), dict) for section in ("model", "template", "data"))
-        and all(
-            isinstance(parent, dict) and isinstance(parent.get("path"), str) for parent in content.get("parents", [])
-        )
+        all(isinstance(job.get(section, {}), dict) for section in ("model", "template", "data"))
+        and isinstance(job.get("model", {}).get("name", ""), str)
+        and all(isinstance(parent, dict) and isinstance(parent.get("path"), str) for parent in parents)
+        and all(isinstance(start, dict) and _is_start(start) for start in starts)
         and content.get("eval_groups", "") in ("", *EvalGroups)
+    )
+
+
+def _is_start(start: Mapping[str, Any]) -> bool:
+    command, git = start.get("command", []), start.get("git") or {}
+    return (
+        isinstance(command, list)
+        and all(isinstance(word, str) for word in command)
+        and isinstance(git, dict)
+        and isinstance(git.get("commit", ""), str)
+        and isinstance(start.get("folder", ""), str)
     )
 
 
@@ -74,7 +91,7 @@ def lineage(names: Mapping[str, str], folder: Path) -> list[dict[str, str]]:
     """
     found = []
     for setting, name in names.items():
-        parent = Path(name).expanduser()
+        parent = Path(expand_home(name))
         if read_manifest(parent) is not None:
             digest = hashlib.sha256((parent / MANIFEST).read_bytes()).hexdigest()
             path = os.path.relpath(parent.resolve(), folder.resolve())

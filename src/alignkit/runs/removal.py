@@ -44,16 +44,26 @@ def remove(run: FoundRun, *, checkpoints: bool) -> None:
     """Remove the checkpoints of a run, or all of it.
 
     Raises:
-        RunError: a process writes to it.
+        RunError: a process writes to it, or it cannot be removed.
     """
+    if run.folder.is_symlink():
+        raise RunError(f"{run.folder} is a link to {run.folder.resolve()}: name that")
     with hold(run.folder, run.folder / LOCK):
-        if checkpoints:
-            shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-            return
-        aside = run.folder.with_name(f".{run.folder.name}.removed")
-        run.folder.replace(aside)  # at once: what is killed half-way is no run any more
+        try:
+            _remove(run.folder / "checkpoints" if checkpoints else run.folder)
+        except OSError as error:
+            raise RunError(f"{run.folder} cannot be removed: {error.strerror} ({error.filename})") from error
+    if not checkpoints:
+        _remove_if_empty(run.folder.parent)
+
+
+def _remove(folder: Path) -> None:
+    aside = folder.with_name(f".{folder.name}.removed")
+    if aside.exists():  # of a removal that was killed
         shutil.rmtree(aside)
-    _remove_if_empty(run.folder.parent)
+    if folder.exists():
+        folder.replace(aside)  # at once: what is killed half-way is no run, and no checkpoint, any more
+        shutil.rmtree(aside)
 
 
 def _remove_if_empty(folder: Path) -> None:

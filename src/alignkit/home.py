@@ -1,0 +1,10 @@
+"""The home folder that a leading `~` of a name stands for."""
+
+from __future__ import annotations
+
+import os
+
+
+def expand_home(path: str) -> str:
+    """Write the home folder for a leading `~` or `~user`; a user who is not known stays as typed."""
+    return os.path.expanduser(path)  # noqa: PTH111  # a Path drops "./", and refuses users that it does not know
