@@ -569,17 +569,28 @@ def merge(
 def verify(
     run: Annotated[str, typer.Argument(callback=_home, help="Run directory or model folder.")],
     words: Words = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Address of a running OpenAI-compatible server. It is checked instead of the folder."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model on the server, if it serves several.")
+    ] = None,
 ) -> None:
-    """Check that a folder serves the model that was trained.
+    """Check that a folder, or a running server, serves the model that was trained.
 
-    A server that loads it must see the same prompt tokens, stop at the same tokens, and have the same weights.
+    A server that loads the folder must see the same prompt tokens, stop at the same tokens, and have the same weights.
+
+    alignkit verify runs/sft/smoke --server http://localhost:8000
     """
     from alignkit.launch import compose_job
 
     job = compose_job("verify", words or [], model={"name": run})
     from alignkit.commands.verify import run as verified
 
-    verified(job)
+    verified(job, server=server, name=model)
 
 
 @app.command()

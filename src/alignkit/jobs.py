@@ -232,6 +232,12 @@ class MergeJob(CommandJob):
 @dataclass
 class VerifyJob:
     model: ModelConfig = field(default_factory=ModelConfig)
+    max_difference: float | None = setting(
+        "maximum mean difference between the log-probabilities of --server and those of the run, in nats per token;"
+        " null is 0.05",
+        None,
+        gt=0,
+    )
 
 
 @dataclass

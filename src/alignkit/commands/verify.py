@@ -1,4 +1,4 @@
-"""Check that a folder serves what was trained: the same prompt tokens, the same stop token, the same weights."""
+"""Check that a folder, or a server, serves what was trained: the same prompt tokens, stop token and weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import AlignkitError, ConfigError, ModelError, TemplateError
 from alignkit.evaluate.adapter_merge import ARITHMETIC, BOUNDS, merge_difference, merged_dtype
+from alignkit.evaluate.finding import Finding
 from alignkit.evaluate.served_model import ServedModel
+from alignkit.evaluate.server import Server
+from alignkit.evaluate.server_checks import MAX_DIFFERENCE, Asked, examine_server
 from alignkit.evaluate.trained import example_answers, example_rows, training_sections
 from alignkit.jobs import VerifyJob
 from alignkit.models.load import check_model, load_tokenizer, merge_problems
@@ -42,40 +46,26 @@ _RULES = EncodeRules(control_tokens=ControlTokens.neutralise)
 _SERVED = TemplateConfig(name="native")  # what a server reads: the template in the folder
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check.
-
-    Attributes:
-        what: the check, in a word or two.
-        verdict: `ok`, `FAIL`, or `-` if there was nothing to check.
-        detail: what was found.
-    """
-
-    what: str
-    verdict: str
-    detail: str
-
-
-def run(job: VerifyJob) -> None:
+def run(job: VerifyJob, *, server: str | None = None, name: str | None = None) -> None:
     """Run every check, print the findings, and fail if anything differs.
 
+    Args:
+        job: the settings.
+        server: address of a running server, which is compared with the training in place of the folder.
+        name: of the model on it.
+
     Raises:
-        ConfigError: the folder is no model.
-        ModelError: the folder serves something else than was trained; one line for each failed check.
+        ConfigError: the folder is no model, or there is no such server.
+        RunError: a run that a server is compared with is unfinished or damaged.
+        ModelError: something else is served than was trained; one line for each failed check.
     """
-    folder = ModelSource.of(job.model).folder
-    try:
-        check_model(job.model)
-        if problems := merge_problems(job.model):
-            raise ConfigError(*problems)
-    except AlignkitError as error:
-        raise ConfigError(*error.problems) from error
-    if folder is None:
-        raise ConfigError(f"model.name: {job.model.name} is no folder here: verify looks at what a run wrote")
+    folder = _checked(job, server, name)
     with run_log(), explain_out_of_memory("the weights are compared in float32, which takes four bytes for each"):
-        findings = list(examine(folder, job.model))
-        findings.append(_files(folder, findings))
+        if server is None:
+            findings = list(examine(folder, job.model))
+            findings.append(_files(folder, findings))
+        else:
+            findings = list(_examine_server(folder, job, server, name))
     console = SafeConsole()
     styles = {"ok": "green", "FAIL": "bold red", "-": "dim"}
     for found in findings:
@@ -83,6 +73,35 @@ def run(job: VerifyJob) -> None:
     failed = [f"{found.what}: {found.detail}" for found in findings if found.verdict == "FAIL"]
     if failed:
         raise ModelError(*failed)
+
+
+def _checked(job: VerifyJob, server: str | None, name: str | None) -> Path:
+    problems = []
+    if server is None:
+        given = {"--model": name, "max_difference": job.max_difference}
+        problems += [f"{word} has no effect without --server" for word, value in given.items() if value is not None]
+    try:
+        check_model(job.model)
+        problems += merge_problems(job.model)
+    except AlignkitError as error:
+        problems += error.problems
+    folder = ModelSource.of(job.model).folder
+    if folder is None and not problems:
+        problems.append(f"model.name: {job.model.name} is no folder here: verify looks at what a run wrote")
+    if folder is None or problems:
+        raise ConfigError(*problems)
+    return folder
+
+
+def _examine_server(folder: Path, job: VerifyJob, url: str, name: str | None) -> Iterator[Finding]:
+    policy = ServedModel.of(replace(job.model, dtype=Dtype.float32), _SERVED)
+    tokenizer, template, where = _as_trained(folder, policy.tokenizer, policy.template)
+    with closing(Server(url)) as server:
+        server.choose(name, folder)
+        yield Finding("model", "-", f"{server.model} of {url}, {where or 'compared with the folder itself'}")
+        bound = job.max_difference if job.max_difference is not None else MAX_DIFFERENCE
+        asked = list(_asked(folder, tokenizer, template))
+        yield from examine_server(server, asked, tokenizer, policy, max_difference=bound)
 
 
 def examine(folder: Path, model: ModelConfig) -> Iterator[Finding]:
@@ -151,28 +170,33 @@ def _prompts(
     """Compare the prompt tokens of the training with those of the folder's `apply_chat_template`."""
     serve: Any = partial(tokenizer.apply_chat_template, add_generation_prompt=True, **kwargs)
     num_same, problem = 0, ""
+    for asked in _asked(folder, trained, template):
+        try:
+            rendered = str(serve(asked.messages, tokenize=False))
+            served_ids = serve(asked.messages, tokenize=True, return_dict=False)
+        except Exception as error:  # whatever the folder's Jinja does
+            problem = problem or f"the folder's template refuses what was trained on: {error}"
+            continue
+        if rendered != asked.text:
+            problem = problem or first_difference(rendered, asked.text)
+        elif served_ids == asked.ids:
+            num_same += 1
+        else:
+            problem = problem or f"{asked.text!r} is {asked.ids} in training and {served_ids} when it is served"
+    if problem:
+        return Finding("prompts", "FAIL", problem)
+    return Finding("prompts", "ok", f"{num_same} rendered to the tokens of the training")
+
+
+def _asked(folder: Path, trained: PreTrainedTokenizerBase, template: Template) -> Iterator[Asked]:
+    """Render conversations as the training did."""
     for messages in _conversations(folder):
         try:
             ids = encode_prompt(Conversation(messages), template, trained, _RULES)
         except RowRefused:
             continue  # the template has no place for it: nobody was trained on such a thing
         text = template.text(Conversation(messages), add_generation_prompt=True)
-        dicts = [template.as_dict(message) for message in messages]
-        try:
-            rendered = str(serve(dicts, tokenize=False))
-            served_ids = serve(dicts, tokenize=True, return_dict=False)
-        except Exception as error:  # whatever the folder's Jinja does
-            problem = problem or f"the folder's template refuses what was trained on: {error}"
-            continue
-        if rendered != text:
-            problem = problem or first_difference(rendered, text)
-        elif served_ids == ids:
-            num_same += 1
-        else:
-            problem = problem or f"{text!r} is {ids} in training and {served_ids} when it is served"
-    if problem:
-        return Finding("prompts", "FAIL", problem)
-    return Finding("prompts", "ok", f"{num_same} rendered to the tokens of the training")
+        yield Asked([template.as_dict(message) for message in messages], text, ids)
 
 
 def _conversations(folder: Path) -> Iterator[tuple[Message, ...]]:

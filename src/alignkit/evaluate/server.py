@@ -1,0 +1,175 @@
+"""An OpenAI-compatible server: which models it has, how it renders and answers a chat, how it scores tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from alignkit.errors import ConfigError, did_you_mean
+from alignkit.terminal import one_line
+
+_TIMEOUT = httpx2.Timeout(300.0, connect=10.0)  # seconds; on a CPU a large model takes long over an answer
+_KEY = "OPENAI_API_KEY"  # where every client of this protocol looks
+_MAX_CHARS = 200  # of what a server says of an error
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class Refused(Exception):
+    """A server answered a request with an error; the text is its own."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered to a chat.
+
+    Attributes:
+        text: of the assistant.
+        finish_reason: `stop` where the model ended the answer, `length` where `max_tokens` did.
+        num_prompt_tokens: of the chat as the server rendered it; None where it does not say.
+        num_tokens: of the answer, an end token that is counted included; None where it does not say.
+        logprobs: of the tokens of the answer, in nats; empty where it does not say.
+    """
+
+    text: str
+    finish_reason: str
+    num_prompt_tokens: int | None
+    num_tokens: int | None
+    logprobs: Sequence[float]
+
+
+class Server:
+    """A server at an address, and one of its models.
+
+    Args:
+        url: the address, with or without `/v1`. Where `OPENAI_API_KEY` is set, requests carry it.
+
+    Raises:
+        ConfigError: it is no address of a server.
+    """
+
+    def __init__(self, url: str) -> None:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ConfigError(f"--server {url}: give an address such as http://localhost:8000")
+        self.url, self.model = url, ""
+        key = os.environ.get(_KEY)
+        self._client = httpx2.Client(
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=_TIMEOUT,
+            follow_redirects=True,
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def choose(self, name: str | None, folder: Path) -> None:
+        """Choose the model that is asked from now on.
+
+        Args:
+            name: of the model; None takes the one that the server read from `folder`, or its only one.
+            folder: of the run.
+
+        Raises:
+            ConfigError: there is no server, it is none of this kind, or it has no such model.
+        """
+        try:
+            entries = self._ask("/v1/models").get("data")
+        except Refused as error:
+            raise ConfigError(f"--server {self.url} is no OpenAI-compatible server: GET /v1/models: {error}") from error
+        found = entries if isinstance(entries, list) else []
+        roots = {
+            str(entry["id"]): str(entry.get("root")) for entry in found if isinstance(entry, dict) and "id" in entry
+        }
+        if not roots:
+            raise ConfigError(f"--server {self.url} is no OpenAI-compatible server: GET /v1/models lists no model")
+        names = ", ".join(roots)
+        if name is not None and name not in roots:
+            raise ConfigError(f"--model {name}: {self.url} serves {names}{did_you_mean(name, roots)}")
+        own = [each for each, root in roots.items() if folder.resolve() in (Path(each).resolve(), Path(root).resolve())]
+        own += [each for each in roots if each == folder.name] + (list(roots) if len(roots) == 1 else [])
+        if name is None and not own:
+            raise ConfigError(f"--server {self.url} serves {names}: say which with --model NAME")
+        self.model = name or own[0]
+
+    def chat(self, messages: Messages, *, max_tokens: int) -> Reply:
+        """Answer a chat with the likeliest tokens.
+
+        Raises:
+            Refused: the server refuses it.
+        """
+        body = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
+        try:
+            answered = self._ask("/v1/chat/completions", {**body, "logprobs": True})
+        except Refused:  # one that tells none may refuse the question
+            answered = self._ask("/v1/chat/completions", body)
+        try:
+            choice, usage = answered["choices"][0], answered.get("usage") or {}
+            scored = (choice.get("logprobs") or {}).get("content") or []
+            return Reply(
+                text=str(choice["message"].get("content") or ""),
+                finish_reason=str(choice.get("finish_reason")),
+                num_prompt_tokens=usage.get("prompt_tokens"),
+                num_tokens=usage.get("completion_tokens"),
+                logprobs=[float(token["logprob"]) for token in scored],
+            )
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise Refused("the answer to /v1/chat/completions has not the form of the protocol") from error
+
+    def prompt_ids(self, messages: Messages) -> list[int] | None:
+        """Return the tokens that a chat is rendered to, before the answer; None where the server does not say.
+
+        It is asked as vLLM is; llama.cpp answers the same question with no token.
+        """
+        body = {"model": self.model, "messages": list(messages), "add_generation_prompt": True}
+        try:
+            tokens = self._ask("/tokenize", body).get("tokens")
+        except Refused:
+            return None
+        return tokens if isinstance(tokens, list) and tokens and all(isinstance(t, int) for t in tokens) else None
+
+    def logprobs(self, ids: Sequence[int]) -> list[float] | None:
+        """Return the log-probabilities of all given tokens but the first, in nats; None where the server cannot."""
+        body = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0}
+        try:
+            answered = self._ask("/v1/completions", {**body, "echo": True, "logprobs": 1})
+            return [float(value) for value in answered["choices"][0]["logprobs"]["token_logprobs"][1 : len(ids)]]
+        except (Refused, KeyError, IndexError, TypeError, ValueError):
+            return None
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Send a request; the object that is answered.
+
+        Raises:
+            ConfigError: nobody answers, or a key is missing.
+            Refused: an error is answered, or no object.
+        """
+        try:
+            response = self._client.request("GET" if body is None else "POST", path, json=body)
+        except httpx2.TimeoutException as error:
+            raise ConfigError(f"--server {self.url}: {path} was not answered in time") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            reason = one_line(str(error), _MAX_CHARS)
+            raise ConfigError(f"--server {self.url} does not answer: {reason}; is it running?") from error
+        if response.status_code in (401, 403):
+            raise ConfigError(f"--server {self.url} wants a key, or another one: export {_KEY}=…")
+        try:
+            content = response.json()
+        except ValueError:
+            content = None
+        if response.is_error or not isinstance(content, dict):
+            raise Refused(f"HTTP {response.status_code}: {one_line(_words(content) or response.text, _MAX_CHARS)}")
+        return content
+
+
+def _words(content: Any) -> str:
+    """The message of an error in the forms in which servers write it."""
+    while isinstance(content, dict):
+        content = content.get("error") or content.get("message") or content.get("detail")
+    return content if isinstance(content, str) else ""
