@@ -594,6 +594,28 @@ def verify(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(callback=_home, help="Run directory, or folder of a merged model.")],
+    to: Annotated[
+        str, typer.Option(metavar="PROGRAM", help="Program that serves it: vllm, llama.cpp, ollama; or hub.")
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a README.md that alignkit did not write.")
+    ] = False,
+) -> None:
+    """Print the commands that serve a run as it was trained, and write its model card.
+
+    They give the program the template, the stop tokens and the arguments of the template. The model card is README.md
+    in the folder, with data, settings, figures and lineage from the record of the run.
+
+    alignkit export runs/sft/smoke --to vllm
+    """
+    from alignkit.commands.export import run as exported
+
+    exported(run, to=to, overwrite=overwrite)
+
+
+@app.command()
 def score(
     run: Annotated[str, typer.Argument(callback=_home, help="Run directory of alignkit reward.")],
     words: Words = None,
