@@ -651,7 +651,7 @@ def score(
 @app.command()
 def report(
     names: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Runs: a folder, a path below --root, or a name.")
+        list[str], typer.Argument(metavar="RUN...", help="Runs or pipelines: a folder, a path below --root, or a name.")
     ],
     root: Annotated[Path, typer.Option(callback=_home, help="Folder that holds the runs.")] = Path("runs"),
     html: Annotated[

@@ -120,6 +120,7 @@ def test_a_page_without_data_is_small() -> None:
         "title": "",
         "steps": [],
         "lineage": [],
+        "pipeline": [],
         "running": False,
         "written": "",
         "data": [],
@@ -182,3 +183,47 @@ def test_a_run_that_is_not_there_is_said_in_a_line(chain: Path) -> None:
         report(["sft/b"], Path("runs"), html=None, as_json=False)
     assert CliRunner().invoke(app, ["report", "a", "--html", "there.html"]).exit_code == 0
     assert Path("there.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report_card.json", '{"eval": {}, "b": 3}'),
+        ("report_card.json", "[]"),
+        ("first_rows.json", '{"rows": [3, {"parts": 0}]}'),
+        ("first_rows.json", "{"),
+        ("evaluate.json", '{"runs": [1, {"name": "a", "loss": 3, "kl": {"value": "x"}}]}'),
+        ("samples.jsonl", '{"prompt": 3}\n[]\n'),
+        ("rollouts.jsonl", '{"scores": 1, "score": "a", "step": null}\n{"completion": {"a": 1}}\n'),
+        ("rows.jsonl", '{"set": 1, "fate": 2, "reason": null}\n'),
+        ("metrics.jsonl", '{"step": "a", "loss": [1]}\n{"loss": NaN, "step": 1}\n{"step": 1e999, "loss": 1}\n'),
+    ],
+)
+def test_a_damaged_file_leaves_its_part_out(chain: Path, name: str, content: str) -> None:
+    (chain / name).write_text(content)
+    assert "PPO of runs/sft/a" in words(page_of(chain))
+
+
+def test_a_pipeline_has_a_page_of_all_its_steps(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs/all")
+    sft = make(folder / "sft")
+    judged = Run(folder / "judge", "evaluate", Given({}), parents=lineage({"models[0]": str(sft)}, folder / "judge"))
+    judged.begin()
+    interval = {"value": 1.5, "low": 1.25, "high": 2.0}
+    (judged.folder / "evaluate.json").write_text(json.dumps({"runs": [{"name": "sft", "loss": interval}]}))
+    judged.write("finished")
+    steps = {
+        "sft": {"runs": "sft", "folder": "runs/all/sft", "did": "skip"},
+        "judge": {"runs": "evaluate", "folder": "gone/judge", "did": "run", "seconds": 75.0},  # moved since
+        "last": {"runs": "merge", "folder": "runs/all/last", "did": "–"},
+    }
+    (folder / "pipeline.json").write_text(json.dumps({"steps": steps}))
+    report(["all"], Path("runs"), html=None, as_json=False)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == ["runs/all/judge: finished", "page runs/all/report.html"]
+    told = words((folder / REPORT).read_text())
+    assert (
+        "1 sft sft skipped: nothing had changed finished 2 judge evaluate ran 1 min 15 s finished 3 last merge" in told
+    )
+    assert "Evaluation of runs/all/sft." in told
+    assert "sft 1.5 [1.25, 2] – –" in told

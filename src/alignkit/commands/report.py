@@ -1,4 +1,4 @@
-"""Write the page of a run, or of several and of all they came from, and say what went wrong in them."""
+"""Write the page of a run or a pipeline, or of several and of all they came from, and say what went wrong in them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from alignkit.errors import RunError
+from alignkit.pages.pipeline import named_pipeline, pipeline_steps
 from alignkit.pages.report import REPORT, Step, report_page
-from alignkit.runs.found import named_run
+from alignkit.runs.found import FoundRun, named_run
 from alignkit.runs.log import TERMINAL
 from alignkit.runs.output import outputs, writing
 from alignkit.terminal import in_a_line, print_json_lines
@@ -17,7 +19,7 @@ def run(names: Sequence[str], root: Path, *, html: Path | None, as_json: bool) -
     """Write the page, and print the verdicts.
 
     Args:
-        names: of the runs.
+        names: of the runs, or of pipelines.
         root: where runs are.
         html: the page; None is `report.html` in the folder of a single run, or here for several.
         as_json: print an object a run instead of words.
@@ -26,10 +28,12 @@ def run(names: Sequence[str], root: Path, *, html: Path | None, as_json: bool) -
         RunError: there is no such run.
         OutputError: the page cannot be written.
     """
-    runs = [named_run(name, root) for name in names]
-    path = html or (runs[0].folder / REPORT if len(runs) == 1 else Path(REPORT))
+    pipeline = named_pipeline(names[0], root) if len(names) == 1 else None
+    runs = [run for name in names for run in _runs(name, root)]
+    folder = pipeline or (runs[0].folder if len(runs) == 1 else Path())
+    path = html or folder / REPORT
     with outputs(html=path):
-        page, steps = report_page(runs)
+        page, steps = report_page(runs, pipeline)
         with writing(path) as aside:
             aside.write_text(page, encoding="utf-8")
     if as_json:
@@ -42,6 +46,16 @@ def run(names: Sequence[str], root: Path, *, html: Path | None, as_json: bool) -
     TERMINAL.print(f"page {path}", markup=False, highlight=False)
 
 
+def _runs(name: str, root: Path) -> list[FoundRun]:
+    """A run, or the runs of a pipeline."""
+    if (folder := named_pipeline(name, root)) is None:
+        return [named_run(name, root)]
+    runs = [step.run for step in pipeline_steps(folder) if step.run is not None]
+    if not runs:
+        raise RunError(f"{folder} is a pipeline of which no step has run")
+    return runs
+
+
 def _say_verdicts(step: Step) -> None:
     found = [verdict for verdict in step.verdicts if verdict.state == "found"]
     words = (
@@ -51,7 +65,7 @@ def _say_verdicts(step: Step) -> None:
         if len(found) > 1
         else "1 sign of trouble"
     )
-    lines = [f"{step.name}: {step.run.status}, {words}"]
+    lines = [f"{step.name}: {step.run.status}" + (f", {words}" if step.verdicts else "")]
     lines += [f"  {verdict.sign}: {verdict.seen} {verdict.advice}" for verdict in found]
     for line in map(in_a_line, lines):
         TERMINAL.print(line, markup=False, highlight=False)

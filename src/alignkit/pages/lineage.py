@@ -11,6 +11,7 @@ from alignkit.runs.found import FoundRun
 from alignkit.runs.manifest import read_manifest
 
 _MODEL = "model.name"
+_COMMANDS = ("evaluate", "compare")  # they look at models and make none
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ def lines_of(runs: Sequence[FoundRun], chain: Sequence[FoundRun]) -> Iterator[Li
         chain: these and all they came from.
     """
     known = {run.folder.resolve(): run for run in chain}
-    for run in runs:
-        yield _line("", run.folder.resolve(), known)
+    own = [_line("", run.folder.resolve(), known) for run in runs if run.stage not in _COMMANDS]
+    for line in own:
+        if not any(line != other and other.folders[: len(line.folders)] == line.folders for other in own):
+            yield line
     for run in chain:
         for setting, parent in _parents(run):
-            if setting != _MODEL:
+            if setting != _MODEL and run.stage not in _COMMANDS:
                 yield _line(f"{role_of(setting)} of {run.folder.name}", parent, known)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,20 @@ from typing import Any
 from alignkit.pages.curves import panels
 from alignkit.pages.lineage import chain_of, lines_of
 from alignkit.pages.page import render
+from alignkit.pages.pipeline import pipeline_steps
 from alignkit.pages.run_files import MOST_CHARS, JsonLines, ledger, read_json, rollouts, shortened
-from alignkit.pages.verdicts import Measured, Verdict, examine
+from alignkit.pages.verdicts import Measured, Verdict, examine, number
 from alignkit.pages.words import chosen_settings, duration, figures, title_of, told
 from alignkit.runs.found import FoundRun
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.output import writing
 from alignkit.terminal import printable
 
+logger = logging.getLogger(__name__)
+
 REPORT = "report.html"
 _MOST_SAMPLES = 20
+_EVALUATED = ("loss", "reward", "kl")
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "templates/report.js")
 _STYLES = ("uplot/uPlot.min.css",)
 
@@ -45,24 +50,34 @@ class Step:
     data: dict[str, Any]
 
 
-def report_page(runs: Sequence[FoundRun]) -> tuple[str, list[Step]]:
+def report_page(runs: Sequence[FoundRun], pipeline: Path | None = None) -> tuple[str, list[Step]]:
     """Make the page of some runs and of all they came from.
+
+    Args:
+        runs: that are asked for.
+        pipeline: the folder of the pipeline whose runs they are.
 
     Returns:
         The page, and its steps, each after those it starts from.
     """
     chain = chain_of(runs)
     names = {run.folder.resolve(): _name(run.folder) for run in chain}
-    asked = {run.folder.resolve() for run in runs}
     steps = [_step(run, names) for run in chain]
-    numbers = {step.run.folder.resolve(): number for number, step in enumerate(steps, start=1)}
+    asked = {run.folder.resolve() for run in runs}
+    trained = [step.run.folder.resolve() for step in steps if step.shown["has_curves"]]
+    is_open = asked if pipeline is None else {*trained[-1:]}
+    numbers = {step.run.folder.resolve(): place for place, step in enumerate(steps, start=1)}
     page = render(
         "report.html",
         scripts=_SCRIPTS,
         styles=_STYLES,
         uplot_license=_license(),
-        title=" · ".join(names[run.folder.resolve()] for run in runs),
-        steps=[{**step.shown, "is_open": step.run.folder.resolve() in asked} for step in steps],
+        title=_name(pipeline) if pipeline else " · ".join(names[run.folder.resolve()] for run in runs),
+        pipeline=[
+            {"step": step, "number": numbers.get(step.run.folder.resolve()) if step.run else None}
+            for step in (pipeline_steps(pipeline) if pipeline else ())
+        ],
+        steps=[{**step.shown, "is_open": step.run.folder.resolve() in is_open} for step in steps],
         lineage=[
             {
                 "role": line.role,
@@ -79,12 +94,21 @@ def report_page(runs: Sequence[FoundRun]) -> tuple[str, list[Step]]:
 
 
 def write_report(folder: Path) -> None:
-    """Write the page of a run into its folder, whole or not at all."""
-    manifest = read_manifest(folder)
-    assert manifest is not None, "a run that has begun has a record"
-    page, _ = report_page([FoundRun(folder, manifest)])
+    """Write the page of a run, or of a pipeline, into its folder, whole or not at all."""
+    if (manifest := read_manifest(folder)) is not None:
+        page, _ = report_page([FoundRun(folder, manifest)])
+    else:
+        page, _ = report_page([step.run for step in pipeline_steps(folder) if step.run], folder)
     with writing(folder / REPORT) as aside:
         aside.write_text(page, encoding="utf-8")
+
+
+def keep_report(folder: Path) -> None:
+    """Write the page; what hinders that is told, and hinders nothing else: a training of days must not end for it."""
+    try:
+        write_report(folder)
+    except Exception as error:
+        logger.warning("%s could not be written: %s: %s", folder / REPORT, type(error).__name__, error)
 
 
 def _step(run: FoundRun, names: Mapping[Path, str]) -> Step:
@@ -94,7 +118,7 @@ def _step(run: FoundRun, names: Mapping[Path, str]) -> Step:
     kept, num_rollouts = rollouts(lines["rollouts"])
     samples = list(lines["samples"])[:_MOST_SAMPLES]
     result = run.manifest.get("result") or {}
-    cards = _object(read_json(run.folder / "report_card.json"))
+    cards = {name: card for name, card in _object(read_json(run.folder / "report_card.json")).items() if _is_card(card)}
     max_kl = (run.manifest.get("job", {}).get("ppo") or {}).get("max_kl")
     verdicts = examine(Measured(run.stage, history, result.get("kept_step"), max_kl, cards))
     name = names[run.folder.resolve()]
@@ -110,18 +134,31 @@ def _step(run: FoundRun, names: Mapping[Path, str]) -> Step:
         "ledger": rows,
         "first_rows": _first_rows(read_json(run.folder / "first_rows.json")),
         "cards": cards,
+        "compared": _compared(read_json(run.folder / "evaluate.json")),
         "samples": [_sample(sample) for sample in samples],
         "num_rollouts": num_rollouts,
         "num_rollouts_shown": len(kept),
         "timings": _timings(run, history),
         "settings": chosen_settings(run.manifest),
-        "starts": run.manifest.get("starts") or [],
-        "versions": run.manifest.get("versions") or {},
+        "starts": [start for start in run.manifest.get("starts") or [] if isinstance(start, dict)],
+        "versions": _object(run.manifest.get("versions")),
         "precision": run.manifest.get("precision") or "",
         "unreadable": {f"{name}.jsonl": file.num_unreadable for name, file in lines.items() if file.num_unreadable},
         "has_curves": bool(history),
     }
     return Step(run, name, verdicts, shown, {"panels": panels(history), "rollouts": list(map(_rollout, kept))})
+
+
+def _compared(content: Any) -> list[tuple[str, list[str]]]:
+    """The figures of `alignkit evaluate`: of each model its loss, reward and KL with their intervals."""
+    runs = [run for run in _object(content).get("runs", []) if isinstance(run, dict)]
+    return [(str(run.get("name")), [_interval(run.get(key)) for key in _EVALUATED]) for run in runs]
+
+
+def _interval(value: Any) -> str:
+    found = {key: number(figure) for key, figure in _object(value).items() if isinstance(figure, (int, float))}
+    around = f" [{found['low']}, {found['high']}]" if {"low", "high"} <= found.keys() else ""
+    return found.get("value", found.get("mean", "–")) + around
 
 
 def _name(folder: Path) -> str:
@@ -162,11 +199,16 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _is_card(card: Any) -> bool:
+    return isinstance(card, dict) and {"accuracy", "longer_wins", "margin", "by_length", "calibration"} <= card.keys()
+
+
 def _first_rows(content: Any) -> dict[str, Any]:
     """The first rows with their mask, each cut to what a page shows."""
     rows = [
         {**row, "parts": [{"name": part["name"], "spans": _cut(part["spans"])} for part in row["parts"]]}
         for row in _object(content).get("rows", [])
+        if isinstance(row, dict) and isinstance(row.get("parts"), list)
     ]
     return {"legend": _object(content).get("legend", []), "rows": rows}
 
@@ -184,7 +226,8 @@ def _cut(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _timings(run: FoundRun, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """Seconds by phase, and by the parts of PPO's updates: name, time in words, percent of the longest."""
-    seconds = {name: float(took) for name, took in (run.manifest.get("timings") or {}).items()}
+    timings = _object(run.manifest.get("timings"))
+    seconds = {name: float(took) for name, took in timings.items() if isinstance(took, (int, float))}
     for entry in history:
         for key, took in entry.items():
             if key.startswith("seconds/") and isinstance(took, (int, float)):

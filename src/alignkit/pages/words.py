@@ -13,7 +13,15 @@ from alignkit.pages.verdicts import number
 from alignkit.runs.found import FoundRun
 from alignkit.runs.manifest import flat
 
-STAGES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO", "merge": "Merge"}
+STAGES = {
+    "sft": "Supervised fine-tuning",
+    "reward": "Reward model",
+    "dpo": "DPO",
+    "ppo": "PPO",
+    "merge": "Merge",
+    "evaluate": "Evaluation",
+    "compare": "Comparison",
+}
 _FIGURES = {
     "objective/score": "training score",
     "objective/kl": "training KL",
@@ -83,7 +91,8 @@ def _started_from(run: FoundRun, folder_of: Mapping[Path, str]) -> str:
     named = {
         p.get("setting", "model.name"): folder_of.get(f, str(f)) for p, f in zip(parents, run.parents, strict=True)
     }
-    model = named.pop("model.name", base_of(run))
+    several = [named.pop(key) for key in list(named) if role_of(key) == "models"]
+    model = named.pop("model.name", " and ".join(several) or base_of(run))
     others = [f"{role_of(key)} {name}" for key, name in named.items()]
     lora = job.get("lora") or {}
     how = f" with LoRA (rank {lora['r']})" if isinstance(lora, dict) and "r" in lora else ""

@@ -20,6 +20,7 @@ from typing import Any
 from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError, StopSignal
 from alignkit.evaluate.table import format_table
 from alignkit.json_files import read_object
+from alignkit.pages.report import keep_report
 from alignkit.pipeline.check import check_steps, compose_all
 from alignkit.pipeline.composed import Composed
 from alignkit.pipeline.decision import Action, Decision, check_taken, decide
@@ -264,6 +265,7 @@ class _Record:
         aside = folder / f".{PIPELINE}"
         aside.write_text(json.dumps(self.content(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         aside.replace(folder / PIPELINE)
+        keep_report(folder)
 
 
 def _now() -> str:

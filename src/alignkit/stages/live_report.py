@@ -1,18 +1,14 @@
-"""The page of a run, written while it goes on and when it has ended."""
+"""The page of a run, written while it goes on."""
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignkit.pages.report import REPORT, write_report
-from alignkit.runs.log import is_main_process
-
-logger = logging.getLogger(__name__)
+from alignkit.pages.report import keep_report
 
 _SECONDS = 20.0  # between two writings: as often as the page loads itself again
 _SHARE = 0.01  # of the time of a training, at most, goes into its page
@@ -35,13 +31,3 @@ class LiveReport(TrainerCallback):
             keep_report(self.run_dir)
             took = time.monotonic() - began
             self._next = began + max(_SECONDS, took / _SHARE)
-
-
-def keep_report(run_dir: Path) -> None:
-    """Write the page of a run; what hinders that is told, and hinders nothing else."""
-    if not is_main_process():
-        return
-    try:
-        write_report(run_dir)
-    except Exception as error:  # a training of days must not end for its page
-        logger.warning("%s could not be written: %s: %s", run_dir / REPORT, type(error).__name__, error)

@@ -21,6 +21,7 @@ from alignkit.data.sets.ledger import Ledger
 from alignkit.jobs import PpoJob, StageJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.source import ModelSource
+from alignkit.pages.report import keep_report
 from alignkit.rewards.source import with_function_named
 from alignkit.runs.directory import Run, guard_run
 from alignkit.runs.given import Given
@@ -28,7 +29,6 @@ from alignkit.runs.log import is_main_process, run_log
 from alignkit.runs.manifest import lineage, read_manifest, recorded_groups
 from alignkit.runs.result import check_results
 from alignkit.stages.inputs import model_sections, record_inputs
-from alignkit.stages.live_report import keep_report
 from alignkit.terminal import Lines, steady_streams
 from alignkit.training.processes import meet_again, parted_at_exit
 from alignkit.training.session import TO_GO_ON, TO_LOWER
@@ -85,7 +85,7 @@ def _report_at_end(run_dir: Path) -> Iterator[list[Run]]:
     try:
         yield opened
     finally:
-        if any(run.begun for run in opened):
+        if any(run.begun for run in opened) and is_main_process():
             keep_report(run_dir)
 
 
