@@ -75,10 +75,11 @@ def test_vllm_gets_the_base_of_an_adapter_with_the_template_and_the_stop_tokens_
 
 
 def test_a_base_of_the_hub_is_named_with_its_commit_and_fetched_for_llama_cpp(adapter: Path) -> None:
+    policy = ServedModel.of(ModelConfig(str(adapter)), TemplateConfig("native"))
     shutil.rmtree(adapter / "base")
     config = adapter / "adapter_config.json"
     change(config, rank_pattern={"c_fc": 17}, base_model_name_or_path="org/base", revision="abc123")
-    serving = Serving(adapter, ModelSource.of(ModelConfig(str(adapter))), None)
+    serving = Serving(adapter, ModelSource.of(ModelConfig(str(adapter))), policy)
     (command,) = vllm(serving)
     assert command.replace("\\\n", "").split()[:8] == [
         *["vllm", "serve", "org/base", "--revision", "abc123", "--enable-lora", "--max-lora-rank", "32"]
@@ -195,6 +196,18 @@ def test_the_page_names_the_base_of_the_hub_and_the_license_in_its_page(
     front = yaml.safe_load((full / "README.md").read_text().split("---\n")[1])
     assert front["license_name"] == "own"
     assert "base_model" not in front
+
+
+def test_the_page_of_a_run_whose_parent_is_gone_says_so(full: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parents = [{"setting": "model.name", "path": "../gone", "sha256": ""}]
+    record = json.loads((full / "run.json").read_text())
+    record["job"]["model"] = {"name": "runs/gone", "init": "pretrained"}
+    (full / "run.json").write_text(json.dumps(record | {"parents": parents}))
+    exported(full, "hub", capsys)
+    page = (full / "README.md").read_text()
+    assert "it began with `gone`." in page
+    assert "- full: sft\n  - gone: a run that was gone when this page was written (`model.name`)\n\n" in page
+    assert "base_model" not in page
 
 
 def test_a_page_of_somebody_else_is_kept(full: Path, capsys: pytest.CaptureFixture[str]) -> None:

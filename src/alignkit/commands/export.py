@@ -35,12 +35,13 @@ def run(name: str, *, to: str, overwrite: bool) -> None:
     source = ModelSource.of(ModelConfig(name))
     _check(folder, source, to)
     with run_log():
-        served = ServedModel.of(source.config, TemplateConfig(name="native"))
-        commands = list(TARGETS[to](Serving(folder, source, served)))
-        page = _page(folder, source, served)
+        exported = Serving(folder, source, ServedModel.of(source.config, TemplateConfig(name="native")))
+        commands = list(TARGETS[to](exported))
+        page = _page(exported)
     for command in commands:
-        SafeConsole().print(command, markup=False, highlight=False)
-    SafeConsole(stderr=True).print(_written(folder, page, overwrite=overwrite), markup=False, highlight=False)
+        SafeConsole().print(command, markup=False, highlight=False, emoji=False)
+    told = _written(folder, page, overwrite=overwrite)
+    SafeConsole(stderr=True).print(told, markup=False, highlight=False, emoji=False)
 
 
 def _check(folder: Path, source: ModelSource, to: str) -> None:
@@ -62,28 +63,23 @@ def _check(folder: Path, source: ModelSource, to: str) -> None:
         raise ConfigError(*problems)
 
 
-def _page(folder: Path, source: ModelSource, served: ServedModel) -> str | None:
+def _page(exported: Serving) -> str | None:
     """The page of a run; None of a folder that has no record."""
-    if read_manifest(folder) is None:
+    if read_manifest(exported.folder) is None:
         return None
-    if source.is_reward:
-        usage = reward_readme(
-            end_token=served.template.end_token, kwargs=_kwargs(served), is_adapter=source.is_adapter
-        ).replace(HEADING, "## Use", 1)
-    else:
-        usage = _usage(folder.resolve().name, served, is_adapter=source.is_adapter)
-    return model_card(folder, source, usage=usage)
+    if not exported.source.is_reward:
+        return model_card(exported.folder, exported.source, usage=_usage(exported))
+    scores = reward_readme(
+        end_token=exported.policy.template.end_token, kwargs=exported.kwargs, is_adapter=exported.source.is_adapter
+    )
+    return model_card(exported.folder, exported.source, usage=scores.replace(HEADING, "## Use", 1))
 
 
-def _kwargs(served: ServedModel) -> dict[str, object]:
-    special = served.tokenizer.special_tokens_map
-    return {key: value for key, value in served.template.variables.items() if key not in special}
-
-
-def _usage(name: str, served: ServedModel, *, is_adapter: bool) -> str:
+def _usage(exported: Serving) -> str:
+    is_adapter = exported.source.is_adapter
     package, kind = ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
-    arguments = "".join(f", {key}={value!r}" for key, value in _kwargs(served).items())
-    ends = " or ".join(f"`{stop}`" for stop in served.template.stops)
+    arguments = "".join(f", {key}={value!r}" for key, value in exported.kwargs.items())
+    ends = " or ".join(f"`{stop}`" for stop in exported.policy.template.stops)
     return f"""## Use
 
 The chat template and the generation config in this repository are those of the training: an answer ends in {ends}.
@@ -92,7 +88,7 @@ The chat template and the generation config in this repository are those of the 
 from {package} import {kind}
 from transformers import AutoTokenizer
 
-name = "YOUR_NAME/{name}"
+name = "YOUR_NAME/{exported.name}"
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = {kind}.from_pretrained(name)
 messages = [{{"role": "user", "content": "…"}}]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData, model_info, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 
@@ -19,7 +20,6 @@ from alignkit.terminal import in_a_line
 MARK = "<!-- written by alignkit export, which may write it again -->"
 _TIMEOUT = 10.0  # seconds
 _BOOKKEEPING = ("name", "resume", "overwrite", "train.report_to")
-_NAMED_IN_LINEAGE = ("model.name", "reference.name", "value.start")
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,16 @@ def _links(folder: Path, setting: str = "", depth: int = 0) -> Iterator[Link]:
 
 
 def _base(links: list[Link]) -> str | Path | None:
-    """What the first run of the policy's own line began with: a hub id or a folder; None of random weights."""
-    line = [link for link in links if link.setting in ("", "model.name") and link.manifest]
-    model = line[-1].manifest.get("job", {}).get("model", {}) if line else {}
-    name = str(model.get("name") or "")
-    if not name or model.get("init") == "random" or "${" in name:
+    """What the first run of the policy's own line began with: a hub id, or a folder; None of random weights."""
+    first = [link for link in links if link.setting in ("", "model.name")][-1]
+    if not first.manifest:  # it is gone
+        return first.folder
+    model = first.manifest.get("job", {}).get("model", {})
+    path = Path(str(model.get("name") or "")).expanduser()
+    if model.get("init") == "random" or not path.name:
         return None
-    path = Path(name).expanduser()
-    return path if path.exists() or path.is_absolute() or name.startswith(".") else name
+    is_here = path.exists() or path.is_absolute() or len(path.parts) > 2 or "${" in path.name
+    return path if is_here else str(path)
 
 
 def _license(base: str | Path | None) -> dict[str, Any]:
@@ -105,7 +107,12 @@ def _license(base: str | Path | None) -> dict[str, Any]:
             )
         else:
             found = None
-    except (HTTPError, OSError, ValueError):  # no network, or a page that says nothing in the right form
+    except (
+        HTTPError,
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ):  # no network, or a page that says nothing in the right form
         return {}
     keys = ("license", "license_name", "license_link")
     return {key: str(value) for key in keys if found is not None and (value := found.get(key))}
@@ -198,9 +205,11 @@ def _lineage(links: list[Link], base: str | Path | None) -> Iterator[str]:
         named = f" (`{link.setting}`)" if link.setting else ""
         yield f"{'  ' * link.depth}- {link.folder.resolve().name}: {stage}{named}"
         if link.setting in ("", "model.name"):
-            deepest = link.depth
+            first = link
+    if not first.manifest:
+        return
     commits = {key.rpartition(" ")[2]: value for link in links for key, value in _inputs(link, "models").items()}
-    indent = "  " * (deepest + 1)
+    indent = "  " * (first.depth + 1)
     if isinstance(base, str):
         commit = f" at commit `{commits[base]}`" if base in commits else ""
         yield f"{indent}- [{base}](https://huggingface.co/{base}){commit}"

@@ -48,12 +48,12 @@ class Serving:
     Attributes:
         folder: of the run.
         source: the same as a model.
-        policy: its tokenizer and template; None of a reward model.
+        policy: its tokenizer and template.
     """
 
     folder: Path
     source: ModelSource
-    policy: ServedModel | None
+    policy: ServedModel
 
     @property
     def name(self) -> str:
@@ -117,9 +117,9 @@ def llama_cpp(run: Serving) -> Iterator[str]:
         words.append(["--chat-template-file", str(run.folder / "chat_template.jinja")])
     if run.kwargs:
         words.append(["--chat-template-kwargs", json.dumps(run.kwargs)])
-    policy = _policy(run)
-    if policy.template.end_id != policy.tokenizer.eos_token_id:  # what llama.cpp stops at, and few other tokens
-        words.append(["--override-kv", f"tokenizer.ggml.eot_token_id=int:{policy.template.end_id}"])
+    end_id = run.policy.template.end_id
+    if end_id != run.policy.tokenizer.eos_token_id:  # what llama.cpp stops at, and few other tokens
+        words.append(["--override-kv", f"tokenizer.ggml.eot_token_id=int:{end_id}"])
     yield _command(words)
 
 
@@ -127,8 +127,8 @@ def ollama(run: Serving) -> Iterator[str]:
     """Yield the commands that convert a run with llama.cpp, and create a model of Ollama with its template."""
     yield from converted(run)
     adapter = [f"ADAPTER ./{run.name}-lora.gguf"] if run.source.is_adapter else []
-    stops = [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in _policy(run).template.stops]
-    lines = [f"FROM ./{_gguf_name(run)}", *adapter, f'TEMPLATE """{ollama_template(_policy(run))}"""', *stops]
+    stops = [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in run.policy.template.stops]
+    lines = [f"FROM ./{_gguf_name(run)}", *adapter, f'TEMPLATE """{ollama_template(run.policy)}"""', *stops]
     yield "\n".join(["cat > Modelfile <<'END_OF_MODELFILE'", *lines, "END_OF_MODELFILE"])
     yield _command([["ollama", "create", run.name, "--file", "Modelfile"]])
 
@@ -205,11 +205,6 @@ def _system(policy: ServedModel, question: Message, bos: str) -> str:
 
 def _gguf_name(run: Serving) -> str:
     return f"{run.name}-base.gguf" if run.source.is_adapter else f"{run.name}.gguf"
-
-
-def _policy(run: Serving) -> ServedModel:
-    assert run.policy is not None, "a reward model is served by none of these"
-    return run.policy
 
 
 def _room(source: ModelSource) -> int:
