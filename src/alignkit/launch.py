@@ -51,6 +51,7 @@ class StepLayers:
 
 
 _ALONE = StepLayers()
+_RAISED = "ValueError raised while resolving interpolation: "  # before the words of a resolver of ours
 _RUN_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 _FOLDER_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
@@ -287,7 +288,7 @@ def _why_unresolved(error: BaseException) -> str:
         return f"there is no setting '{name[1]}'; a variable of the environment is ${{oc.env:{name[1]}}}"
     if name := re.search(r"Unsupported interpolation type (\S+)", line):
         return f"'{name[1]}' is unknown; a variable of the environment is ${{oc.env:NAME}}"
-    return "it leads back to itself" if "Recursive" in line else line
+    return "it leads back to itself" if "Recursive" in line else line.removeprefix(_RAISED)
 
 
 def _name_problems(job: Any) -> list[str]:
@@ -398,8 +399,9 @@ def _register_resolvers(folders: Mapping[str, str]) -> None:
 
 def _folder_of(step: str, folders: Mapping[str, str]) -> str:
     if step not in folders:
-        what = "is no earlier step of this pipeline" if folders else "names a step of a pipeline: alignkit run has them"
-        raise ValueError(f"${{run:{step}}} {what}")
+        raise ValueError(
+            f"there is no earlier step {step}" if folders else "only a pipeline has steps: alignkit run runs one"
+        )
     return folders[step]
 
 

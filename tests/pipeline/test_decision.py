@@ -11,6 +11,7 @@ from alignkit.errors import AlignkitError
 from alignkit.pipeline.chain import Chain, run_chain
 from alignkit.pipeline.decision import Action
 from alignkit.pipeline.file import read_pipeline
+from alignkit.repeat import repeat
 
 ALL = ["sft", "reward", "ppo", "evaluate"]
 
@@ -129,3 +130,11 @@ def test_steps_whose_parent_came_out_the_same_are_skipped(project: Path) -> None
     }
     assert (project / "runs/chain/sft/model.safetensors").read_bytes() == before
     assert json.loads((project / "runs/chain/pipeline.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.usefixtures("project")
+def test_a_step_is_repeated_from_its_record_which_names_the_step_it_starts_from() -> None:
+    record = json.loads(Path("runs/chain/reward/run.json").read_text())
+    assert record["job"]["model"]["name"] == "${run:sft}"
+    assert record["parents"][0]["path"] == "../sft"
+    assert repeat(Path("runs/chain/reward")).is_same

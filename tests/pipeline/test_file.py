@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from alignkit.errors import AlignkitError
+from alignkit.launch import compose_job
 from alignkit.pipeline.chain import Chain, show_plan
 from alignkit.pipeline.file import read_pipeline, references, with_folders
 
@@ -144,6 +145,12 @@ def test_a_pipeline_is_named_once() -> None:
         assert problems(words) == [
             "alignkit run takes one pipeline: give it as config=FILE, such as config=pipeline/rlhf"
         ]
+
+
+def test_a_step_has_no_meaning_outside_of_a_pipeline() -> None:
+    with pytest.raises(AlignkitError) as refused:
+        compose_job("sft", ["config=smoke/sft", "model.name=${run:sft}"])
+    assert refused.value.problems == ("model.name=${run:sft}: only a pipeline has steps: alignkit run runs one",)
 
 
 def test_references_are_found_and_resolved_in_whatever_they_are_nested() -> None:

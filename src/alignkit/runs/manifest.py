@@ -106,8 +106,6 @@ def parent_folders(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
 
 def step_folders(folder: Path) -> dict[str, str]:
     """Return what `${run:STEP}` means in the record of a run: the steps of its pipeline, which lie beside it."""
-    if not (folder.parent / PIPELINE).is_file():
-        return {}
     return {path.name: str(path) for path in folder.parent.iterdir() if path.is_dir()}
 
 
