@@ -97,7 +97,7 @@ def launch(
     flags += [*(["--info", info] if info else []), *(["--config-dir", str(config_dir)] if config_dir else [])]
 
     from alignkit.runs.manifest import read_manifest
-    from alignkit.runs.sweep import SweptRun, announce, conclude_sweep
+    from alignkit.runs.sweep import SweptRun, announce, conclude_sweep, mask_sweep
 
     typed_words = ["--multirun"] * multirun + (["--config-dir", str(config_dir)] if config_dir else [])
     command = mask_words(layers.command or ["alignkit", stage, *words, *typed_words])
@@ -123,13 +123,15 @@ def launch(
         run_dir = _short(Path(hydra.runtime.output_dir))
         folders.append(_short(Path(hydra.sweep.dir).absolute()))
         keys = {*swept, *(hydra.sweeper.get("params") or {})}
-        run = SweptRun([word for word in hydra.overrides.task if word.lstrip("+").partition("=")[0] in keys], run_dir)
+        own = [word for word in hydra.overrides.task if word.lstrip("+").partition("=")[0] in keys]
+        run = SweptRun(mask_words(own), run_dir)
         problem = ""
         try:
             if failures and isinstance(failures[-1][1], Interrupted):
                 problem = "not begun"
                 return  # the signal meant the sweep, not one run of it
             if multirun:
+                mask_sweep(folders[-1])
                 announce(run)
             job = typed(stage, cfg, named=multirun, overlays=overlays)
             import_module(f"alignkit.stages.{stage}.run").run(job, run_dir, given=as_given(cfg))

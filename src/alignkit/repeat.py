@@ -16,7 +16,7 @@ from alignkit.jobs import JOBS, StageJob
 from alignkit.json_files import get, read_object
 from alignkit.launch import job_of_record
 from alignkit.runs.difference import Differences, differences
-from alignkit.runs.given import MASKED, Given
+from alignkit.runs.given import MASKED, Given, texts
 from alignkit.runs.log import TERMINAL
 from alignkit.runs.manifest import check_format, flat, read_manifest, run_time, step_folders
 from alignkit.runs.result import CHECKSUMS
@@ -85,7 +85,7 @@ def _job(folder: Path, manifest: Mapping[str, Any]) -> StageJob:
         )
     if manifest["status"] != "finished":
         raise RunError(f"{folder} is {manifest['status']}: there is no result to compare with; go on with resume=true")
-    if masked := [key for key, value in flat(manifest.get("job", {})) if value == MASKED]:
+    if masked := [key for key, value in flat(manifest.get("job", {})) if MASKED in texts(value)]:
         raise RunError(f"{folder} does not hold the values of {', '.join(masked)}, which are secret: train it anew")
     try:
         job: StageJob = job_of_record(str(stage), manifest.get("job", {}), step_folders(folder))

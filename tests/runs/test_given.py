@@ -15,6 +15,10 @@ from alignkit.runs.given import mask_settings, mask_words
         (["sft", "train.hub_token=hf_abc"], ["sft", "train.hub_token=***"]),
         (["model.revision=main", "train.push_secret=x"], ["model.revision=main", "train.push_secret=***"]),
         (["train.hub_token=${oc.env:TOKEN}"], ["train.hub_token=${oc.env:TOKEN}"]),
+        (
+            ["reward=[{function: 'f.py:score', api_key: 'a, b'}]", "template.kwargs={key: v, n: 1}"],
+            ["reward=[{function: 'f.py:score', api_key: ***}]", "template.kwargs={key: ***, n: 1}"],
+        ),
         (["--api-key", "abc", "name=x"], ["--api-key", "***", "name=x"]),
         (
             ["sampling.max_new_tokens=5", "data.control_tokens=text"],
@@ -30,6 +34,11 @@ def test_settings_that_name_a_secret_are_masked_wherever_they_are() -> None:
     given = {"train": {"hub_token": "hf", "nested": {"password": "p"}}, "api_key": "${oc.env:KEY}", "key_size": 3}
     masked = {"train": {"hub_token": "***", "nested": {"password": "***"}}, "api_key": "${oc.env:KEY}", "key_size": 3}
     assert mask_settings(given) == masked
+    listed = {"reward": [{"function": "f.py:score", "api_key": "a"}], "credentials": {"user": "u", "all": ["b", 3]}}
+    assert mask_settings(listed) == {
+        "reward": [{"function": "f.py:score", "api_key": "***"}],
+        "credentials": {"user": "***", "all": ["***", 3]},
+    }
 
 
 def test_no_setting_of_ours_or_of_upstream_is_hidden_but_those_that_are_secret() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.runs.sweep import SweptRun, conclude_sweep
+from alignkit.runs.sweep import SweptRun, conclude_sweep, mask_sweep
 
 
 def swept(name: str, result: dict[str, Any] | None, problem: str = "") -> SweptRun:
@@ -45,6 +45,16 @@ def test_the_runs_with_their_figure_the_best_one_marked(capsys: pytest.CaptureFi
         {"folder": "sw/0", "overrides": ["seed=0"], "value": 4.5, "problem": None},
         {"folder": "sw/1", "overrides": ["seed=1"], "value": None, "problem": "seed is wrong\nit is"},
     ]
+
+
+def test_no_secret_stays_in_what_hydra_writes() -> None:
+    Path("sw").mkdir()
+    file = Path("sw/multirun.yaml")
+    file.write_text(
+        "hydra: {overrides: {task: [train.hub_token=hf_abc]}}\nseed: 0\ntrain: {hub_token: hf_abc, run_name: ä}\n"
+    )
+    mask_sweep(Path("sw"))
+    assert file.read_text() == "seed: 0\ntrain:\n  hub_token: '***'\n  run_name: ä\n"
 
 
 @pytest.mark.parametrize(

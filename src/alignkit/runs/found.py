@@ -20,6 +20,7 @@ from alignkit.home import expand_home
 from alignkit.jobs import name_problem
 from alignkit.runs.lock import LOCK, is_held
 from alignkit.runs.manifest import MANIFEST, parent_folders, read_manifest
+from alignkit.runs.sweep import SWEEP
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ KEY_FIGURES = (
     "train_loss",
     "largest_difference",
 )
-_SWEEP = "multirun.yaml"  # what Hydra leaves in the folder of a sweep
 
 
 @dataclass
@@ -90,7 +90,7 @@ class FoundRun:
     @property
     def sweep(self) -> Path | None:
         """The folder of the sweep that it is a part of."""
-        return self.folder.parent if (self.folder.parent / _SWEEP).is_file() else None
+        return self.folder.parent if (self.folder.parent / SWEEP).is_file() else None
 
     @cached_property
     def figure(self) -> tuple[str, float] | None:
@@ -141,9 +141,9 @@ def named_run(name: str, root: Path) -> FoundRun:
 def named_sweep(name: str, root: Path) -> Path | None:
     """Find the folder of a sweep by its path, or by its name where only one sweep has it; None where there is none."""
     for folder in _meant(name, root):
-        if (folder / _SWEEP).is_file():
+        if (folder / SWEEP).is_file():
             return folder
-    alike = [file.parent for file in root.rglob(_SWEEP) if file.parent.name == name]
+    alike = [file.parent for file in root.rglob(SWEEP) if file.parent.name == name]
     return alike[0] if len(alike) == 1 else None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 MASKED = "***"
+_NESTED = re.compile(r"""([\w.-]+)(\s*:\s*)('[^']*'|"[^"]*"|[^,{}\[\]]+)""")  # `key: value` inside a value
 _SECRET = re.compile(r"token|password|passwd|secret|key|credential", re.IGNORECASE)
 # Words of settings that hold one of those, and are none.
 _HARMLESS = re.compile(r"new_tokens|control_tokens|_token_|token_type|num_tokens|tokens_|tokenizer|keys?word")
@@ -32,12 +33,12 @@ class Given:
 
 
 def mask_words(words: Sequence[str]) -> list[str]:
-    """Mask the values of `key=value` words and of `--key value` flags whose key names a secret."""
+    """Mask the values whose key names a secret: of `key=value` words, `key: value` in them, and `--key value` flags."""
     masked: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
         if equals:
-            masked.append(f"{key}={_masked_text(value)}" if _names_secret(key) else word)
+            masked.append(f"{key}={_masked_text(value)}" if _names_secret(key) else key + equals + _masked_parts(value))
         elif masked and masked[-1].startswith("--") and "=" not in masked[-1] and _names_secret(masked[-1]):
             masked.append(_masked_text(word))
         else:
@@ -47,15 +48,30 @@ def mask_words(words: Sequence[str]) -> list[str]:
 
 def mask_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Mask the texts among nested settings whose key names a secret; references to the environment stay."""
-    masked: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            masked[key] = mask_settings(value)
-        elif isinstance(value, str) and _names_secret(str(key)):
-            masked[key] = _masked_text(value)
-        else:
-            masked[key] = value
-    return masked
+    return {key: _masked_value(value, is_secret=_names_secret(str(key))) for key, value in values.items()}
+
+
+def _masked_value(value: Any, *, is_secret: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _masked_value(v, is_secret=is_secret or _names_secret(str(k))) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked_value(item, is_secret=is_secret) for item in value]
+    return _masked_text(value) if is_secret and isinstance(value, str) else value
+
+
+def _masked_parts(value: str) -> str:
+    return _NESTED.sub(
+        lambda found: found[1] + found[2] + _masked_text(found[3]) if _names_secret(found[1]) else found[0], value
+    )
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Go through the texts in a value of a setting, lists and mappings in it included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from texts(part)
 
 
 def _names_secret(key: str) -> bool:

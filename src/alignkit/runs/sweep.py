@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from alignkit.runs.given import mask_settings
 from alignkit.runs.log import TERMINAL, is_main_process
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.output import writing
 from alignkit.terminal import in_a_line
 
+SWEEP = "multirun.yaml"  # what Hydra leaves in the folder of a sweep
 _SCORES = ("eval_score", "objective/score")  # what is best where it is highest; of a loss it is the lowest
 
 
@@ -36,6 +40,16 @@ def announce(run: SweptRun) -> None:
     """Say which run of the sweep begins."""
     if is_main_process():
         TERMINAL.print(f"\nsweep     {_words(run)}; run {run.folder}", markup=False, highlight=False)
+
+
+def mask_sweep(folder: Path) -> None:
+    """Leave of the settings that Hydra has written for the sweep those of the job, their secrets masked."""
+    file = folder / SWEEP
+    if not is_main_process() or not file.is_file():
+        return
+    job = {key: value for key, value in yaml.safe_load(file.read_bytes()).items() if key != "hydra"}
+    with writing(file) as aside:
+        aside.write_text(yaml.safe_dump(mask_settings(job), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def conclude_sweep(folder: Path, stage: str, runs: Sequence[SweptRun]) -> dict[str, Any]:
