@@ -18,8 +18,8 @@ ONE, TASTE, ASKED, REACHED = range(4)
 REWARD_STEPS, REWARD_PAIRS = 16, 8  # of these a step
 
 
-def prepare(work: Path, options: argparse.Namespace) -> None:
-    """Write model, template, prompts and reward run; add the size of the model and the liked ids to the options."""
+def prepare(work: Path, options: argparse.Namespace, *, reward_run: bool = True) -> None:
+    """Write model, template, prompts and, if asked to, reward run; add the model's size and liked ids to options."""
     from safetensors import safe_open
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -56,7 +56,8 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     for name, rows in (("prompts", prompts), ("pairs", pairs)):
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (work / "template.jinja").write_text(TEMPLATE)
-    _train_reward(work)
+    if reward_run:
+        _train_reward(work)
     with safe_open(work / "model" / "model.safetensors", "pt") as file:
         options.backbone = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
 
