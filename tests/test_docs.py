@@ -36,7 +36,7 @@ TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path 
 # one says so here: no command is left out silently.
 NUM_COMMANDS = {
     "README.md": (12, 6),
-    "docs/commands.md": (38, 33),
+    "docs/commands.md": (40, 35),
     "docs/configuration.md": (4, 4),
     "docs/data.md": (2, 2),
     "docs/performance.md": (6, 0),

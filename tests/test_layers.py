@@ -13,7 +13,7 @@ FLOORS = {
         __main__
         cli
         cli_runs demo api pipeline
-        repeat
+        repeat smoke
         launch completion
         origins
         mistakes named_files recipes
@@ -40,6 +40,7 @@ MEASURED = {
     "stages",
     "commands",
     "planning",
+    "smoke",
     "ppo",
     "evaluate",
     "training",

@@ -343,6 +343,29 @@ def plan(
     )
 
 
+@app.command()
+def smoke(
+    stage: Annotated[str, typer.Argument(help=f"The stage to try: {', '.join(STAGES)}.")],
+    words: Words = None,
+    keep: Annotated[
+        Path | None, typer.Option(callback=_home, help="New folder to leave the tiny model and its runs in.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Try a job on a tiny random model of the same architecture, in under a minute.
+
+    It takes two steps on your data in your template, resumes, loads the result and asks it. The exit status is not 0
+    where anything fails. Nothing is left behind.
+
+    alignkit smoke sft config=sft/smollm2_135m_lora data.path=data.json
+    """
+    job = _composed_stage("smoke", stage, words, config_dir)
+    from alignkit.smoke.trial import report, try_out
+
+    report(try_out(job, keep=keep), as_json=json)
+
+
 def _composed_stage(command: str, stage: str, words: list[str] | None, config_dir: Path | None) -> Any:
     from alignkit.errors import ConfigError, did_you_mean
     from alignkit.launch import compose_job
