@@ -35,7 +35,12 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("learning_rate=1e-4", "unknown key 'learning_rate'; did you mean 'train.learning_rate'?"),
         ("max_length=3", "unknown key 'max_length'; did you mean 'data.max_length'?"),
         ("r=8", "unknown key 'r'; did you mean 'lora.r'?"),
-        ("+zzz=1", "unknown key 'zzz'"),
+        ("lerning_rate=1", "unknown key 'lerning_rate'; did you mean 'train.learning_rate'?"),
+        (
+            "+zzz=1",
+            "unknown key 'zzz'; the settings are name, seed, resume, overwrite, early_stopping, lora, train, samples, "
+            "model, data, template, sampling",
+        ),
         (
             "train.lerning_rate=1",
             "unknown key 'lerning_rate' in 'train': it is no argument of trl.SFTConfig; did you mean 'learning_rate'?",
@@ -58,10 +63,10 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             "config=gone.yaml",
-            "config=gone.yaml: there is no such file, and no recipe of this name; recipes are in dpo, ppo, reviews, "
-            "reward, sft, smoke, sweep",
+            "config=gone.yaml: there is no such file, and no recipe of this name; recipes are in dpo, pipeline, ppo, "
+            "reviews, reward, sft, smoke, sweep",
         ),
-        ("config=.", "config=.: it is a folder; recipes are in dpo, ppo, reviews, reward, sft, smoke, sweep"),
+        ("config=.", "config=.: it is a folder; recipes are in dpo, pipeline, ppo, reviews, reward, sft, smoke, sweep"),
     ],
 )
 def test_a_mistake_on_the_command_line(word: str, line: str | None) -> None:
@@ -275,3 +280,22 @@ def test_a_folder_of_own_options_is_found(tmp_path: Path) -> None:
 def test_values_are_spelled_as_yaml_has_them() -> None:
     assert as_yaml([True, None, {"a": False}, "x", 1e-5]) == "[true, null, {a: false}, 'x', 1e-05]"
     assert "train.learning_rate is true, which is no float" in refusal("train.learning_rate=true")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("data.columns={prompt: question}", "unknown key 'data.columns'; did you mean 'columns'?"),
+        ("data.format=text", "unknown key 'data.format'; did you mean 'format'?"),
+        ("nit=1", "unknown key 'nit'; did you mean 'model.init'?"),
+        (
+            "stop_after=4",
+            "unknown key 'stop_after'; the settings are seed, batch_size, format, columns, logprobs, model, template, "
+            "sampling",
+        ),
+    ],
+)
+def test_a_setting_that_a_command_does_not_have_is_answered_with_those_it_has(word: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_job("compare", [word], model={"name": "m"})
+    assert caught.value.problems == (line,)

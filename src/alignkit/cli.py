@@ -719,9 +719,9 @@ def repeat(
     into: Annotated[Path | None, typer.Option(help="The new run directory; RUN-repeat if left out.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what differs as one JSON object.")] = False,
 ) -> None:
-    """Run a finished run again from its record, and say whether it comes out the same, bit for bit.
+    """Train a finished run again, and compare the results.
 
-    The exit status is 1 where it does not.
+    It trains what the record of the run says. The exit status is 1 where the result is not the same, bit for bit.
 
     alignkit repeat runs/sft/smoke
     """

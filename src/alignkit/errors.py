@@ -114,8 +114,12 @@ class StopSignal(BaseException):
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The suggestion to append to a refusal: `; did you mean 'x'?`, or nothing where no choice is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return "".join(f"; did you mean '{close}'?" for close in close_to(word, choices))
+
+
+def close_to(word: str, choices: Iterable[str]) -> list[str]:
+    """The choice that is spelled most alike, if one is close."""
+    return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
 
 
 def as_yaml(value: Any) -> str:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import upstream
-from alignkit.errors import ConfigError, as_yaml, did_you_mean
+from alignkit.errors import ConfigError, as_yaml, close_to, did_you_mean
 from alignkit.jobs import JOBS, StageJob, settings
 from alignkit.quoting import as_element, delimiters, quoted, repaired, typed_word, with_text_quoted
 from alignkit.runs.manifest import flat
@@ -308,7 +308,8 @@ def _in_mapping(
         if not prefix and key == "hydra":
             continue
         if key not in known:
-            yield f"unknown key '{dotted}'{_suggestion(dotted, stage)}"
+            for unknown in _as_typed(dotted, value, _places(stage)) if typed else [dotted]:
+                yield f"unknown key '{unknown}'{_suggestion(unknown, stage)}"
             continue
         is_section = dataclasses.is_dataclass(known[key])
         if not prefix and key in GROUPS and isinstance(value, str):
@@ -341,17 +342,38 @@ def _first_setting(section: Any) -> str:
     return dataclasses.fields(section)[0].name
 
 
+def _as_typed(dotted: str, value: Any, places: Mapping[str, str]) -> Iterator[str]:
+    """The keys of words of which Hydra has made an unknown section, each down to a name that is a setting elsewhere."""
+    if isinstance(value, Mapping) and value and dotted.rsplit(".", 1)[-1] not in places:
+        for key, below in value.items():
+            yield from _as_typed(f"{dotted}.{key}", below, places)
+    else:
+        yield dotted
+
+
+def _places(stage: str) -> dict[str, str]:
+    """Where a setting of each last name is: `limit` in `data.limit`, `learning_rate` in `train.learning_rate`."""
+    arguments = [
+        f"{open_section}.{argument}"
+        for open_section, (argument_class, _) in upstream.OPEN_SECTIONS.get(stage, {}).items()
+        for argument in upstream.argument_types(argument_class)
+    ]
+    keys = [key for key, *_ in settings(JOBS[stage]())]
+    return {key.rsplit(".", 1)[-1]: key for key in reversed([*keys, *arguments])}
+
+
 def _suggestion(dotted: str, stage: str) -> str:
     keys = [key for key, *_ in settings(JOBS[stage]())]
     leaf = dotted.rsplit(".", 1)[-1]
-    elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
-    for open_section, (argument_class, _) in upstream.OPEN_SECTIONS.get(stage, {}).items():
-        if leaf in upstream.argument_types(argument_class):
-            elsewhere.append(f"{open_section}.{leaf}")
-    if elsewhere:
-        return f"; did you mean '{elsewhere[0]}'?"
-    sections = {key.split(".")[0] for key in keys}
-    return did_you_mean(dotted, [*keys, *sections]) or did_you_mean(leaf, [key.rsplit(".", 1)[-1] for key in keys])
+    places = _places(stage)
+    if leaf in places:
+        return f"; did you mean '{places[leaf]}'?"
+    sections = dict.fromkeys(key.split(".")[0] for key in keys)
+    return (
+        did_you_mean(dotted, [*keys, *sections])
+        or "".join(f"; did you mean '{places[close]}'?" for close in close_to(leaf, places))
+        or f"; the settings are {', '.join(sections)}"
+    )
 
 
 def _wrong_option(group: str, value: str, config_dir: Path | None) -> Iterator[str]:

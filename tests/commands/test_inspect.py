@@ -164,14 +164,9 @@ def test_the_terminal_ends_with_the_figures(make: Make, capsys: pytest.CaptureFi
         ["template", "instruction", "&", "co"],
         # of 38 + 74 + 75 + 39 + 41 tokens 3 + 9 + 4 + 3 + 4 carry loss
         ["8.6%", "of", "the", "tokens", "supervised,", "20.0%", "of", "the", "kept", "rows", "truncated"],
-        ["0-9", "tokens", "0"],
-        ["10-19", "tokens", "0"],
-        ["20-29", "tokens", "0"],
-        ["30-39", "tokens", "2", "█" * 40],
-        ["40-49", "tokens", "1", "█" * 20],
-        ["50-59", "tokens", "0"],
-        ["60-69", "tokens", "0"],
-        ["70-79", "tokens", "2", "█" * 40],
+        ["38-42", "tokens", "3", "█" * 40],
+        *[[f"{low}-{low + 4}", "tokens", "0"] for low in range(43, 73, 5)],
+        ["73-77", "tokens", "2", "█" * 27],
     ]
     assert sum("supervised" in line and line.startswith("rows.jsonl:") for line in lines) == 2
 
@@ -179,15 +174,14 @@ def test_the_terminal_ends_with_the_figures(make: Make, capsys: pytest.CaptureFi
 def test_a_histogram_by_value() -> None:
     assert histogram([]) == []
     assert histogram([3, 3, 0]) == [("0-0", 1), ("1-1", 0), ("2-2", 0), ("3-3", 2)]
-    assert histogram([7, 8, 15]) == [
-        ("0-1", 0),
-        ("2-3", 0),
-        ("4-5", 0),
-        ("6-7", 1),
-        ("8-9", 1),
-        ("10-11", 0),
-        ("12-13", 0),
-        ("14-15", 1),
+    assert histogram([7, 8, 15]) == [("7-8", 2), ("9-10", 0), ("11-12", 0), ("13-14", 0), ("15-16", 1)]
+    assert histogram([100, 101, 117]) == [
+        ("100-102", 2),
+        ("103-105", 0),
+        ("106-108", 0),
+        ("109-111", 0),
+        ("112-114", 0),
+        ("115-117", 1),
     ]
 
 
@@ -238,7 +232,7 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(make: Make, tmp_path
     assert "<h1>sft &lt;test&gt;</h1>" in text
     assert "rows.jsonl:2 <small>74 tokens, 9 supervised</small>" in text
     assert "<li>template instruction &amp; co</li>" in text
-    assert '<td>30-39</td><td>2</td><td><i style="width:100.0%"></i></td>' in text
+    assert '<td>38-42</td><td>3</td><td><i style="width:100.0%"></i></td>' in text
 
 
 def test_nothing_but_json_goes_to_standard_output_and_the_page_is_still_written(

@@ -82,7 +82,7 @@ def show(view: View, rows: Sequence[RowView], console: Console) -> None:
         buckets = histogram(lengths)
         for label, count in buckets:
             bar = "█" * round(_BAR_WIDTH * count / max(count for _, count in buckets))
-            console.print(f"{label:>11} tokens {count:>7} {bar}", markup=False, highlight=False)
+            console.print(f"{label:>11} tokens {count:>7} {bar}".rstrip(), markup=False, highlight=False)
 
 
 def _colored(spans: Sequence[Span]) -> Text:
@@ -94,14 +94,15 @@ def _colored(spans: Sequence[Span]) -> Text:
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[str, int]]:
-    """Count lengths in up to eight equal buckets: (`low-high`, count)."""
+    """Count lengths in up to eight equal buckets, from the shortest to the longest: (`low-high`, count)."""
     if not lengths:
         return []
-    width = max(1, -(-(max(lengths) + 1) // _BUCKETS))
-    counts = [0] * (max(lengths) // width + 1)
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // _BUCKETS)
+    counts = [0] * ((high - low) // width + 1)
     for length in lengths:
-        counts[length // width] += 1
-    return [(f"{b * width}-{(b + 1) * width - 1}", count) for b, count in enumerate(counts)]
+        counts[(length - low) // width] += 1
+    return [(f"{low + b * width}-{low + (b + 1) * width - 1}", count) for b, count in enumerate(counts)]
 
 
 def write_page(path: Path, view: View, rows: Sequence[RowView]) -> None:

@@ -147,7 +147,7 @@ def _draw(card: Mapping[str, Any], path: Path) -> None:
     by_length.axhline(card["longer_wins"]["value"], color=_GREY, linestyle="--", label="longer wins")
     by_length.set_xticks(list(positions), [f"{low}–{high}" for low, high in (b["tokens"] for b in card["by_length"])])
     by_length.set(xlabel="tokens of both responses", ylabel="accuracy", ylim=(0, 1.02), title="by length")
-    by_length.legend(frameon=False)
+    by_length.legend(frameon=False, loc="lower left")
     calibration.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle="--")
     calibration.plot(
         [b["said"] for b in card["calibration"]], [b["right"] for b in card["calibration"]], "o-", color=_BLUE

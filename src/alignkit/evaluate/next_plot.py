@@ -25,7 +25,7 @@ def plot_next(models: Sequence[NextTokens], path: Path) -> None:
         axes.set(xlabel="probability")
         axes.set_title(f"{model.label}\nentropy {model.entropies[0]:.2f} → {model.entropies[1]:.2f} nats", fontsize=9)
         axes.title.set_parse_math(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8, loc="lower right")  # the shortest bars are below
     figure.savefig(path, dpi=130)
 
 
