@@ -77,7 +77,10 @@ def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
     ("words", "line"),
     [
         (["sftt"], "No such command 'sftt'. Did you mean 'sft'?"),
-        (["sft", "--multirum"], "No such option: --multirum"),
+        (["sft", "--multirum"], "No such option: --multirum (Possible options: --multirun"),
+        (["sft", "--lr", "1e-3"], "No such option: --lr; a setting is typed without dashes, as lr=VALUE"),
+        (["sft", "--config", "a.yaml"], "No such option: --config; a configuration file is given as config=FILE"),
+        (["verify", "--lr", "1"], "No such option: --lr"),
         (["sft", "--cfg"], "Option '--cfg' requires an argument."),
         (["inspect"], "Missing argument 'stage'."),
         (

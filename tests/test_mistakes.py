@@ -35,6 +35,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("learning_rate=1e-4", "unknown key 'learning_rate'; did you mean 'train.learning_rate'?"),
         ("max_length=3", "unknown key 'max_length'; did you mean 'data.max_length'?"),
         ("r=8", "unknown key 'r'; did you mean 'lora.r'?"),
+        ("lr=1", "unknown key 'lr'; use train.learning_rate"),
+        ("batch_size=1", "unknown key 'batch_size'; use train.per_device_train_batch_size"),
+        ("=", "'=' stands alone: a setting is typed without spaces, as key=value"),
         ("lerning_rate=1", "unknown key 'lerning_rate'; did you mean 'train.learning_rate'?"),
         (
             "+zzz=1",
@@ -299,3 +302,8 @@ def test_a_setting_that_a_command_does_not_have_is_answered_with_those_it_has(wo
     with pytest.raises(ConfigError) as caught:
         compose_job("compare", [word], model={"name": "m"})
     assert caught.value.problems == (line,)
+
+
+def test_what_a_file_may_hold_that_was_not_read_is_not_called_missing() -> None:
+    (found,) = refusal("m/my.yaml")
+    assert found == "'m/my.yaml' is not key=value: a configuration file is given as config=m/my.yaml"

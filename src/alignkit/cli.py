@@ -14,14 +14,41 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from alignkit.cli_runs import runs
-from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal
+from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal, close_to
 from alignkit.home import expand_home
 from alignkit.jobs import JOBS
 
+
+class Commands(TyperGroup):
+    """The commands of alignkit; a setting that is typed as an option is answered with how settings are typed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # Of the parser's errors only that of an unknown option has these two; its class has no public name.
+            if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+                error.message += _settings_hint(error)  # type: ignore[attr-defined]
+            raise
+
+
+def _settings_hint(error: Any) -> str:
+    """Say how a setting is typed, where the command takes settings and has no option that is spelled alike."""
+    name, near = error.option_name.lstrip("-"), [option.lstrip("-") for option in error.possibilities or ()]
+    if "words" not in [parameter.name for parameter in error.ctx.command.params]:
+        return ""
+    if name in ("c", "config"):
+        return "; a configuration file is given as config=FILE"
+    is_short = not error.option_name.startswith("--")
+    return "" if is_short or close_to(name, near) else f"; a setting is typed without dashes, as {name}=VALUE"
+
+
 app = typer.Typer(
     name="alignkit",
+    cls=Commands,
     help="Align a pretrained language model by SFT, reward models, DPO and PPO, and measure the result.",
     rich_markup_mode=None,  # Rich doubles the time of --help
     pretty_exceptions_enable=False,  # a traceback with locals can print tokens

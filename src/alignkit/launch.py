@@ -349,7 +349,8 @@ def _prepare(
     if not further or (config_dir and any(line.startswith(str(config_dir)) for line in problems)):
         raise ConfigError(*problems)
     sound = {path: mistakes.without_mistakes(stage, content, config_dir) for path, content in overlays.items()}
-    cut = sound != overlays or len(overlays) < len(files)
+    unread = any("a configuration file is given as" in line for line in problems)
+    cut = sound != overlays or len(overlays) < len(files) or unread
     about = tuple(re.split(r"[=.\[\s]", word.lstrip("+~"))[0] or word for word, lines in found.items() if lines)
     rest = [*_registered(stage, sound, given), *(_readable(word) for word, lines in found.items() if not lines)]
     try:

@@ -260,6 +260,8 @@ def _in_content(content: Mapping[str, Any], stage: str, config_dir: Path | None)
 
 
 def _not_an_override(word: str) -> str:
+    if word == "=":
+        return "'=' stands alone: a setting is typed without spaces, as key=value"
     if word.endswith((".yaml", ".yml")):
         return f"'{word}' is not key=value: a configuration file is given as {typed_word('config', word.lstrip('='))}"
     key, mark, value = re.split(r"\s*([=:])\s*", word, maxsplit=1) if re.search("[=:]", word) else (word, "", "")
@@ -368,6 +370,8 @@ def _suggestion(dotted: str, stage: str) -> str:
     places = _places(stage)
     if leaf in places:
         return f"; did you mean '{places[leaf]}'?"
+    if leaf in upstream.RENAMED and stage in upstream.OPEN_SECTIONS:
+        return f"; use {places.get(upstream.RENAMED[leaf], upstream.RENAMED[leaf])}"
     sections = dict.fromkeys(key.split(".")[0] for key in keys)
     return (
         did_you_mean(dotted, [*keys, *sections])

@@ -116,6 +116,14 @@ def test_a_mapping_to_a_column_that_is_not_there_is_refused() -> None:
                 "data.columns.input is a number: it must be the name of a column",
             ],
         ),
+        (
+            "auto",
+            {"question": "prompt"},
+            [
+                "data.columns: no format has a field 'question'; did you mean {prompt: question}, from the field to "
+                "your column?"
+            ],
+        ),
         ("a:b", {"text": "x"}, ["data.columns: a:b sees whole rows, so columns have no effect"]),
     ],
 )

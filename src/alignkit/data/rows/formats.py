@@ -56,7 +56,8 @@ def check_format(format: str, columns: Mapping[str, Any], *, setting: str, field
     problems = []
     for field, column in columns.items():
         if field not in names:
-            guess = did_you_mean(str(field), names) or f"; one of {', '.join(sorted(names))}"
+            turned = f"; did you mean {{{column}: {field}}}, from the field to your column?" if column in names else ""
+            guess = turned or did_you_mean(str(field), names) or f"; one of {', '.join(sorted(names))}"
             problems.append(f"{setting}.columns: no format has a field '{field}'{guess}")
         elif not isinstance(column, str) or not column:
             problems.append(f"{setting}.columns.{field} is {describe_type(column)}: it must be the name of a column")
