@@ -55,6 +55,7 @@ def test_panels_have_what_was_logged_of_them(tmp_path: Path, monkeypatch: pytest
     score, kl = drawn[0].axes
     assert (score.get_title(), kl.get_title(), score.get_xlabel()) == ("score", "KL", "update")
     assert [line.get_xydata().tolist() for line in score.lines] == [[[1, 2], [2, 3]], [[0, 1]]]
+    assert [tick for tick in score.get_xticks() if tick % 1] == []  # there is no update 1.5
     assert imread(tmp_path / "curves.png").std() > 0
     assert not plot_panels([{"step": 1}], panels, tmp_path / "none.png", xlabel="update")
     assert not (tmp_path / "none.png").exists()

@@ -41,6 +41,7 @@ def plot_losses(history: Sequence[Mapping[str, Any]], path: Path, *, unit: str) 
             axes.plot(steps, losses, color=color, alpha=0.25, linewidth=1)
             axes.plot(steps, _smoothed(losses), color=color, label=f"{name} (smoothed)")
     axes.set(xlabel="step", ylabel=f"loss ({unit})")
+    axes.locator_params(axis="x", integer=True)  # there is no step 1.5
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -85,6 +86,7 @@ def plot_panels(
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, "o-" if name == "held out" else "-", color=color, label=name, markersize=4)
         axes.set(title=title, xlabel=xlabel)
+        axes.locator_params(axis="x", integer=True)  # there is no step 1.5
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if len(named) > 1:
