@@ -107,7 +107,10 @@ def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
             "alignkit: --html rows.jsonl/a cannot be written: part of its path",
         ),
         (["next", "m", "--prompt", "a", "--png", "."], "alignkit: --png . is a folder: name a file in it"),
-        (["evaluate", "gone"], "alignkit: data.path is missing: gone is no run of alignkit sft, which knows the rows"),
+        (
+            ["evaluate", "gone"],
+            "alignkit: data.path is missing: gone is no run of alignkit sft, dpo or ppo, which knows",
+        ),
     ],
 )
 def test_a_mistake_exits_2_with_its_line_on_stderr(main: Main, tmp_path: Path, words: list[str], line: str) -> None:
