@@ -164,7 +164,8 @@ class Server:
         except ValueError:
             content = None
         if response.is_error or not isinstance(content, dict):
-            raise Refused(f"HTTP {response.status_code}: {one_line(_words(content) or response.text, _MAX_CHARS)}")
+            words = _words(content) or f"no JSON object, but {response.headers.get('content-type', 'nothing')}"
+            raise Refused(f"HTTP {response.status_code}: {one_line(words, _MAX_CHARS)}")
         return content
 
 
