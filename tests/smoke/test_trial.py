@@ -72,6 +72,16 @@ def test_a_planted_fault_is_found(stage: str, words: list[str], step: str, line:
     assert line in str(trial.error)
 
 
+def test_responses_that_are_all_cut_never_teach_the_end() -> None:
+    rows = [{"instruction": f"Say {i}.", "output": "a" * 200} for i in range(8)]
+    Path("long.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    trial = tried(
+        "sft", "data.path=long.jsonl", "data.eval_path=null", "data.max_length=150", "data.overlength=keep_start"
+    )
+    assert trial.steps[-1][0] == "rows"
+    assert "carries loss in none of 8 rows: the model would never learn to stop" in str(trial.error)
+
+
 def test_a_report_says_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
     trial = Trial("sft", [("settings", 0.5, ""), ("rows", 1.0, "")], AlignkitError("data: no row is left"))
     with pytest.raises(AlignkitError, match="no row is left"):

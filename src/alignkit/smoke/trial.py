@@ -123,7 +123,8 @@ def _check_rows(prepared: Any, stage: str) -> str:
         if not any(labels & stops for labels in trained):
             raise TemplateError(
                 f"the end of a turn, {prepared.template.end_token}, carries loss in none of {len(trained):,} rows: the "
-                "model would never learn to stop; put the end token into the part of the template that is trained"
+                "model would never learn to stop; raise data.max_length, or put "
+                "the end token into the part of the template that is trained"
             )
     return f"{len(rows.dataset):,} rows"
 
