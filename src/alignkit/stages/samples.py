@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from alignkit.config import ControlTokens, SamplingConfig, TrainOn
 from alignkit.data.encode.masking import EncodeRules, encode_prompt
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation
 from alignkit.jobs import PolicyJob
+from alignkit.models.load import num_positions
 from alignkit.sampling.generate import cut_at_stop, generate
 from alignkit.sampling.settings import check_sampling, stop_ids
 from alignkit.training.sharding import is_sharded
+
+logger = logging.getLogger(__name__)
 
 _TOGETHER = 32  # samples answered at once
 
@@ -30,6 +34,47 @@ def check_samples(samples: int, sampling: SamplingConfig) -> list[str]:
             f"sampling.{name} has no effect with samples=0: leave it out, or ask for samples" for name in given
         ]
     return problems
+
+
+def leave_out_unanswerable(
+    examples: Sequence[Conversation],
+    config: PreTrainedConfig,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    job: PolicyJob,
+) -> list[Conversation]:
+    """Keep the rows whose prompt the model can answer: a sample is a glance, and must not end a training.
+
+    Args:
+        examples: rows of the data.
+        config: of the model.
+        template: bound to the tokenizer.
+        tokenizer: of the model.
+        job: of the stage.
+
+    Returns:
+        The rows with a prompt that has tokens and leaves positions for `sampling.max_new_tokens`; a line says how many
+        are left out.
+    """
+    longest = num_positions(config)
+    room = None if longest is None else longest - job.sampling.max_new_tokens
+    lengths = [len(_prompt_ids(row, template, tokenizer, job)) for row in examples]
+    kept = [row for row, num in zip(examples, lengths, strict=True) if num and (room is None or num <= room)]
+    if len(kept) < len(examples):
+        logger.warning(
+            "%d of %d samples are left out: with sampling.max_new_tokens=%d their prompts do not fit the %s positions "
+            "of the model; a lower sampling.max_new_tokens makes room",
+            len(examples) - len(kept),
+            len(examples),
+            job.sampling.max_new_tokens,
+            f"{longest:,}" if longest is not None else "",
+        )
+    return kept
+
+
+def _prompt_ids(row: Conversation, template: Template, tokenizer: PreTrainedTokenizerBase, job: PolicyJob) -> list[int]:
+    rules = EncodeRules(TrainOn.assistant, ControlTokens.neutralise, job.data.tools, job.data.reasoning)
+    return encode_prompt(row.prompt(), template, tokenizer, rules)
 
 
 def answer_samples(
@@ -54,10 +99,9 @@ def answer_samples(
     if is_sharded(trainer) or not trainer.is_world_process_zero() or not examples:
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    rules = EncodeRules(TrainOn.assistant, ControlTokens.neutralise, job.data.tools, job.data.reasoning)
     completions = generate(
         model,
-        [encode_prompt(row.prompt(), template, tokenizer, rules) for row in examples],
+        [_prompt_ids(row, template, tokenizer, job) for row in examples],
         job.sampling,
         eos_ids=stop_ids(model, template.stop_ids),
         pad_id=int(tokenizer.pad_token_id),

@@ -56,6 +56,16 @@ def test_a_run_directory_holds_everything_and_loads_with_plain_transformers(job,
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
 
 
+def test_a_sample_that_does_not_fit_ends_no_training(job, capsys):
+    run(job("samples=2", "sampling.max_new_tokens=500", "train.max_steps=1"), Path("out"))
+    assert json.loads(Path("out/run.json").read_text())["status"] == "finished"
+    assert not Path("out/samples.jsonl").exists()
+    assert (
+        "2 of 2 samples are left out: with sampling.max_new_tokens=500 their prompts do not fit"
+        in capsys.readouterr().out
+    )
+
+
 def test_a_lora_run_loads_with_plain_peft_from_anywhere(job, monkeypatch):
     run(job("lora=default"), Path("out"))
     out = Path("out").resolve()

@@ -21,7 +21,7 @@ from alignkit.stages.dpo.reference import build_reference, describe_reference
 from alignkit.stages.opening import open_run
 from alignkit.stages.pair_batches import build_collator, choose_layout, epoch_orders
 from alignkit.stages.pairs import write_ledger_and_plan
-from alignkit.stages.samples import answer_samples, before_and_after
+from alignkit.stages.samples import answer_samples, before_and_after, leave_out_unanswerable
 from alignkit.stages.sections import build_arguments
 from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.training.dpo import DpoTrainer
@@ -87,7 +87,8 @@ def run(
         logger.info("%-9s %s", "reference", describe_reference(job, model))
         if job.reference.keep:
             trainer.keep_reference(partial(with_reference, trainer, folder=run_dir.parent / ".reference"))
-        examples, template = prepared.data.examples, prepared.template
+        template = prepared.template
+        examples = leave_out_unanswerable(prepared.data.examples, model.config, template, prepared.tokenizer, job)
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
         with entry.timed("train"):

@@ -18,7 +18,7 @@ from alignkit.models.lora import build_lora
 from alignkit.runs.given import Given
 from alignkit.runs.report import conclude
 from alignkit.stages.opening import log_plan, open_run, warn
-from alignkit.stages.samples import answer_samples, before_and_after
+from alignkit.stages.samples import answer_samples, before_and_after, leave_out_unanswerable
 from alignkit.stages.sections import build_arguments, template_mismatches
 from alignkit.stages.sft.batches import build_collator, choose_layout, describe_padding, epoch_orders, padding_of
 from alignkit.stages.sft.check import check_job
@@ -70,7 +70,8 @@ def run(
             write_first_rows(run_dir, view_of(job, prepared, layout, ""))
         warn(*template_mismatches(job, prepared.template))
         log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared, layout), entry)
-        examples, template = prepared.data.examples, prepared.template
+        template = prepared.template
+        examples = leave_out_unanswerable(prepared.data.examples, model.config, template, prepared.tokenizer, job)
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
         with entry.timed("train"):
