@@ -270,16 +270,8 @@ class _Encoder:
                 rows.append(refusal)
                 continue
             prefix = ids_of_prefix[draft.prefix]
-            rows.append([self._measured(part, prefix, suffix_ids) for part in parts])
+            rows.append(_described(parts, draft, prefix, suffix_ids))
         return rows
-
-    def _measured(self, part: Encoding, prefix: list[int], suffix: list[int]) -> Encoding:
-        fed = part.input_ids[: part.responses[-1][0] if part.responses else 0]
-        return replace(
-            part,
-            prefix_length=_num_shared(prefix, part.input_ids),
-            suffix_length=_num_shared(suffix[::-1], fed[::-1]),
-        )
 
     def _parts(self, draft: _Draft, tokens: list[list[int]]) -> list[Encoding]:
         if refusal := self.forgery(draft.stretches(), tokens):
@@ -288,7 +280,7 @@ class _Encoder:
             ids = flat(tokens)
             if len(ids) < 2:  # nothing predicts a row's first token
                 raise RowRefused("nothing_to_learn")
-            return [Encoding(ids, ids, notes=draft.notes)]
+            return [Encoding(ids, ids)]
         turns = list(zip(tokens[:-1:2], tokens[1::2], strict=True))
         if any(not response or response[-1] not in self._end_ids for _, response in turns):
             raise RowRefused("a trained turn does not end in the end token", repr(draft.turns[-1].response[-40:]))
@@ -297,9 +289,7 @@ class _Encoder:
         parts = [part for part in parts if any(label != IGNORED for label in part.labels[1:])]
         if not parts:
             raise RowRefused("nothing_to_learn")
-        kwargs, places = draft.conversation.template_kwargs, [(n, len(parts)) for n in range(1, len(parts) + 1)]
-        parts = [replace(part, part=at, template_kwargs=kwargs) for part, at in zip(parts, places, strict=True)]
-        return [replace(parts[0], notes=draft.notes), *parts[1:]]
+        return parts
 
     def _part(self, draft: _Draft, turns: list[tuple[list[int], list[int]]], part: list[int]) -> Encoding:
         """A part whose responses alone carry loss."""
@@ -371,6 +361,24 @@ def _check_marks(text: str, mark: str) -> None:
 def _pieces(text: str, mark: str) -> Pieces:
     """Cut a text at the marks: typed control tokens are at odd indices."""
     return text.split(mark) if mark else [text]
+
+
+def _described(parts: list[Encoding], draft: _Draft, prefix: list[int], suffix: list[int]) -> list[Encoding]:
+    """The parts of a row with what is known of them: which of how many, their lengths, and on the first the notes."""
+    described = []
+    for number, part in enumerate(parts, start=1):
+        fed = part.input_ids[: part.responses[-1][0] if part.responses else 0]
+        described.append(
+            replace(
+                part,
+                part=(number, len(parts)),
+                template_kwargs=draft.conversation.template_kwargs,
+                prefix_length=_num_shared(prefix, part.input_ids),
+                suffix_length=_num_shared(suffix[::-1], fed[::-1]),
+                notes=draft.notes if number == 1 else part.notes,
+            )
+        )
+    return described
 
 
 def _num_shared(some: list[int], others: list[int]) -> int:
