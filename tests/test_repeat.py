@@ -31,6 +31,7 @@ def test_a_run_comes_out_the_same_from_anywhere(folder: Path, monkeypatch: pytes
     result = repeat(Path("../runs/sft/a"))
     assert result.is_same
     assert not result.found
+    assert Path.cwd() == folder / "elsewhere"
     assert result.folder == folder / "runs" / "sft" / "a-repeat"
     assert (result.folder / "model.safetensors").read_bytes() == (folder / "runs/sft/a/model.safetensors").read_bytes()
 

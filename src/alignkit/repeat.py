@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import chdir
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -62,16 +62,15 @@ def repeat(folder: Path, into: Path | None = None) -> Repeated:
     check_format(manifest, folder)
     folder, into = folder.resolve(), (into or folder.with_name(f"{folder.name}-repeat")).resolve()
     started_in = Path((manifest.get("starts") or [{}])[0].get("folder", "."))
-    if started_in.is_dir() and started_in.resolve() != Path.cwd():
-        os.chdir(started_in)  # paths of the record are as they were typed there
-    job, files = _job(folder, manifest), _checksums(folder)
-    for line in _surroundings(manifest, folder):
-        logger.warning("%s", line)
-    stage = str(manifest["stage"])
-    given = Given(
-        manifest.get("job", {}), manifest.get("origins", {}), ["alignkit", "repeat", str(folder)], run_time(folder)
-    )
-    import_module(f"alignkit.stages.{stage}.run").run(job, into, given=given)
+    # Paths of the record are as they were typed there; a project that was copied is repeated in the copy.
+    with chdir(started_in if folder.is_relative_to(started_in.absolute()) and started_in.is_dir() else Path.cwd()):
+        job, files = _job(folder, manifest), _checksums(folder)
+        for line in _surroundings(manifest, folder):
+            logger.warning("%s", line)
+        given = Given(
+            manifest.get("job", {}), manifest.get("origins", {}), ["alignkit", "repeat", str(folder)], run_time(folder)
+        )
+        import_module(f"alignkit.stages.{manifest['stage']}.run").run(job, into, given=given)
     again = read_manifest(into) or {}
     return Repeated(into, differences(folder, manifest, into, again), list(_other_files(files, _checksums(into))))
 
