@@ -27,6 +27,7 @@ def check_sections(job: StageJob, stage: str) -> list[str]:
     """List what is wrong with the sections that all stages have, one line each."""
     held_out = job.data.eval_path is not None or job.data.eval_fraction > 0
     keep_best = stage == "ppo" and job.train.get("eval_strategy") != "no"
+    keep_best = keep_best and job.train.get("load_best_model_at_end") is not False
     problems = check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping, keep_best=keep_best)
     problems += check_report_to(job.train)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS[stage].items():
