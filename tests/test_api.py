@@ -208,9 +208,9 @@ def test_a_loss_written_again_trains_the_same_model() -> None:
 
 def test_a_ppo_trainer_of_ones_own_trains() -> None:
     class Halved(PpoTrainer):
-        def score_rollouts(self, model: Any, rows: Any, scores: Any, update: Any) -> Any:
+        def score_rollouts(self, model: Any, rows: Any, scores: Any, update: Any, **more: Any) -> Any:
             halved.extend(scores)
-            return super().score_rollouts(model, rows, [score / 2 for score in scores], update)
+            return super().score_rollouts(model, rows, [score / 2 for score in scores], update, **more)
 
     halved: list[float] = []
     run(job("ppo", *PPO), "nb", trainer_class=Halved)

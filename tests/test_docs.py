@@ -417,7 +417,7 @@ def named_paths() -> Iterator[str]:
     """Each file or folder that CONTRIBUTING names, in its sentences or in its drawings."""
     for word in re.findall(r"[\w./<>-]*/[\w./<>-]*|[\w-]+\.(?:py|yaml|md|toml|txt)\b", CONTRIBUTING):
         if "NAME" not in word and not word.startswith((".venv/", "//")):
-            yield word.strip(".")
+            yield word.rstrip(".")
 
 
 @pytest.mark.parametrize("word", sorted(set(named_paths())))

@@ -74,8 +74,9 @@ def test_so_is_a_word(stage: str, word: str, text: str) -> None:
 
 
 def test_so_is_a_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     with pytest.raises(AlignkitError, match="the run directory cannot be made: File name too long"):
-        launch("sft", ["model=tiny_gpt2", "data.path=a.jsonl", f"hydra.run.dir={tmp_path}/{'a' * 300}"])
+        launch("sft", ["model=tiny_gpt2", f"data.path={tmp_path}/a.jsonl", f"hydra.run.dir={tmp_path}/{'a' * 300}"])
 
 
 def test_what_is_used_often_is_counted_often() -> None:

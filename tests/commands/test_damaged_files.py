@@ -41,6 +41,8 @@ COMMANDS: dict[str, list[str]] = {
     "runs diff": ["runs", "diff", RUN, REWARD],
     "repeat": ["repeat", RUN],
     "report": ["report", RUN],
+    "smoke": ["smoke", "sft", *ON_RUN, "data.path=rows.jsonl"],
+    "export": ["export", RUN, "--to", "vllm"],
     "plan": ["plan", "sft", *ON_RUN, "data.path=rows.jsonl"],
     "score": ["score", REWARD, "--pairs", "pairs.jsonl"],
     "sft": ["sft", *ON_RUN, "data.path=rows.jsonl", "samples=0"],

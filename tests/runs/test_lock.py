@@ -232,7 +232,7 @@ def test_every_command_holds_the_file_it_writes(
 
 
 def test_merge_and_next_hold_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "_check", lambda *_: None)
+    monkeypatch.setattr(merge, "check", lambda *_: None)
     monkeypatch.setattr(next, "_check", lambda *_: None)
     out, png = tmp_path / "out", tmp_path / "out.png"
     with hold(out, tmp_path / ".out.lock"), pytest.raises(RunError, match="out is being written by"):

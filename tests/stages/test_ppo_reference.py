@@ -11,7 +11,7 @@ import pytest
 from alignkit.commands.merge import run as merge
 from alignkit.errors import ConfigError, TrainingError
 from alignkit.jobs import PpoJob
-from alignkit.launch import compose_job, compose_with_record
+from alignkit.launch import command_job, compose_job
 from alignkit.stages.ppo import run as ppo
 from alignkit.stages.sft import run as sft
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sft.run(compose_job("sft", words), Path(name))
         for name, steps, rank in (("adapter", 3, 4), ("far", 6, 2)):
             sft.run(compose_job("sft", [*lora, f"lora.r={rank}", f"train.max_steps={steps}"]), Path(name))
-        job, record = compose_with_record("merge", [], model={"name": "far"})
+        job, record = command_job("merge", [], model={"name": "far"})
         merge(job, out=Path("merged"), record=record)
         shutil.copytree("sft", "same")  # the same weights, by another configuration: another base
         config = json.loads(Path("same/config.json").read_text())

@@ -15,6 +15,7 @@ from alignkit.config import Resume
 from alignkit.launch import launch
 from alignkit.runs.directory import guard_run
 from alignkit.runs.given import Given
+from alignkit.runs.manifest import read_manifest
 
 # 37 rows: the last batch of an epoch is not full, and the two processes' shares of it differ.
 ROWS = [{"instruction": f"Say {n}.", "output": f"{n}, " * (1 + n % 5)} for n in range(37)]
@@ -153,7 +154,8 @@ def test_every_process_knows_that_a_finished_run_is_finished(
     runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, rank: str
 ) -> None:
     monkeypatch.setenv("RANK", rank)  # one that did not would wait for the others for ever
-    with guard_run(runs["two"], stage="sft", given=Given({}), resume=Resume.true, overwrite=False) as run:
+    given = Given((read_manifest(runs["two"]) or {})["job"])
+    with guard_run(runs["two"], stage="sft", given=given, resume=Resume.true, overwrite=False) as run:
         assert (run.finished, run.resuming) == (True, False)
 
 

@@ -139,7 +139,7 @@ def test_the_terminal_ends_with_ledger_facts_lint_and_lengths(make: Make, capsys
         "length: the longer side is chosen in 25.0% of 4 pairs, so length alone predicts 75.0% of the labels "
         "(AUC of the difference 0.188)",
         "tokens in a prompt",
-        "0-6 tokens 0",
+        "23-26 tokens 3 " + "█" * 40,
     ]
     assert [line for line in lines if line.startswith("tokens in")] == [
         "tokens in a prompt",

@@ -151,6 +151,7 @@ def test_several_held_out_sets_are_scored_by_name(job, write_rows):
         "train_loss",
         "eval_near_loss",
         "eval_far_loss",
+        "kept_step",
     }
 
 
@@ -165,7 +166,9 @@ def test_a_run_directory_is_guarded(job):
     assert bits("out") == before
     run(job("overwrite=true", "seed=1"), Path("out"))
     assert bits("out") != before
-    with pytest.raises(RunError, match=r"^resume=true: there is no run in new; leave resume out to start one$"):
+    with pytest.raises(
+        RunError, match=r"^resume=true: there is no run in new; leave resume out, or resume=auto, to start one$"
+    ):
         run(job("resume=true"), Path("new"))
     assert not Path("new").exists()
 
