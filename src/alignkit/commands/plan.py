@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from alignkit.planning.rehearsal import Rehearsal, Rehearsed
 from alignkit.planning.sizes import parse_size, shown_size
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
+from alignkit.terminal import print_json_lines
 
 _LOWER = "--measure takes a real step: leave it out to plan one that does not fit here"
 
@@ -50,7 +50,7 @@ def run(rehearse: Callable[[], Rehearsal], *, memory: str | None, processes: int
     }
     verdict = {} if room is None else {"memory": room, "fits": plan.peak <= room}
     if as_json:
-        print(json.dumps({**facts, **as_dict(plan), **verdict, "data": dict(rehearsal.facts)}))  # noqa: T201
+        print_json_lines([{**facts, **as_dict(plan), **verdict, "data": dict(rehearsal.facts)}])
     else:
         _show(plan, facts, rehearsal, room)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,9 +30,9 @@ class MeasuredTrainer(OrderedTrainer):
         self._held_out_loss: Tensor | None = None
         super().__init__(**rest)
 
+    @abstractmethod
     def loss_weight(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Count what the loss of a batch is the mean of, a scalar."""
-        raise NotImplementedError
 
     def record(self, figures: Mapping[str, tuple[float, float]]) -> None:
         """Add figures of this process's batch, each with what it is the mean of (all processes must call this)."""
