@@ -9,7 +9,7 @@ import pytest
 
 from alignkit.cli import app
 from alignkit.commands import merge
-from alignkit.config import ModelConfig, TemplateConfig
+from alignkit.config import DataConfig, ModelConfig, TemplateConfig, ToolsForm
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.served_model import ServedModel
@@ -17,6 +17,7 @@ from alignkit.jobs import MergeJob
 from alignkit.launch import compose_job
 from alignkit.rewards.reward_run import RewardRun
 from alignkit.runs.manifest import MANIFEST
+from alignkit.runs.template import unused_forms
 from alignkit.stages.reward import run as reward
 
 TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
@@ -132,3 +133,17 @@ def test_a_form_that_a_record_lacks_is_named(as_text: Path, tmp_path: Path) -> N
         ConfigError, match=r"^data\.tools: .* was trained with \$\{oc\.env:FORM\}, of which the form was"
     ):
         ServedModel.of(ModelConfig(str(folder)), TemplateConfig(), check=False)
+
+
+def test_a_form_that_no_model_uses_is_refused(tmp_path: Path) -> None:
+    for name, tools in (("as_text", "system"), ("native", "native")):
+        (tmp_path / name).mkdir()
+        record = {"status": "finished", "job": {"data": {"tools": tools}}}
+        (tmp_path / name / MANIFEST).write_text(json.dumps(record))
+    text, native = str(tmp_path / "as_text"), str(tmp_path / "native")
+    chosen = DataConfig(path="rows.jsonl", tools=ToolsForm.system)
+    refused = ["data.tools=system has no effect: prompts are written as in the training of the run"]
+    assert unused_forms([native], chosen) == refused
+    assert unused_forms([text, native], chosen) == []
+    assert unused_forms([native, "org/model"], chosen) == []
+    assert unused_forms([native], DataConfig(path="rows.jsonl")) == []

@@ -36,6 +36,7 @@ from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs
+from alignkit.runs.template import unused_forms
 from alignkit.sampling.settings import check_sampling, plain
 
 logger = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def check(
         ConfigError: every problem found, together.
     """
     problems = check_rows(job, as_prompts=as_prompts)
-    problems += check_models(runs, job.model, distinct=True) + check_new_file(out)
+    problems += check_models(runs, job.model, distinct=True) + check_new_file(out) + unused_forms(runs, job.data)
     if reference:
         problems += check_section(replace(job.model, name=reference))
     if reward is not None:

@@ -28,6 +28,7 @@ from alignkit.rewards.reward_run import RewardRun
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs, writing
+from alignkit.runs.template import unused_forms
 from alignkit.terminal import print_json_lines
 
 
@@ -67,6 +68,7 @@ def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:
     if job.data.streaming and not pairs:
         problems.append("data.streaming=true: rows are not read as training goes; leave it out")
     problems += check_new_file(out) + check_section(job.model, wants_reward=True)
+    problems += unused_forms([job.model.name], job.data)
     if problems:
         raise ConfigError(*problems)
 

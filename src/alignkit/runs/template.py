@@ -6,13 +6,14 @@ These are the arguments of the template, and the forms in which tools and reason
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.config import DataConfig, ReasoningForm, TemplateConfig, ToolsForm
 from alignkit.errors import ConfigError
+from alignkit.home import expand_home
 from alignkit.runs.manifest import flat, read_manifest
 
 
@@ -86,3 +87,19 @@ def forms_mismatch(folder: Path | None, data: DataConfig) -> str | None:
         return None
     was = f"data.tools={before[0]} data.reasoning={before[1]}"
     return f"{folder} was trained with {was}; this run has data.tools={data.tools} data.reasoning={data.reasoning}"
+
+
+def unused_forms(names: Sequence[str], data: DataConfig) -> list[str]:
+    """List the forms of tools and reasoning that were chosen and that no model uses, a line each.
+
+    Args:
+        names: of the models; a run uses the forms of its training, any other model those of `data`.
+        data: the section.
+    """
+    used = [run_forms(Path(expand_home(name))) for name in names]
+    lines = []
+    for at, name in enumerate(("tools", "reasoning")):
+        chosen, default = getattr(data, name), getattr(DataConfig(), name)
+        if chosen != default and all(forms is not None and forms[at] != chosen for forms in used):
+            lines.append(f"data.{name}={chosen} has no effect: prompts are written as in the training of the run")
+    return lines
