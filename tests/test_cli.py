@@ -1,6 +1,7 @@
 """The command line as a person meets it: what it prints, where, and its exit status."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -231,6 +232,13 @@ def test_info_tells_how_a_job_is_composed_and_starts_nothing(alignkit: Run, tmp_
     for words in (["--info", *TINY], [*TINY, "--info"]):  # alone it means all, wherever it stands
         assert alignkit("sft", *words).stdout.startswith("Hydra ")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_info_leaves_no_log_behind_in_the_process(main: Main) -> None:
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    assert main("sft", *TINY, "--info", "defaults")[0] == 0
+    assert (root.level, root.handlers) == before
 
 
 def test_multirun_runs_every_combination_in_a_folder_of_its_own(main: Main) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import re
 import sys
@@ -450,6 +451,8 @@ def _as_overlay(content: dict[str, Any]) -> dict[str, Any]:
 
 def _run_hydra(stage: str, task: Callable[[DictConfig], None], argv: list[str]) -> None:
     saved, saved_full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]  # `--info` prints through a handler that Hydra leaves there
     sys.argv = [f"alignkit {stage}", *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes are raised to us instead of printed with a stack trace
     try:
@@ -461,6 +464,8 @@ def _run_hydra(stage: str, task: Callable[[DictConfig], None], argv: list[str]) 
         raise RunError(f"the run directory cannot be made: {error.strerror}: '{error.filename}'") from error
     finally:
         sys.argv = saved
+        root.setLevel(level)
+        root.handlers[:] = handlers
         if saved_full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
