@@ -12,7 +12,7 @@ FLOORS = {
     "": """
         __main__
         cli
-        cli_runs demo api pipeline
+        demo api pipeline
         repeat smoke
         launch completion
         origins

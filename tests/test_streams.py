@@ -137,7 +137,7 @@ def test_an_error_cannot_command_the_terminal_or_forge_a_line(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli.program, "app", fail)
     monkeypatch.setattr(sys, "argv", ["alignkit"])
     with pytest.raises(SystemExit):
         cli.main()

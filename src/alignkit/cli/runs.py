@@ -1,11 +1,15 @@
-"""The command line of `alignkit runs`: names and flags only."""
+"""`alignkit runs`, `report` and `repeat`: what has been run."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from alignkit.cli.arguments import home
+from alignkit.home import expand_home
 
 runs = typer.Typer(
     help="List, show, compare, find and remove the runs of a project. Alone it prints the tree of all runs.",
@@ -85,3 +89,51 @@ def rm(
     from alignkit.commands.runs import remove_runs
 
     remove_runs(names, root, checkpoints=checkpoints, ask=not yes)
+
+
+def report(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs or pipelines: a folder, a path below --root, or a name.")
+    ],
+    root: Annotated[Path, typer.Option(callback=home, help="Folder that holds the runs.")] = Path("runs"),
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            callback=home,
+            help="File of the page. Without it: report.html in the folder of the run; of several runs, in this folder.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per run instead of words.")] = False,
+) -> None:
+    """Write one self-contained page of a run and of all runs it came from, and say whether they went well.
+
+    alignkit report runs/ppo/ppo-smoke
+    """
+    from alignkit.errors import check_writable
+
+    check_writable("--html", html)
+    from alignkit.commands.report import run as write_page
+
+    write_page(names, root, html=html, as_json=json)
+
+
+def repeat(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
+    into: Annotated[Path | None, typer.Option(help="The new run directory; RUN-repeat if left out.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what differs as one JSON object.")] = False,
+) -> None:
+    """Train a finished run again, and compare the results.
+
+    It trains what the record of the run says. The exit status is 1 where the result is not the same, bit for bit.
+
+    alignkit repeat runs/sft/smoke
+    """
+    from alignkit.repeat import repeat as again
+    from alignkit.repeat import report
+    from alignkit.terminal import for_the_result_alone
+
+    with for_the_result_alone() if json else contextlib.nullcontext():
+        result = again(Path(expand_home(run)), into)
+    report(result, as_json=json)
+    if not result.is_same:
+        raise typer.Exit(1)
