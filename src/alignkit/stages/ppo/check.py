@@ -16,7 +16,7 @@ from alignkit.sampling.settings import check_sampling, draws
 from alignkit.stages.ppo.advantage import check_advantage
 from alignkit.stages.ppo.check_value import check_value
 from alignkit.stages.sections import check_adapter_stacking, check_base_stays, check_sections
-from alignkit.training.sharding import sharding_launched
+from alignkit.training.sharding import sharding_asked
 
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -33,7 +33,7 @@ def check_job(job: PpoJob) -> None:
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
     problems += check_base_stays(job) + _schedule_problems(job) + check_advantage(job) + _reference_problems(job)
     problems += check_value(job) if estimator_of(job.ppo).has_critic else []
-    if name := sharding_launched():
+    if name := sharding_asked(job.train):
         problems.append(
             f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "
             "saves memory"
