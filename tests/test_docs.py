@@ -56,6 +56,7 @@ NEEDS = {
     "--tasks": "lm-eval and its tasks",
     "--server": "a server",
 }
+MANY = 30  # commands of a page that take a minute together
 LAUNCHERS = ("torchrun", "accelerate", "srun")
 WORD = r"[^\W\d_]{4,}"
 LANGUAGES = {"bash", "python", "yaml", "console", "text"}
@@ -263,7 +264,12 @@ def test_readme_runs_from_a_fresh_clone(readme_runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in TEXTS if page != "README.md" and (NUM_COMMANDS[page][1] or blocks(page, "python"))]
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if NUM_COMMANDS[page][1] > MANY else page
+        for page in TEXTS
+        if page != "README.md" and (NUM_COMMANDS[page][1] or blocks(page, "python"))
+    ],
 )
 def test_a_page_runs_after_the_readme_and_shows_what_comes_out(
     page: str,

@@ -34,6 +34,7 @@ def test_held_out_reviews_are_no_training_reviews() -> None:
     assert not sides & held_out
 
 
+@pytest.mark.slow
 def test_reviews_become_prompts_answers_scores_and_better_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def status(folder: Path, name: str) -> str:
     return str(json.loads((folder / "runs/chain" / name).read_text())["status"])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_gone_on_with_is_never_killed(fresh: Path, finished: Path) -> None:
     assert kill_at_random(fresh, seed=1, kills=2) >= 1
     assert differing(fresh, finished) == []

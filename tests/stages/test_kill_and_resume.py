@@ -34,6 +34,7 @@ KINDS = {  # LoRA with dropout: draws count too
     "dpo": ("dpo", [], FULL),
     "dpo-lora": ("dpo", ["lora=default"], ADAPTER),
 }
+QUICK = ("full", "dpo-lora")
 
 Start = Callable[..., Any]
 
@@ -94,7 +95,9 @@ def checkpoints(run_dir: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in (run_dir / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_killed_in_the_middle_and_resumed_is_never_killed(
     alignkit: Start, unbroken: Any, folder: Path, kind: str
 ) -> None:

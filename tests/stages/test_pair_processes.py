@@ -26,6 +26,7 @@ KINDS = {
     "dpo": ["data.batching=packed", "samples=0"],
     "dpo-kept": ["data.batching=grouped", "samples=0", "reference.keep=true"],
 }
+QUICK = ("reward", "dpo")
 NOT_THE_SAME = ("per_second", "runtime", "epoch")
 
 
@@ -44,7 +45,9 @@ def figures(run_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_two_processes_train_and_measure_each_pair_once(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ KINDS = {
     "reinforce": ["ppo.advantage=reinforce", "ppo.gamma=0.9"],
     "reinforce_baseline": ["ppo.advantage=reinforce_baseline", *GROUPS],
 }
+QUICK = ("full", "grpo")
 REWARDS = "def length(prompts, completions, **columns):\n    return [len(c) / 10 for c in completions]\n"
 TIMED = ("seconds/", "tokens_per_second")
 
@@ -68,7 +69,9 @@ def measured(run_dir: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if not key.startswith(TIMED)} for line in lines]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_killed_at_random_moments_and_resumed_is_never_killed(server: Any, kind: str) -> None:
     num_kills = int(os.environ.get("ALIGNKIT_TEST_KILLS", "4"))
     whole, killed = (server.folder / "runs/ppo" / f"{name}-{kind}" for name in ("whole", "killed"))
