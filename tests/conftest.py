@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from serving import Serve, start
 
 ROOT = Path(__file__).parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -63,3 +66,18 @@ def byte() -> Any:
     from alignkit.models.tiny import byte_tokenizer
 
     return byte_tokenizer()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serve something until the test ends; its address."""
+    running: list[ThreadingHTTPServer] = []
+
+    def serve(serving: Any) -> str:
+        running.append(start(serving))
+        return f"http://127.0.0.1:{running[-1].server_port}"
+
+    yield serve
+    for server in running:
+        server.shutdown()
+        server.server_close()

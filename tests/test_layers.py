@@ -20,7 +20,7 @@ FLOORS = {
         stages commands
         planning
         ppo evaluate
-        training rewards
+        training rewards engine
         pages
         data models sampling runs
         quoting yaml_size upstream terminal user_functions jobs json_files digests
@@ -43,6 +43,7 @@ MEASURED = {
     "smoke",
     "ppo",
     "evaluate",
+    "engine",
     "training",
     "rewards",
     "data",

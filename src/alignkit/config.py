@@ -124,6 +124,16 @@ class ValueModel(StrEnum):
     own = "own"
 
 
+class EngineName(StrEnum):
+    local = "local"
+    vllm = "vllm"
+
+
+class Correction(StrEnum):
+    none = "none"
+    truncated = "truncated"
+
+
 class Batching(StrEnum):
     auto = "auto"
     padded = "padded"
@@ -466,4 +476,32 @@ class ValueConfig:
     warmup_updates: int = setting("number of first updates that train the value function alone", 0, ge=0)
     detach: bool = setting(
         "stop the gradient of the value loss at the value head, so that it does not train the policy", False
+    )
+
+
+@dataclass
+class EngineConfig:
+    name: EngineName = setting(
+        "program that generates: this one (local), or running vLLM servers (vllm)", EngineName.local
+    )
+    servers: list[str] = setting("addresses of vLLM servers, such as [http://localhost:8000]", [])
+    timeout: float = setting("maximum time that a server takes over a request, in seconds", 600.0, gt=0)
+
+
+@dataclass
+class TrainingEngineConfig(EngineConfig):
+    """An engine whose completions are learned from."""
+
+    max_mismatch: float = setting(
+        "maximum mean difference between the log-probabilities of the trainer and those of the servers, in nats per "
+        "token: above it a server is refused, and ppo.health tells of an update",
+        0.02,
+        gt=0,
+    )
+    correction: Correction = setting(
+        "correction of the difference: none, or truncated importance weights, min(π/π_engine, engine.max_weight)",
+        Correction.none,
+    )
+    max_weight: float | None = setting(
+        "maximum importance weight of engine.correction=truncated; null is 2", None, gt=0
     )

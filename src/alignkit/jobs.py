@@ -22,6 +22,7 @@ from alignkit.config import (
     Resume,
     SamplingConfig,
     TemplateConfig,
+    TrainingEngineConfig,
     ValueConfig,
     setting,
 )
@@ -131,6 +132,7 @@ class PpoJob(PolicyJob):
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
+    engine: TrainingEngineConfig = field(default_factory=TrainingEngineConfig)
     train: dict[str, Any] = setting("training: arguments of transformers.TrainingArguments", {})
 
     def settled(self) -> Self:

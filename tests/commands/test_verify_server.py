@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from alignkit.commands.verify import run
 from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.jobs import VerifyJob
+from serving import Serve
 
 
 @dataclass
@@ -95,42 +93,6 @@ class Serving:
             choice["logprobs"] = {"content": [{"token": "", "logprob": value} for value in scored]}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids) - len(prompt)}
         return {"choices": [choice], "usage": usage}
-
-
-Serve = Callable[[Any], str]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Serve something until the test ends; its address."""
-    running: list[ThreadingHTTPServer] = []
-
-    def start(serving: Any) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.do_POST()
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
-                answered = serving.answer(self.path, body)
-                content = json.dumps(answered or {"error": {"message": "there is no such thing"}}).encode()
-                self.send_response(200 if answered else 404)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        running.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx2
-
+from alignkit.engine.client import Client, Refused, Unanswered, is_address
 from alignkit.errors import ConfigError, did_you_mean
-from alignkit.terminal import one_line
 
-_TIMEOUT = httpx2.Timeout(300.0, connect=10.0)  # seconds; on a CPU a large model takes long over an answer
-_KEY = "OPENAI_API_KEY"  # where every client of this protocol looks
-_MAX_CHARS = 200  # of what a server says of an error
+_TIMEOUT = 300.0  # seconds; on a CPU a large model takes long over an answer
 
 Messages = Sequence[Mapping[str, str]]
-
-
-class Refused(Exception):
-    """A server answered a request with an error; the text is its own."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +45,10 @@ class Server:
     """
 
     def __init__(self, url: str) -> None:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        if not is_address(url):
             raise ConfigError(f"--server {url}: give an address such as http://localhost:8000")
         self.url, self.model = url, ""
-        key = os.environ.get(_KEY)
-        self._client = httpx2.Client(
-            base_url=url.rstrip("/").removesuffix("/v1"),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=_TIMEOUT,
-            follow_redirects=True,
-        )
+        self._client = Client(url, timeout=_TIMEOUT)
 
     def close(self) -> None:
         self._client.close()
@@ -151,26 +135,6 @@ class Server:
             Refused: an error is answered, or no object.
         """
         try:
-            response = self._client.request("GET" if body is None else "POST", path, json=body)
-        except httpx2.TimeoutException as error:
-            raise ConfigError(f"--server {self.url}: {path} was not answered in time") from error
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            reason = one_line(str(error), _MAX_CHARS)
-            raise ConfigError(f"--server {self.url} does not answer: {reason}; is it running?") from error
-        if response.status_code in (401, 403):
-            raise ConfigError(f"--server {self.url} wants a key, or another one: export {_KEY}=…")
-        try:
-            content = response.json()
-        except ValueError:
-            content = None
-        if response.is_error or not isinstance(content, dict):
-            words = _words(content) or f"no JSON object, but {response.headers.get('content-type', 'nothing')}"
-            raise Refused(f"HTTP {response.status_code}: {one_line(words, _MAX_CHARS)}")
-        return content
-
-
-def _words(content: Any) -> str:
-    """The message of an error in the forms in which servers write it."""
-    while isinstance(content, dict):
-        content = content.get("error") or content.get("message") or content.get("detail")
-    return content if isinstance(content, str) else ""
+            return self._client.ask(path, body)
+        except Unanswered as error:
+            raise ConfigError(f"--server {self.url} {error}") from error

@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import SamplingConfig
 from alignkit.data.encode.rendering import first_difference
+from alignkit.engine.client import Refused
 from alignkit.evaluate.finding import Finding
 from alignkit.evaluate.likelihood import Row, token_logprobs
 from alignkit.evaluate.served_model import ServedModel
-from alignkit.evaluate.server import Messages, Refused, Reply, Server
+from alignkit.evaluate.server import Messages, Reply, Server
 from alignkit.evaluate.trained import example_rows
 from alignkit.models.load import num_positions
 from alignkit.models.skeleton import skeleton

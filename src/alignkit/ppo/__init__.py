@@ -4,7 +4,7 @@
 reference (`reference.py`). One step of the trainer is one update (`trainer.py`, `PpoTrainer.training_step`):
 
 1. `schedule.py`: which prompts this update takes
-2. `rollout.py`: sample completions and score them with the rewards
+2. `rollout.py`: sample completions and score them with the rewards; `engine.py`: servers that sample in its place
 3. `groups.py`, `score_shaping.py`: prompts whose completions all score the same; penalties, scaling and clipping of the
    scores
 4. `scoring.py`: log-probabilities, reference log-probabilities and values of the whole rollout

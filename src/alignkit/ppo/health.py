@@ -21,6 +21,7 @@ class HealthMonitor:
         max_new_tokens: the longest a completion can be.
         compares_group: completions are compared with those of their prompt, not with all others.
         reference: what the KL is to, in words.
+        max_mismatch: nats per token between trainer and engine that are too far; None without an engine.
         first: entropy and length of the first update.
         evals: (training score, held-out score) at each evaluation.
         reported: names of signs that were reported already; each is reported once.
@@ -30,6 +31,7 @@ class HealthMonitor:
     max_new_tokens: int
     compares_group: bool = False
     reference: str = "its reference"
+    max_mismatch: float | None = None
     first: dict[str, float] = field(default_factory=dict)
     evals: list[tuple[float, float]] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
@@ -67,6 +69,12 @@ class HealthMonitor:
                 f"completions grew from {self.first['length']:.3g} to {length:.3g} tokens and reach "
                 f"sampling.max_new_tokens={self.max_new_tokens}: set ppo.missing_eos_penalty, or check whether the "
                 "reward favors length"
+            )
+        if self.max_mismatch is not None and (apart := metrics["engine/mismatch"]) > self.max_mismatch:
+            warnings["mismatch"] = (
+                f"the log-probabilities of the servers are {apart:.3g} nats a token from the trainer's, above "
+                f"engine.max_mismatch={self.max_mismatch:g}: the policy learns from what another one drew; serve it in "
+                "the dtype it is trained in, or say engine.correction=truncated"
             )
         return self._new(warnings)
 

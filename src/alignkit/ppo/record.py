@@ -30,6 +30,7 @@ PANELS = {
     "length (tokens)": {"rollout/length": "training", "eval_length": "held out"},
     "entropy (nats a token)": {"objective/entropy": "entropy"},
     "losses": {"loss/policy": "policy", "loss/value": "value", "loss/kl": "KL"},
+    "trainer and engine apart (nats a token)": {"engine/mismatch": "mean"},
     "groups whose rewards are all alike": {"group/flat_fraction": "share"},
     "variance of the returns that the values explain": {"value/explained_variance": "explained variance"},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +30,7 @@ class Rollout:
         reply: as a message, where it has reasoning or calls.
         score: the weighted sum over the reward sources; None where a source skipped it.
         by_source: score of each source, unweighted.
+        logprobs: of the drawn tokens, as an engine that drew them told; empty without one.
     """
 
     prompt: int
@@ -40,6 +41,20 @@ class Rollout:
     reply: Message | None = None
     score: float | None = None
     by_source: dict[str, float | None] = field(default_factory=dict)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Completer(Protocol):
+    """Completes prompts with the policy as it is now, such as `ppo.engine.Engine`."""
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        requests: Sequence[tuple[int, int]],
+        sampling: SamplingConfig,
+        *,
+        draw_stream: str,
+    ) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class RolloutGenerator:
         replies: reads completions.
         seed: of every draw.
         batch_size: most completions that are generated together.
+        engine: completes prompts in place of the model that is here; None without one.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -59,6 +75,7 @@ class RolloutGenerator:
     replies: ReplyDecoder
     seed: int
     batch_size: int
+    engine: Completer | None = None
 
     def __call__(
         self,
@@ -81,9 +98,28 @@ class RolloutGenerator:
             draw_stream: what the draws belong to, such as the number of the update.
             sampling: the section as it is now, without schedules.
         """
-        completions = generate(
+        rows = [prompts[index].ids for index, _ in requests]
+        if self.engine is not None:
+            completions = self.engine.complete(rows, requests, sampling, draw_stream=draw_stream)
+        else:
+            completions = self._generate(model, rows, requests, draw_stream=draw_stream, sampling=sampling)
+        return [
+            self._rollout(prompts[index], index, generation, completion)
+            for (index, generation), completion in zip(requests, completions, strict=True)
+        ]
+
+    def _generate(
+        self,
+        model: Any,
+        rows: Sequence[list[int]],
+        requests: Sequence[tuple[int, int]],
+        *,
+        draw_stream: str,
+        sampling: SamplingConfig,
+    ) -> list[Completion]:
+        return generate(
             model,
-            [prompts[index].ids for index, _ in requests],
+            rows,
             sampling,
             eos_ids=self.eos_ids,
             pad_id=int(self.tokenizer.pad_token_id or 0),
@@ -91,10 +127,6 @@ class RolloutGenerator:
             batch_size=self.batch_size,
             keys=[f"{draw_stream} {index} {generation}" for index, generation in requests],
         )
-        return [
-            self._rollout(prompts[index], index, generation, completion)
-            for (index, generation), completion in zip(requests, completions, strict=True)
-        ]
 
     def _rollout(self, prompt: Prompt, index: int, generation: int, completion: Completion) -> Rollout:
         reply = self.replies.read(prompt.conversation, prompt.ids, completion.token_ids, completion.end_id)
@@ -105,6 +137,7 @@ class RolloutGenerator:
             text=reply.text,
             has_ended=completion.end_id is not None,
             reply=reply.message,
+            logprobs=[] if self.engine is None else completion.token_logprobs,
         )
 
 

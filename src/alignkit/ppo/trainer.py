@@ -21,7 +21,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from alignkit.config import HealthPolicy, PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
+from alignkit.engine.probe import Probe
 from alignkit.errors import RewardError, TrainingError
+from alignkit.ppo.engine import Engine
 from alignkit.ppo.experience import RolloutTensors
 from alignkit.ppo.groups import group_metrics, grouped, is_flat
 from alignkit.ppo.health import HealthMonitor
@@ -56,6 +58,7 @@ class PpoTrainer(Learner):
         args: upstream's arguments, whose steps are updates.
         tokenizer: of the policy.
         callbacks: as upstream.
+        engine: servers that complete the prompts; None where the policy itself does.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class PpoTrainer(Learner):
         args: TrainingArguments,
         tokenizer: PreTrainedTokenizerBase,
         callbacks: Sequence[TrainerCallback],
+        engine: Engine | None = None,
     ) -> None:
         super().__init__(
             policy=policy,
@@ -86,11 +90,13 @@ class PpoTrainer(Learner):
             tokenizer=tokenizer,
             callbacks=callbacks,
         )
+        self.engine = engine
         self.generator, self.rewards, self.shuffle, self.on_rollout = generator, rewards, shuffle, on_rollout
         self.controller = KLController(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
         self.shaping = ScoreShaping(ppo)
         compares_group, reference = self.estimator.compares_group, str(policy.reference)
-        self.health = HealthMonitor(ppo.max_kl, sampling.max_new_tokens, compares_group, reference)
+        most = engine.section.max_mismatch if engine is not None else None
+        self.health = HealthMonitor(ppo.max_kl, sampling.max_new_tokens, compares_group, reference, most)
         self.num_skipped = 0
         self._said_cut = False
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
@@ -118,6 +124,8 @@ class PpoTrainer(Learner):
             The mean loss of its minibatches.
         """
         update = self._update(int(inputs["update"]))
+        if self.engine is not None:
+            self.engine.take_throughput()  # of an evaluation, which is none of this update's
         with self._timed("rollout") as rollout_time:
             rollouts, asked = self._roll_out(update)
         self._warn_of_cut(rollouts, update)
@@ -126,11 +134,15 @@ class PpoTrainer(Learner):
             shaped = self.shaping(rollouts)
             in_loss = [rollout.has_ended or not self.ppo.mask_truncated for rollout in rollouts]
             tensors = self.score_rollouts(model, rows, shaped, update, in_loss=in_loss)
+        of_engine: dict[str, float] = {}
+        if self.engine is not None:
+            tensors, of_engine = self.engine.compare(rollouts, tensors)
+            of_engine |= self.engine.take_throughput()
         with self._timed("update") as update_time:
             losses = self.learn(model, rollouts, rows, tensors, update)
         measured = kl_and_entropy(tensors) | losses | rollout_metrics(rollouts, tensors, shaped)
         measured |= group_metrics(shaped, self.ppo.num_generations) | self._refill_metrics(rollouts, asked)
-        measured |= {"kl_coef": update.kl_coef, "temperature": update.temperature}
+        measured |= {"kl_coef": update.kl_coef, "temperature": update.temperature} | of_engine
         measured |= throughput_metrics(
             rows,
             num_drawn=sum(len(rollout.ids) for rollout in asked),
@@ -220,24 +232,53 @@ class PpoTrainer(Learner):
         """Completions with their scores, in the order of the requests, the same on every process."""
         share = requests[self.args.process_index :: self.args.world_size]
         rollouts: list[Rollout] = []
-        problem: RewardError | None = None
-        if share:
-            with self.accelerator.autocast():
-                rollouts = self.generator(self.policy.model, prompts, share, draw_stream=draw_stream, sampling=sampling)
-            try:
+        problem: RewardError | TrainingError | None = None
+        try:
+            if self.engine is not None:
+                self._hand_over(self.engine)
+            if share:
+                with self.accelerator.autocast():
+                    rollouts = self.generator(
+                        self.policy.model, prompts, share, draw_stream=draw_stream, sampling=sampling
+                    )
                 rollouts = add_scores(rollouts, prompts, self.rewards)
-            except RewardError as error:
-                problem = error
+        except (RewardError, TrainingError) as error:
+            problem = error
         (failed,) = self.largest(problem is not None)
         if problem is not None:
             raise problem
         if failed:
-            raise TrainingError("a reward failed on another process, which reports the reason")
+            raise TrainingError("a reward or a server failed on another process, which reports the reason")
         if self.args.world_size == 1:
             return rollouts
         own = range(self.args.process_index, len(requests), self.args.world_size)
         gathered = gather_object(list(zip(own, rollouts, strict=True)))
         return [rollout for _, rollout in sorted(gathered, key=lambda item: item[0])]
+
+    def _hand_over(self, engine: Engine) -> None:
+        """Give the policy as it is now to the servers."""
+        assert self.policy.adapters is not None
+        engine.hand_over(
+            self.policy.adapters, writes=self.is_world_process_zero(), wait=self.accelerator.wait_for_everyone
+        )
+
+    def probe(self, engine: Engine) -> list[Probe]:
+        """Hold what each server draws against the policy, before the first update; every process must call this.
+
+        Raises:
+            ConfigError: one line for each server that does not draw from the policy.
+        """
+        assert self.policy.adapters is not None
+        prompts = [prompt.ids for prompt in self.prompts]
+        self.policy.eval()
+        with self.accelerator.autocast():
+            return engine.begin(
+                self.policy.adapters,
+                prompts,
+                self.sampling,
+                writes=self.is_world_process_zero(),
+                wait=self.accelerator.wait_for_everyone,
+            )
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[list[float]]:

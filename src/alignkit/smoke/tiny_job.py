@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignkit.config import Dtype, HealthPolicy, Init, ModelConfig, Quantization, Resume
+from alignkit.config import Dtype, HealthPolicy, Init, ModelConfig, Quantization, Resume, TrainingEngineConfig
 from alignkit.jobs import PolicyJob, PpoJob, StageJob
 from alignkit.json_files import read_object
 from alignkit.models.load import load_tokenizer, read_adapter_config
@@ -100,7 +100,8 @@ def _few_completions(job: PpoJob, folder: Path) -> PpoJob:
     warmup = min(job.value.warmup_updates, NUM_STEPS - 1)
     rewards = [_tiny_reward(item, folder / f"reward{number}", job.seed) for number, item in enumerate(job.reward)]
     value = replace(job.value, warmup_updates=warmup, start=None)  # a value function of other weights would not fit
-    return replace(job, ppo=ppo, value=value, reward=rewards)
+    engine = TrainingEngineConfig()  # no server has the tiny model
+    return replace(job, ppo=ppo, value=value, reward=rewards, engine=engine)
 
 
 def _tiny_model(model: ModelConfig, folder: Path, *, seed: int) -> ModelConfig:

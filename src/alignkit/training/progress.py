@@ -21,6 +21,7 @@ _SHOWN = {
     "rollout/length": "length",
     "objective/entropy": "entropy",
     "group/flat_fraction": "flat groups",
+    "engine/mismatch": "mismatch",
     "eval_score": "held-out score",
     "eval_score_se": "±",
     "eval_kl": "KL",

@@ -14,6 +14,7 @@ from alignkit.rewards.load import check_rewards
 from alignkit.rewards.source import parse_rewards
 from alignkit.sampling.settings import check_sampling, draws
 from alignkit.stages.ppo.advantage import check_advantage
+from alignkit.stages.ppo.check_engine import check_training_engine
 from alignkit.stages.ppo.check_value import check_value
 from alignkit.stages.sections import check_adapter_stacking, check_base_stays, check_sections
 from alignkit.training.sharding import sharding_asked
@@ -32,6 +33,7 @@ def check_job(job: PpoJob) -> None:
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     problems += _batch_problems(job, num_processes) + _sampling_problems(job) + _dropout_problems(job)
     problems += check_base_stays(job) + _schedule_problems(job) + check_advantage(job) + _reference_problems(job)
+    problems += check_training_engine(job)
     problems += check_value(job) if estimator_of(job.ppo).has_critic else []
     if name := sharding_asked(job.train):
         problems.append(

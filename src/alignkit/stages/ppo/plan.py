@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from alignkit.config import ModelConfig, ValueModel
+from alignkit.config import EngineName, ModelConfig, ValueModel
 from alignkit.data.sets.prompts import Prompt
 from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
@@ -65,7 +65,7 @@ def rehearsal(job: PpoJob, *, processes: int) -> Rehearsal:
         build=partial(_models, job),
         batch=lambda size: _longest_rows(prompts, size, max_new_tokens=job.sampling.max_new_tokens),
         loss=loss,
-        rollout=rollout,
+        rollout=rollout if job.engine.name is EngineName.local else None,
         micro_batches=_passes_of_a_minibatch(job, args, processes),
         facts=_facts(job, prompts),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from alignkit.config import ControlTokens, TrainOn
+from alignkit.config import ControlTokens, EngineName, TrainOn
 from alignkit.data.encode.masking import EncodeRules
 from alignkit.data.encode.replies import ReplyForm
 from alignkit.data.views.first_rows import write_first_rows
@@ -17,6 +18,7 @@ from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
 from alignkit.models.save import save_model
 from alignkit.ppo.build import backbone_for_rewards, build_policy
+from alignkit.ppo.engine import Engine, ForgetKept
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.record import RolloutFile, conclude, show_before_training
 from alignkit.ppo.rollout import Rollout, RolloutGenerator
@@ -31,9 +33,12 @@ from alignkit.stages.ppo.advantage import describe_advantage, settled_given
 from alignkit.stages.ppo.arguments import build_ppo_arguments
 from alignkit.stages.ppo.check import check_job
 from alignkit.stages.ppo.data import Prepared, prepare, view_of
+from alignkit.stages.ppo.engine import build_engine, engine_facts, open_servers
 from alignkit.stages.sections import template_mismatches
 from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import explain_full_disk, train
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -63,6 +68,7 @@ def run(
             return
         prepared = prepare(job, now=entry.now)
         args = build_ppo_arguments(job, run_dir, record=entry.record, held_out=bool(prepared.data.held_out))
+        servers = open_servers(job, prepared) if job.engine.name is EngineName.vllm else []
         policy = _policy(job, prepared)
         backbone = backbone_for_rewards(policy, job.model)
         rewards = load_rewards(parse_rewards(job.reward), job.model, device=args.device, backbone=backbone)
@@ -70,11 +76,20 @@ def run(
         entry.begin()
         of_rewards = rewards.template_mismatches(prepared.template.jinja, job.model.name)
         warn(*template_mismatches(job, prepared.template), *of_rewards)
-        trainer = _trainer(job, run_dir, args, policy, prepared, rewards, trainer_class, callbacks)
+        engine = (
+            build_engine(job, [server for server, _ in servers], run_dir, eos_ids=policy.eos_ids) if servers else None
+        )
+        trainer = _trainer(job, run_dir, args, policy, prepared, rewards, engine, trainer_class, callbacks)
         if trainer.is_world_process_zero():
             prepared.data.ledger.write(run_dir / "rows.jsonl")
             write_first_rows(run_dir, view_of(job, prepared))
-        log_plan(prepared.data.ledger, trainer, job, _facts(job, trainer, prepared), entry)
+        facts = _facts(job, trainer, prepared)
+        if engine is not None:
+            stack.callback(engine.close)
+            facts |= engine_facts(job, [served for _, served in servers], trainer.probe(engine))
+        log_plan(prepared.data.ledger, trainer, job, facts, entry)
+        if engine is not None and entry.resuming:
+            warn(engine.resumed())
         before = _samples(job, trainer)
         show_before_training(before, trainer.held_out or trainer.prompts)
         with entry.timed("train"):
@@ -84,6 +99,10 @@ def run(
             warn(f"{trainer.num_skipped:,} completions had no score and were left out of their updates")
         after = _samples(job, trainer)
         _save(trainer, run_dir, prepared)
+        if engine is not None:
+            for member in engine.spread.members:
+                logger.info("%-17s %s", "server", member)
+            engine.remove()
         entry.result = conclude(
             run_dir,
             trainer.state.log_history,
@@ -117,6 +136,7 @@ def _trainer(
     policy: Policy,
     prepared: Prepared,
     rewards: Rewards,
+    engine: Engine | None,
     trainer_class: type[PpoTrainer],
     callbacks: Sequence[TrainerCallback],
 ) -> PpoTrainer:
@@ -134,6 +154,7 @@ def _trainer(
             ReplyDecoder(ReplyForm(prepared.template, prepared.tokenizer, rules)),
             job.seed,
             job.ppo.generation_batch_size,
+            engine,
         ),
         sampling=job.sampling,
         rewards=rewards,
@@ -143,7 +164,8 @@ def _trainer(
         on_rollout=kept,
         args=args,
         tokenizer=prepared.tokenizer,
-        callbacks=build_callbacks(job, run_dir, kept, *callbacks),
+        callbacks=build_callbacks(job, run_dir, kept, *([ForgetKept(engine)] if engine else []), *callbacks),
+        engine=engine,
     )
 
 
