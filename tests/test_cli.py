@@ -218,9 +218,9 @@ def test_cfg_prints_what_would_run_and_starts_nothing(main: Main, tmp_path: Path
 
 def test_cfg_shows_a_secret_as_it_was_written(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "open sesame")
-    _, out, _ = main("sft", *TINY, "train.hub_token=${oc.env:SECRET}", "--cfg", "job")
-    assert "  hub_token: ${oc.env:SECRET}" in out.splitlines()
-    assert main("sft", *TINY, *QUICK, "train.hub_token=${oc.env:SECRET}")[0] == 0
+    _, out, _ = main("sft", *TINY, "train.run_name=${oc.env:SECRET}", "--cfg", "job")
+    assert "  run_name: ${oc.env:SECRET}" in out.splitlines()
+    assert main("sft", *TINY, *QUICK, "train.run_name=${oc.env:SECRET}")[0] == 0
     written = [path for path in Path("runs").rglob("*") if path.is_file() and b"open sesame" in path.read_bytes()]
     assert written == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.terminal import for_the_result_alone, one_line, printable
+from alignkit.terminal import for_the_result_alone, one_line, plain_number, printable
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,12 @@ from alignkit.terminal import for_the_result_alone, one_line, printable
 )
 def test_control_characters_are_written_out(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_small_figure_is_no_nought() -> None:
+    assert [*map(plain_number, (0.0, 2.5, -0.0125, 0.001, 1.23456e-05, -2e-4))] == [
+        *("0.0000", "2.5000", "-0.0125", "0.0010", "1.23e-05", "-0.0002"),
+    ]
 
 
 def test_brief_is_one_line_of_a_length() -> None:

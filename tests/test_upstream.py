@@ -68,7 +68,7 @@ def test_a_wrong_train_setting_is_one_line(key: str, value: object, line: str) -
         ("lr_scheduler_kwargs", {"num_cycles": 2}),
         ("report_to", ["tensorboard"]),
         ("tf32", None),
-        ("hub_token", "${oc.env:TOKEN}"),
+        ("run_name", "${oc.env:TOKEN}"),
     ],
 )
 def test_a_right_train_setting_is_let_through(key: str, value: object) -> None:

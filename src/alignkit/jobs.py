@@ -7,6 +7,7 @@ keyword arguments of the trainer's and PEFT's own classes, checked against those
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +30,8 @@ from alignkit.config import (
 from alignkit.errors import as_yaml, did_you_mean
 from alignkit.estimators import settle
 from alignkit.home import expand_home
+
+_MOST_A_PASS = 8  # completions in a forward and backward pass of PPO, where it is not given
 
 
 @dataclass
@@ -135,8 +138,20 @@ class PpoJob(PolicyJob):
     engine: TrainingEngineConfig = field(default_factory=TrainingEngineConfig)
     train: dict[str, Any] = setting("training: arguments of transformers.TrainingArguments", {})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train.get("per_device_train_batch_size") is None:
+            self.train["per_device_train_batch_size"] = completions_a_pass(self.ppo)
+
     def settled(self) -> Self:
         return dataclasses.replace(self, ppo=settle(self.ppo))
+
+
+def completions_a_pass(ppo: PpoConfig) -> int:
+    """Return the most completions, up to 8, of which whole forward passes make a process's part of a minibatch."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    part = ppo.num_prompts * ppo.num_generations // max(1, ppo.num_mini_batches * processes)
+    return max(size for size in range(1, _MOST_A_PASS + 1) if part % size == 0)
 
 
 @dataclass

@@ -27,6 +27,11 @@ def in_a_line(text: str) -> str:
     return _LINE_ENDS.sub(lambda found: repr(found[0])[1:-1], printable(text))
 
 
+def plain_number(value: float) -> str:
+    """Write a figure with four decimals, or with three significant digits where those would hide it: 1e-05."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
+
+
 def one_line(text: str, max_chars: int) -> str:
     """Put a printable text on one line: each white space is one blank; cut it at `max_chars` characters."""
     line = printable(" ".join(text.split()))

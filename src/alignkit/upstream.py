@@ -75,6 +75,7 @@ RENAMED = {
 }
 
 _OURS = "alignkit hands the trainer encoded rows"
+_HUB = ("hub_model_id", "hub_strategy", "hub_token", "hub_always_push", "hub_revision")
 _PLAIN_LOSS = "the loss is the plain likelihood of the response"
 
 
@@ -100,7 +101,13 @@ def _owned(stage: str, **more: str) -> dict[str, str]:
         "auto_find_batch_size": "it would change the global batch; set per_device_train_batch_size and "
         "gradient_accumulation_steps",
         "push_to_hub": "upload the run directory yourself when you have looked at it",
+        **dict.fromkeys(
+            _HUB, "nothing is pushed to a hub; upload the run directory yourself when you have looked at it"
+        ),
         "use_liger_kernel": "the loss already skips every position it does not need",
+        "liger_kernel_config": "the loss already skips every position it does not need",
+        "include_for_metrics": "evaluation reports its own figures",
+        "batch_eval_metrics": "evaluation reports its own figures",
         "do_train": f"alignkit {stage} always trains",
         "do_eval": "held-out rows are evaluated whenever there are some: data.eval_path or data.eval_fraction",
         "do_predict": "use alignkit generate",

@@ -15,10 +15,21 @@ def test_figures_of_four_pairs() -> None:
     assert card["longer_wins"]["value"] == (1 + 0 + 0.5 + 1) / 4
     assert card["margin"]["mean"] == (2 - 2 + 0 + 1) / 4
     assert sum(card["margin"]["histogram"]["counts"]) == 4
-    assert [bucket["tokens"] for bucket in card["by_length"]] == [[6, 6], [6, 6], [6, 6], [10, 10]]
+    assert [bucket["tokens"] for bucket in card["by_length"]] == [[6, 6], [10, 10]]
     assert card["score_mean"] == pytest.approx(0.75)
     assert sum(bin_["pairs"] for bin_ in card["calibration"]) == 4
     assert -1 <= card["score_length_correlation"] <= 1
+
+
+def test_pairs_of_one_length_are_in_one_part() -> None:
+    lengths = [5] * 7 + [6] * 2 + [7, 8, 9] + [10] * 8
+    card = report_card([1.0] * 20, [0.0] * 20, lengths, [0] * 20)
+    assert [(bucket["tokens"], bucket["pairs"]) for bucket in card["by_length"]] == [
+        ([5, 5], 7),
+        ([6, 7], 3),
+        ([8, 9], 2),
+        ([10, 10], 8),
+    ]
 
 
 def test_wilson_s_interval_of_eight_in_ten() -> None:

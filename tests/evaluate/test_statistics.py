@@ -11,6 +11,7 @@ from alignkit.evaluate.statistics import (
     expectation,
     fewest_responses,
     mean_interval,
+    most_others,
     rate_interval,
     student_quantile,
     win_rate,
@@ -29,7 +30,23 @@ def test_an_expectation_by_value() -> None:
 
 def test_noise_alone_leaves_nothing_between_prompts() -> None:
     found = expectation([[0.0, 2.0], [2.0, 0.0]])
-    assert (found.mean, found.var_between, found.between, found.standard_error) == (1, 0, 0, 0)
+    assert (found.mean, found.var_between, found.between) == (1, 0, 0)
+    assert found.standard_error == found.within == pytest.approx(math.sqrt(2 / 4))  # a variance of 2, of 4 samples
+    assert found.high - found.mean == pytest.approx(4.302653 * math.sqrt(2 / 4), rel=1e-6)  # t of 2 degrees
+
+
+def test_equal_values_tell_nothing_of_their_spread() -> None:
+    found = expectation([[1.0, 1.0], [1.0, 1.0]])
+    assert found.mean == 1
+    assert all(map(math.isnan, (found.standard_error, found.low, found.high, found.between, found.within)))
+    assert all(map(math.isnan, (mean_interval([0.1] * 3).low, mean_interval([0.1] * 3, weights_N=[1, 2, 4]).high)))
+    assert mean_interval([0.1] * 3, weights_N=[1, 2, 4]).value == 0.1
+
+
+@pytest.mark.parametrize(("num_equal", "share"), [(1, 0.95), (8, 0.3123), (32, 0.0894), (300, 0.00994)])
+def test_what_equal_values_leave_possible(num_equal: int, share: float) -> None:
+    assert most_others(num_equal) == pytest.approx(share, rel=1e-3)
+    assert (1 - most_others(num_equal)) ** num_equal == pytest.approx(0.05)
 
 
 def test_one_sample_each_cannot_tell_the_parts_apart() -> None:
@@ -81,7 +98,6 @@ def test_a_mean_with_its_interval_by_value() -> None:
     assert found.value == 3
     reach = 3.182446305 * math.sqrt(14 / 3 / 4)
     assert (found.low, found.high) == (pytest.approx(3 - reach), pytest.approx(3 + reach))
-    assert mean_interval([0.5] * 4) == Interval(0.5, 0.5, 0.5)
     assert math.isnan(mean_interval([2.0]).low)
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import ConfigError
-from alignkit.launch import compose_job
+from alignkit.launch import command_job, compose_job
+from alignkit.runs.given import Given
 from alignkit.stages.ppo import run as ppo
+from alignkit.stages.ppo.advantage import settled_given
 from alignkit.stages.ppo.check import check_job
 
 BASIS = ["model=tiny_gpt2", "data.path=rows.jsonl", "template=instruction", "reward=[{function: 'mine.py:length'}]"]
@@ -35,14 +37,15 @@ def test_the_basis_is_right() -> None:
     [
         (["reward=[]"], "reward is missing: give a list of sources"),
         (
-            ["ppo.num_prompts=10", "ppo.num_mini_batches=1"],
-            "ppo.num_prompts=10 × ppo.num_generations=1 = 10 completions do not divide into ppo.num_mini_batches=1 "
-            "minibatches of whole passes of train.per_device_train_batch_size=8: take ppo.num_prompts=8 or 16",
+            ["ppo.num_prompts=10"],
+            "ppo.num_prompts=10 × ppo.num_generations=1 = 10 completions do not divide into ppo.num_mini_batches=4 "
+            "equal minibatches: take ppo.num_prompts=8 or 12, or another ppo.num_mini_batches",
         ),
         (
-            ["ppo.num_prompts=3", "ppo.num_generations=4"],
-            "ppo.num_prompts=3 × ppo.num_generations=4 = 12 completions do not divide into ppo.num_mini_batches=4 "
-            "minibatches of whole passes of train.per_device_train_batch_size=8: take ppo.num_prompts=8, or another",
+            ["ppo.num_prompts=3", "ppo.num_generations=4", "train.per_device_train_batch_size=8"],
+            "ppo.num_prompts=3 × ppo.num_generations=4 = 12 completions are ppo.num_mini_batches=4 minibatches of 3, "
+            "which are no whole passes of train.per_device_train_batch_size=8: take "
+            "train.per_device_train_batch_size=3",
         ),
         (["sampling.top_k=5"], "sampling.top_k=5: the sampler would be another distribution than the policy"),
         (["sampling.top_p=0.5"], "sampling.top_p=0.5: the sampler would be another distribution than the policy"),
@@ -66,12 +69,17 @@ def test_the_basis_is_right() -> None:
             "value.model=adapter needs a policy that is one too: lora=ppo puts LoRA on it,",
         ),
         (
-            ["lora=ppo", "value.model=adapter", "train.gradient_checkpointing_kwargs={use_reentrant: true}"],
+            [
+                *("lora=ppo", "value.model=adapter", "train.gradient_checkpointing=true"),
+                "train.gradient_checkpointing_kwargs={use_reentrant: true}",
+            ],
             "use_reentrant=true cannot tell adapters apart, and value.model=adapter has two: leave it out",
         ),
         (["ppo.vf_coef=0", "value.learning_rate=1"], "value.learning_rate=1.0 has no effect with ppo.vf_coef=0, which"),
         (["value.warmup_updates=100"], "value.warmup_updates=100 leaves none of ppo.num_updates=100"),
-        (["train.eval_steps=5", "train.eval_strategy=steps"], "train.eval_strategy needs held-out rows"),
+        (["train.eval_strategy=steps"], "train.eval_strategy needs held-out rows"),
+        (["train.eval_steps=5"], "train.eval_steps needs held-out rows"),
+        (["train.warmup_steps=5"], "train.warmup_steps=5 has no effect with train.lr_scheduler_type=constant: take"),
         (["early_stopping=3"], "early_stopping needs held-out rows"),
         (["data.streaming=true"], "data.streaming=true has no effect here"),
         (["sampling.min_new_tokens=99"], "sampling.min_new_tokens=99 is more than sampling.max_new_tokens=64"),
@@ -164,6 +172,21 @@ def test_a_setting_without_a_meaning_beside_the_estimator_is_a_line(words: list[
 )
 def test_what_has_a_meaning_beside_the_estimator_can_be_given(words: list[str]) -> None:
     check_job(compose_job("ppo", [*BASIS, *words]))
+
+
+@pytest.mark.parametrize(("num_prompts", "size"), [(64, 8), (16, 4), (12, 3), (40, 5), (44, 1)])
+def test_completions_in_a_pass_follow_the_minibatch_where_they_are_not_given(num_prompts: int, size: int) -> None:
+    job = compose_job("ppo", [*BASIS, f"ppo.num_prompts={num_prompts}"])
+    check_job(job)
+    assert job.train["per_device_train_batch_size"] == size
+
+
+def test_the_record_has_the_size_of_a_pass_that_was_chosen() -> None:
+    job, record = command_job("ppo", [*BASIS, "ppo.num_prompts=16"])
+    settled = settled_given(job, Given(record))
+    assert settled is not None
+    assert settled.settings["train"]["per_device_train_batch_size"] == 4
+    assert settled.origins["train.per_device_train_batch_size"] == "the size of a minibatch"
 
 
 def test_mistakes_are_told_together() -> None:

@@ -43,6 +43,7 @@ def test_the_defaults_by_value() -> None:
         ({"bf16": False}, {"bf16": True}, {"bf16": False}),
         ({}, {"held_out": True}, {"eval_strategy": "epoch", "eval_on_start": True}),
         ({"eval_strategy": "no"}, {"held_out": True}, {"eval_strategy": "no", "eval_on_start": True}),
+        ({"eval_steps": 5}, {"held_out": True}, {"eval_strategy": "steps", "eval_steps": 5}),
         ({"eval_on_start": False}, {"held_out": True}, {"eval_strategy": "epoch", "eval_on_start": False}),
         ({"report_to": "none"}, {}, {"report_to": "none"}),
         ({"per_device_train_batch_size": 3}, {}, {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3}),
@@ -64,6 +65,8 @@ def test_the_users_word_wins_over_a_default_and_ours_over_both(
         ({}, "epoch", None),
         ({"eval_strategy": "steps", "eval_steps": 5}, "steps", 5),
         ({"eval_strategy": "steps", "eval_steps": 5, "save_steps": 10}, "steps", 10),
+        ({"eval_steps": 5}, "steps", 5),
+        ({"save_steps": 10}, "steps", 10),
     ],
 )
 def test_the_best_checkpoint_can_only_be_kept_if_one_is_saved_at_each_evaluation(
@@ -88,6 +91,7 @@ def test_what_needs_held_out_rows_is_refused_without_them() -> None:
         "train.load_best_model_at_end needs held-out rows: data.eval_path or data.eval_fraction",
         "train.eval_on_start needs held-out rows: data.eval_path or data.eval_fraction",
         "train.eval_strategy needs held-out rows: data.eval_path or data.eval_fraction",
+        "train.eval_steps needs held-out rows: data.eval_path or data.eval_fraction",
         "early_stopping needs held-out rows: data.eval_path or data.eval_fraction",
     ]
 

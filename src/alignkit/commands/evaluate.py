@@ -15,7 +15,7 @@ from alignkit.data.sets.prompts import check_prompts
 from alignkit.data.sets.section import check_data
 from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file, check_section
-from alignkit.evaluate.figures import Figures, difference_lines, figures_table, precision_lines
+from alignkit.evaluate.figures import Figures, difference_lines, equal_lines, figures_table, precision_lines
 from alignkit.evaluate.held_out import HeldOutData, load_held_out
 from alignkit.evaluate.measure import (
     by_prompt,
@@ -169,7 +169,7 @@ def _show(job: EvaluateJob, data: HeldOutData, figures: Sequence[Figures]) -> No
     lines = [f"{rows}{len(data.prompts):,} prompts × {job.num_samples} samples"]
     if any(row.fate == "dropped" for row in data.ledger.rows):
         lines.insert(0, data.ledger.table())
-    lines += ["", figures_table(figures), *difference_lines(figures)]
+    lines += ["", figures_table(figures), *equal_lines(figures), *difference_lines(figures)]
     lines += precision_lines(figures, job.precision) if job.precision is not None else []
     console = SafeConsole()
     for line in lines:

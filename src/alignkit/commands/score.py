@@ -29,7 +29,7 @@ from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.output import outputs, writing
 from alignkit.runs.template import unused_forms
-from alignkit.terminal import print_json_lines
+from alignkit.terminal import plain_number, print_json_lines
 
 
 def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
@@ -95,7 +95,7 @@ def _pairs(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledg
     summary = [
         f"{n.replace('_', ' '):12} {s['value']:.1%} ({s['low']:.1%} to {s['high']:.1%})" for n, s in shares.items()
     ]
-    summary.append(f"{'margin':12} {card['margin']['mean']:.4f} ± {card['margin']['std']:.4f}")
+    summary.append(f"{'margin':12} {plain_number(card['margin']['mean'])} ± {plain_number(card['margin']['std'])}")
     return lines, data.ledger, [f"{card['pairs']:,} pairs", *summary]
 
 
@@ -115,7 +115,7 @@ def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledge
             scored = {"score": scores.get(read.source)}
             lines.append(row | scored | ({} if read.source in scores else {"reason": reasons[read.source]}))
     mean = sum(scores.values()) / len(scores)
-    return lines, data.ledger, [f"{len(scores):,} rows, mean score {mean:.4f}"]
+    return lines, data.ledger, [f"{len(scores):,} rows, mean score {plain_number(mean)}"]
 
 
 def _section(job: ScoreJob, reward: RewardRun) -> DataConfig:

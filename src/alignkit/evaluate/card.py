@@ -32,7 +32,8 @@ def report_card(
 
     Returns:
         `pairs`; `accuracy` and `longer_wins` (a tie counts half; `low` and `high` are Wilson's 95 % interval, 1927);
-        `margin` (mean, standard deviation, histogram); `by_length` (quarters by the tokens of both responses);
+        `margin` (mean, standard deviation, histogram); `by_length` (about quarters by the tokens of both responses,
+        in which pairs of one length stay together);
         `score_length_correlation` (Pearson's r, null where one of them does not vary); `calibration` (how often the
         better scored one was chosen, where σ(|margin|) says so) with its mean gap; `score_mean` and `score_std`.
     """
@@ -101,7 +102,7 @@ def share(figure: Mapping[str, float]) -> str:
 
 def _by_length(lengths: np.ndarray, wins: np.ndarray) -> list[dict[str, Any]]:
     order = np.argsort(lengths, kind="stable")
-    buckets = [part for part in np.array_split(order, min(_BUCKETS, len(order))) if len(part)]
+    buckets = [part for part in np.split(order, _cuts(lengths[order])) if len(part)]
     return [
         {
             "tokens": [int(lengths[part].min()), int(lengths[part].max())],
@@ -110,6 +111,16 @@ def _by_length(lengths: np.ndarray, wins: np.ndarray) -> list[dict[str, Any]]:
         }
         for part in buckets
     ]
+
+
+def _cuts(lengths: np.ndarray) -> list[int]:
+    """Where to cut sorted lengths into quarters: pairs of one length stay together."""
+    cuts = []
+    for quarter in range(1, _BUCKETS):
+        at = len(lengths) * quarter // _BUCKETS
+        ends = [int(np.searchsorted(lengths, lengths[at], side)) for side in ("left", "right")]  # type: ignore[call-overload]
+        cuts.append(min(ends, key=lambda end: abs(end - at)))
+    return cuts
 
 
 def _calibration(margins: np.ndarray, wins: np.ndarray) -> list[dict[str, Any]]:

@@ -8,9 +8,17 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from alignkit.evaluate.statistics import Expectation, Interval, fewest_responses, mean_interval, win_rate
+from alignkit.evaluate.statistics import (
+    Expectation,
+    Interval,
+    fewest_responses,
+    mean_interval,
+    most_others,
+    win_rate,
+)
 from alignkit.evaluate.table import format_table
 from alignkit.rewards.reply import Reply
+from alignkit.terminal import plain_number
 
 
 @dataclass
@@ -88,15 +96,16 @@ def figures_table(figures: Sequence[Figures]) -> str:
 def _row(one: Figures) -> dict[str, str]:
     row = {}
     if one.loss is not None:
-        row["loss"] = f"{one.loss.value:.4f} [{one.loss.low:.4f}, {one.loss.high:.4f}]"
+        row["loss"] = f"{plain_number(one.loss.value)} {_ends(one.loss.low, one.loss.high)}"
         row["perplexity"] = f"{math.exp(one.loss.value):.3f}"
     if one.reward is not None:
-        row["reward"] = f"{one.reward.mean:.4f} [{one.reward.low:.4f}, {one.reward.high:.4f}]"
-        row["se (between, within)"] = (
-            f"{one.reward.standard_error:.4f} ({one.reward.between:.4f}, {one.reward.within:.4f})"
-        )
+        row["reward"] = f"{plain_number(one.reward.mean)} {_ends(one.reward.low, one.reward.high)}"
+        if not math.isnan(one.reward.standard_error):
+            parts = map(plain_number, (one.reward.standard_error, one.reward.between, one.reward.within))
+            row["se (between, within)"] = "{} ({}, {})".format(*parts)
     if one.kl is not None:
-        row["KL"] = f"{one.kl.mean:.4f} ± {one.kl.standard_error:.4f}"
+        row["KL"] = plain_number(one.kl.mean)
+        row["KL"] += "" if math.isnan(one.kl.standard_error) else f" ± {plain_number(one.kl.standard_error)}"
     if one.preference is not None:
         accuracy = one.preference["accuracy"]
         row["pairs right"] = f"{accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
@@ -106,6 +115,24 @@ def _row(one: Figures) -> dict[str, str]:
         known = {n: share for n, share in one.responses.distinct.items() if not math.isnan(share)}
         row |= {f"distinct-{n}": f"{share:.3f}" for n, share in known.items()}
     return row
+
+
+def _ends(low: float, high: float) -> str:
+    """The ends of an interval; a dash where there is none."""
+    return "[–]" if math.isnan(low) else f"[{plain_number(low)}, {plain_number(high)}]"
+
+
+def equal_lines(figures: Sequence[Figures]) -> list[str]:
+    """Say what [–] means, and what equal rewards do tell; nothing where every figure has its interval."""
+    losses = [one.loss for one in figures if one.loss is not None and math.isnan(one.loss.low)]
+    rewards = [one.reward for one in figures if one.reward is not None and math.isnan(one.reward.low)]
+    if not (losses or rewards):
+        return []
+    equal = {reward.num_prompts for reward in rewards if reward.num_prompts > 1}
+    return [
+        "[–] one value, or all of them equal: nothing tells how far others are from it",
+        *(f"{num} prompts with equal rewards: at most {most_others(num):.0%} of all others differ" for num in equal),
+    ]
 
 
 def difference_lines(figures: Sequence[Figures]) -> list[str]:
@@ -139,7 +166,8 @@ def _differences(first: Figures, other: Figures) -> dict[str, str]:
 
 
 def _signed(found: Interval) -> str:
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    ends = "[–]" if math.isnan(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{found.value:+.4f} {ends}"
 
 
 def precision_lines(figures: Sequence[Figures], half_width: float) -> list[str]:
@@ -148,6 +176,8 @@ def precision_lines(figures: Sequence[Figures], half_width: float) -> list[str]:
 
 
 def _precision_line(name: str, reward: Expectation, half_width: float) -> str:
+    if math.isnan(reward.low):
+        return f"{name}: its rewards do not tell their spread, so neither how many of them ± {half_width:g} takes"
     sizes = fewest_responses(reward, half_width)
     assert sizes is not None
     here = fewest_responses(reward, half_width, most_prompts=reward.num_prompts)

@@ -12,7 +12,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the 95 % confidence interval around it."""
+    """A figure and the 95 % confidence interval around it; its ends are NaN where the values do not tell it.
+
+    They do not where there is one alone, or where all are equal: a sample variance of 0 is no estimate of the spread,
+    and an interval of width 0 would promise that every other value is the same (see `most_others`).
+    """
 
     value: float
     low: float
@@ -53,7 +57,9 @@ def expectation(values_NK: Sequence[Sequence[float]]) -> Expectation:
     """Estimate an expected value from K samples of each of N prompts (one-way random effects, e.g. Searle 1992, §3).
 
     The variance of the mean is that of the N prompt means over N, whatever their parts; σ²_b is what of it the noise
-    within prompts does not explain, at least 0. The interval is Student's with N − 1 degrees of freedom.
+    within prompts does not explain, at least 0. The interval is Student's with N − 1 degrees of freedom. Where all
+    prompt means are equal, the noise within prompts is what is known: its variance over N·K, with N·(K − 1) degrees.
+    Where all values are equal, nothing is: errors and interval are NaN (see `Interval`).
 
     Args:
         values_NK: N at least 1, K the same for all.
@@ -63,20 +69,36 @@ def expectation(values_NK: Sequence[Sequence[float]]) -> Expectation:
     means = [fmean(row) for row in values_NK]
     mean = fmean(means)
     var_within = fmean([variance(row) for row in values_NK]) if num_samples > 1 else math.nan
-    if num_prompts == 1:
+    if num_prompts == 1 or _all_equal(values_NK):
         nan = math.nan
         return Expectation(mean, nan, nan, nan, nan, nan, nan, var_within, num_prompts, num_samples)
-    squared_error = variance(means) / num_prompts
+    squared_error, degrees = variance(means) / num_prompts, num_prompts - 1
+    if squared_error == 0:
+        squared_error, degrees = var_within / num_samples / num_prompts, num_prompts * (num_samples - 1)
     noise = var_within / num_samples if num_samples > 1 else 0.0
     var_between = max(0.0, variance(means) - noise)
     within = math.sqrt(min(noise / num_prompts, squared_error)) if num_samples > 1 else math.nan
     between = math.sqrt(max(0.0, squared_error - (within**2 if num_samples > 1 else 0.0)))
     standard_error = math.sqrt(squared_error)
-    reach = student_quantile(0.975, num_prompts - 1) * standard_error
+    reach = student_quantile(0.975, degrees) * standard_error
     low, high = mean - reach, mean + reach
     return Expectation(
         mean, standard_error, between, within, low, high, var_between, var_within, num_prompts, num_samples
     )
+
+
+def _all_equal(values_NK: Sequence[Sequence[float]]) -> bool:
+    first = values_NK[0][0]
+    return all(value == first for row in values_NK for value in row)
+
+
+def most_others(num_equal: int) -> float:
+    """Compute the largest share of others that N draws, all of one value, leave possible at 95 % confidence.
+
+    If a share p had another value, N draws would all miss it with (1 − p)^N: p is at most 1 − 0.05^(1/N), about 3 / N
+    (the rule of three: Hanley & Lippman-Hand 1983). It holds for any distribution.
+    """
+    return float(1 - 0.05 ** (1 / num_equal))
 
 
 def fewest_responses(
@@ -112,15 +134,15 @@ def mean_interval(values_N: Sequence[float], *, weights_N: Sequence[float] | Non
     bootstrap cover too little where N is small.
 
     Args:
-        values_N: one for each prompt; of a single one nothing tells how sure it is: the ends are NaN.
+        values_N: one for each prompt; of one alone, or of equal ones, nothing tells how sure it is: the ends are NaN.
         weights_N: for a ratio Σ w·v / Σ w, such as a loss per token; None weighs all alike.
     """
     values = np.asarray(values_N, dtype=np.float64)
     weights = np.ones_like(values) if weights_N is None else np.asarray(weights_N, dtype=np.float64)
     weighted, num_values = values * weights, len(values)
     mean = float(weighted.sum() / weights.sum())
-    if num_values == 1:
-        return Interval(mean, math.nan, math.nan)
+    if (values == values[0]).all():
+        return Interval(float(values[0]), math.nan, math.nan)
     left_out = (weighted.sum() - weighted) / (weights.sum() - weights)
     error = math.sqrt((num_values - 1) / num_values * ((left_out - left_out.mean()) ** 2).sum())
     degrees = max(1.0, weights.sum() ** 2 / (weights**2).sum() - 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from alignkit.runs.log import is_main_process
 from alignkit.runs.plot import plot_losses
-from alignkit.terminal import one_line
+from alignkit.terminal import one_line, plain_number
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def conclude(
     drawn = plot_losses(history, run_dir / "loss.png", unit=unit)
     logger.info("")
     for name, figure in figures.items():
-        change = f"{figure['first']:.4f} → {figure['last']:.4f}" if "first" in figure else f"{figure['last']:.4f}"
+        change = " → ".join(plain_number(figure[end]) for end in ("first", "last") if end in figure)
         logger.info("%-17s %s", name.replace("_", " "), change)
     for key in figures:
         if key.endswith("_loss"):

@@ -15,7 +15,7 @@ from alignkit.runs.given import mask_settings
 from alignkit.runs.log import TERMINAL, is_main_process
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.output import writing
-from alignkit.terminal import in_a_line
+from alignkit.terminal import in_a_line, plain_number
 
 SWEEP = "multirun.yaml"  # what Hydra leaves in the folder of a sweep
 _SCORES = ("eval_score", "objective/score")  # what is best where it is highest; of a loss it is the lowest
@@ -112,7 +112,7 @@ def _table(record: Mapping[str, Any], words: Sequence[str]) -> list[str]:
     name = str(record["figure"] or "figure").replace("_", " ")
     rows = [("run", "overrides", name)]
     for run, given in zip(record["runs"], words, strict=True):
-        value = "–" if run["value"] is None else f"{run['value']:.4f}"
+        value = "–" if run["value"] is None else plain_number(run["value"])
         mark = "  the best" if run["folder"] == record["best"] else ""
         rows.append((run["folder"], given, in_a_line(run["problem"]) if run["problem"] else value + mark))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

@@ -79,7 +79,14 @@ def _few_steps(job: StageJob) -> dict[str, Any]:
     if not isinstance(job, PpoJob):  # which counts in updates
         accumulated = min(int(job.train.get("gradient_accumulation_steps", 1)), 2)
         changed |= {"max_steps": NUM_STEPS, "gradient_accumulation_steps": accumulated}
-    dropped = ("eval_on_start", "eval_steps", "metric_for_best_model", "greater_is_better", "num_train_epochs")
+    dropped = (
+        "eval_on_start",
+        "eval_steps",
+        "eval_delay",
+        "metric_for_best_model",
+        "greater_is_better",
+        "num_train_epochs",
+    )
     return {**{key: value for key, value in job.train.items() if key not in dropped}, **changed}
 
 

@@ -17,8 +17,15 @@ from alignkit.models.load import check_model, default_dtype
 from alignkit.models.source import ModelSource
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.template import forms_mismatch, kwargs_mismatch
-from alignkit.training.arguments import check_evaluation, check_report_to, chosen_arguments, write_as_given
+from alignkit.training.arguments import (
+    check_evaluation,
+    check_report_to,
+    chosen_arguments,
+    interval_strategies,
+    write_as_given,
+)
 from alignkit.training.sharding import check_sharding
+from alignkit.training.unused_arguments import unused_arguments
 
 _STARTS_ELSEWHERE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # a part of the base goes into the adapter
 
@@ -29,6 +36,7 @@ def check_sections(job: StageJob, stage: str) -> list[str]:
     keep_best = stage == "ppo" and job.train.get("eval_strategy") != "no"
     keep_best = keep_best and job.train.get("load_best_model_at_end") is not False
     problems = check_evaluation(job.train, held_out=held_out, early_stopping=job.early_stopping, keep_best=keep_best)
+    problems += _unused(job, held_out=held_out, keep_best=keep_best, in_updates=stage == "ppo")
     problems += check_report_to(job.train)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS[stage].items():
         problems += upstream.problems(getattr(job, section), argument_class, section, owned)
@@ -40,6 +48,15 @@ def check_sections(job: StageJob, stage: str) -> list[str]:
     except AlignkitError as error:
         problems += error.problems
     return problems
+
+
+def _unused(job: StageJob, *, held_out: bool, keep_best: bool, in_updates: bool) -> list[str]:
+    """List the arguments of the trainer that have no effect beside others, one line each."""
+    keep_best = held_out and (keep_best or bool(job.early_stopping or job.train.get("load_best_model_at_end")))
+    strategies = interval_strategies(job.train, held_out=held_out, keep_best=keep_best, in_updates=in_updates)
+    without_rows = () if held_out else ("eval_steps", "eval_delay")  # `check_evaluation` tells these
+    given = {key: value for key, value in job.train.items() if key not in without_rows}
+    return unused_arguments(given, strategies, keep_best=keep_best)
 
 
 def check_adapter_stacking(job: StageJob) -> list[str]:

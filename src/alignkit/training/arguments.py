@@ -31,7 +31,7 @@ def chosen_arguments(
     """
     defaults: dict[str, Any] = {
         "bf16": bf16 and not train.get("fp16", False),
-        "eval_strategy": "epoch" if held_out else "no",
+        "eval_strategy": interval_strategies(train, held_out=held_out, keep_best=keep_best)["eval_strategy"],
         "eval_on_start": held_out,
         "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
         "use_cpu": not torch.accelerator.is_available(),  # upstream refuses bfloat16 on a CPU that it was not told of
@@ -39,11 +39,11 @@ def chosen_arguments(
         "per_device_eval_batch_size": train.get("per_device_train_batch_size", 8),
     }
     if keep_best or train.get("load_best_model_at_end"):
-        evaluation = train.get("eval_strategy", defaults["eval_strategy"])
-        defaults |= {"load_best_model_at_end": True, "save_strategy": evaluation}
-        if "eval_steps" in train:
+        chosen = interval_strategies(train, held_out=held_out, keep_best=True)
+        defaults |= {"load_best_model_at_end": True, **chosen}
+        if train.get("eval_steps") is not None:
             defaults["save_steps"] = train["eval_steps"]
-        elif "save_steps" in train and evaluation == "steps":
+        elif "save_steps" in train and chosen["eval_strategy"] == "steps":
             defaults["eval_steps"] = train["save_steps"]
     ours = {
         "output_dir": str(run_dir / "checkpoints"),
@@ -53,6 +53,27 @@ def chosen_arguments(
         "remove_unused_columns": False,
     }
     return {**defaults, **train, **ours}
+
+
+def interval_strategies(
+    train: Mapping[str, Any], *, held_out: bool, keep_best: bool, in_updates: bool = False
+) -> dict[str, str]:
+    """Settle when a run evaluates and when it writes checkpoints, as `no`, `steps`, `epoch` or `best`.
+
+    Args:
+        train: as given; a number of steps alone asks for `steps`.
+        held_out: there are rows to evaluate on.
+        keep_best: the best checkpoint is kept, so one is written after each evaluation.
+        in_updates: the stage has no epochs.
+    """
+    by_steps = train.get("eval_steps") is not None
+    by_steps |= keep_best and "save_steps" in train and train.get("save_strategy", "steps") == "steps"
+    by_default = "no" if not held_out else "steps" if by_steps or in_updates else "epoch"
+    evaluation = str(train.get("eval_strategy", by_default))
+    return {
+        "eval_strategy": evaluation,
+        "save_strategy": str(train.get("save_strategy", evaluation if keep_best else "steps")),
+    }
 
 
 def write_as_given(args: Any, given: Mapping[str, Any]) -> None:
@@ -111,6 +132,7 @@ def check_evaluation(
         return _best_problems(train) if keep_best or early_stopping or train.get("load_best_model_at_end") else []
     asking = [f"train.{key}" for key in ("load_best_model_at_end", "eval_on_start") if train.get(key)]
     asking += ["train.eval_strategy"] if train.get("eval_strategy", "no") != "no" else []
+    asking += [f"train.{key}" for key in ("eval_steps", "eval_delay") if train.get(key) is not None]
     asking += ["early_stopping"] if early_stopping else []
     return [f"{key} needs held-out rows: data.eval_path or data.eval_fraction" for key in asking]
 

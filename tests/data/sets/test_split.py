@@ -148,6 +148,21 @@ def test_a_phrase_that_ends_many_conversations_does_not_join_them() -> None:
         assert trained & held_out == {Message("assistant", "You're welcome.")}
 
 
+@pytest.mark.parametrize("history", [(), ("Thanks!", "You're welcome.")])
+def test_pairs_turned_round_stay_on_one_side_under_any_system_message(history: tuple[str, ...]) -> None:
+    rows: list[Any] = []
+    for number in range(60):  # so many share the history that it joins none of them
+        good, bad = Message("assistant", f"good {number}"), Message("assistant", f"bad {number}")
+        for system, (chosen, rejected) in {"A": (good, bad), "B": (bad, good)}.items():
+            prompt = conversation(*history, f"question {number}", system=f"{system} {number}")
+            rows.append(Preference(prompt, chosen, rejected))
+    items = {"train": [SourcedItem(f"rows.jsonl:{number}", row) for number, row in enumerate(rows, 1)]}
+    found = hold_out(items, fraction=0.3, groups=None, seed=0)
+    trained, held_out = ({item.item.prompt.question() for item in found[name]} for name in ("train", "eval"))
+    assert len(held_out) == 18
+    assert not trained & held_out
+
+
 def test_windows_that_leave_nothing_to_hold_out_are_refused() -> None:
     turns = [f"turn {number}" for number in range(12)]
     items = {"train": [SourcedItem("rows.jsonl:1", conversation(*turns[at : at + 4])) for at in range(0, 9, 2)]}

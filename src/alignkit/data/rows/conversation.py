@@ -88,13 +88,12 @@ class Conversation:
         first = next((i for i, message in enumerate(self.messages) if message.role == "user"), 0)
         return _key(self.messages[: first + 1])
 
-    def exchange_keys(self) -> list[str]:
+    def exchange_chains(self) -> list[list[str]]:
         """Return, for each assistant turn, what was said since the one before, without the system, and the answer."""
         ends = [number + 1 for number, message in enumerate(self.messages) if message.role == "assistant"]
         turns = [self.messages[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        return [
-            _key(tuple(m for m in said if m.role not in ("system", "developer"))) for said in turns if len(said) > 1
-        ]
+        without_system = (tuple(m for m in said if m.role not in ("system", "developer")) for said in turns)
+        return [[_key(said) for said in without_system if len(said) > 1]]
 
 
 def _key(messages: tuple[Message, ...]) -> str:

@@ -63,9 +63,9 @@ class Preference:
         """Return what two rows must share to count as one conversation (see `Conversation.beginning_key`)."""
         return self.prompt.beginning_key()
 
-    def exchange_keys(self) -> list[str]:
-        """Return what was asked and answered (see `Conversation.exchange_keys`), the chosen response at its end."""
-        return self.sides()[0].exchange_keys()
+    def exchange_chains(self) -> list[list[str]]:
+        """Return what was asked and answered, once with each response (see `Conversation.exchange_chains`)."""
+        return [chain for side in self.sides() for chain in side.exchange_chains()]
 
 
 def detect_pairs(found: Collection[str], first_row: Any, *, columns: Mapping[str, str] | None = None) -> str:

@@ -102,8 +102,8 @@ class _PromptRow:
     def beginning_key(self) -> str:
         return self.conversation.beginning_key()
 
-    def exchange_keys(self) -> list[str]:
-        return self.conversation.exchange_keys()
+    def exchange_chains(self) -> list[list[str]]:
+        return self.conversation.exchange_chains()
 
 
 def check_prompts(data: PromptDataConfig) -> list[str]:

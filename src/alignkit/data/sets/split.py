@@ -41,19 +41,20 @@ def conversation_keys(items: Sequence[SourcedItem[Item]]) -> list[str]:
     Items are of one conversation if they begin alike, if two exchanges in a row are the same in both, or if one begins
     with an exchange of the other, as windows over a dialog do: there nothing before it could tell them apart. A single
     exchange elsewhere ("Thanks!", "You're welcome.") does not join them, nor does one that is in too many to be of
-    one dialog. Of texts only digests are held.
+    one dialog. A pair has the exchanges of both of its responses: what one prefers another may reject. Of texts only
+    digests are held.
     """
     beginnings = [item.item.beginning_key() for item in items]
     groups = _Groups(beginnings)
     seen: dict[bytes, str] = {}  # two exchanges in a row, and the beginning of the first item that has them
     holders: dict[bytes, set[str]] = {}  # of exchanges that an item begins with: the beginnings of those that have them
     for item, beginning in zip(items, beginnings, strict=True):
-        exchanges = _exchanges(item)
-        holders |= {first: set() for first in exchanges[:1] if first not in holders}
-        for both in pairwise(exchanges):
-            groups.join(seen.setdefault(b"".join(both), beginning), beginning)
+        for exchanges in _chains(item):
+            holders |= {first: set() for first in exchanges[:1] if first not in holders}
+            for both in pairwise(exchanges):
+                groups.join(seen.setdefault(b"".join(both), beginning), beginning)
     for item, beginning in zip(items, beginnings, strict=True):
-        for exchange in set(_exchanges(item)) & holders.keys():
+        for exchange in set().union(*_chains(item)) & holders.keys():
             if len(holders[exchange]) <= _PHRASE:
                 holders[exchange].add(beginning)
     for found in holders.values():
@@ -62,8 +63,8 @@ def conversation_keys(items: Sequence[SourcedItem[Item]]) -> list[str]:
     return [groups.least(beginning) for beginning in beginnings]
 
 
-def _exchanges(item: SourcedItem[Item]) -> list[bytes]:
-    return [_hash(key, 0) for key in item.item.exchange_keys()]
+def _chains(item: SourcedItem[Item]) -> list[list[bytes]]:
+    return [[_hash(key, 0) for key in chain] for chain in item.item.exchange_chains()]
 
 
 class _Groups:

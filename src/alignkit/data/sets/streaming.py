@@ -70,7 +70,9 @@ def check_streaming(data: DataConfig, train: Mapping[str, Any], *, keep_best: bo
     if train.get("dataloader_num_workers"):
         problems.append(f"{on}: rows are read by the process that trains: leave train.dataloader_num_workers out")
     for key in ("eval_strategy", "save_strategy", "logging_strategy"):
-        if train.get(key) == "epoch" or (key == "eval_strategy" and keep_best and key not in train):
+        if train.get(key) == "epoch" or (
+            key == "eval_strategy" and keep_best and not {key, "eval_steps"} & train.keys()
+        ):
             problems.append(f"{on}: an epoch has no end: give train.{key}=steps and train.{key.split('_')[0]}_steps")
     return problems + _fractions(data)
 

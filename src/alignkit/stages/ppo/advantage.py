@@ -82,7 +82,7 @@ def _truncation_problems(ppo: PpoConfig) -> list[str]:
 
 
 def settled_given(job: PpoJob, given: Given | None) -> Given | None:
-    """Return the settings as they were given, with what the estimator chose for those of `ppo` that are null.
+    """Return the settings as they were given, with what was chosen for those of `ppo` and `train` that are null.
 
     Args:
         job: as it was given.
@@ -94,6 +94,10 @@ def settled_given(job: PpoJob, given: Given | None) -> Given | None:
     chosen = {name: settled[name] for name in settled if section.get(name) is None and settled[name] is not None}
     origins = {f"ppo.{name}": f"ppo.advantage={job.ppo.advantage}" for name in chosen}
     settings = {**given.settings, "ppo": {**section, **chosen}}
+    train, key = given.settings.get("train"), "per_device_train_batch_size"
+    if isinstance(train, Mapping) and train.get(key) is None:
+        settings["train"] = {**train, key: job.train[key]}
+        origins[f"train.{key}"] = "the size of a minibatch"
     return replace(given, settings=settings, origins={**given.origins, **origins})
 
 

@@ -21,7 +21,7 @@ def build_ppo_arguments(job: PpoJob, run_dir: Path, *, record: Mapping[str, Any]
     if held_out and job.train.get("eval_strategy") != "no":
         chosen |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
         chosen |= {"metric_for_best_model": "score", "greater_is_better": True}
-        given = {key: job.train[key] for key in ("save_steps", "eval_steps") if key in job.train}
+        given = {key: job.train[key] for key in ("save_steps", "eval_steps") if job.train.get(key)}
         chosen |= {"save_steps": given["eval_steps"]} if "eval_steps" in given else {}
         chosen |= {"eval_steps": given["save_steps"]} if "eval_steps" not in given and given else {}  # each is scored
     chosen_job = replace(job, train={**chosen, **job.train})

@@ -62,20 +62,26 @@ def _reference_problems(job: PpoJob) -> list[str]:
 
 def _batch_problems(job: PpoJob, num_processes: int) -> list[str]:
     """A minibatch is whole forward passes on every process, or accumulation would weigh its parts unevenly."""
-    ppo, size = job.ppo, job.train.get("per_device_train_batch_size", 8)
-    if not isinstance(size, int) or size < 1:
-        return []  # the check of the section refuses it
-    num, unit = ppo.num_prompts * ppo.num_generations, ppo.num_mini_batches * size * num_processes
-    if num % unit == 0:
-        return []
-    step = unit // math.gcd(unit, ppo.num_generations)
-    below = ppo.num_prompts // step * step
-    nearest = f"{below} or {below + step}" if below else str(step)
+    ppo, size = job.ppo, job.train.get("per_device_train_batch_size")
+    num, parts = ppo.num_prompts * ppo.num_generations, ppo.num_mini_batches * num_processes
     across = f" on {num_processes} processes" if num_processes > 1 else ""
+    product = f"ppo.num_prompts={ppo.num_prompts} × ppo.num_generations={ppo.num_generations} = {num} completions"
+    if num % parts:
+        step = parts // math.gcd(parts, ppo.num_generations)
+        below = ppo.num_prompts // step * step
+        nearest = f"{below} or {below + step}" if below else str(step)
+        return [
+            f"{product} do not divide into ppo.num_mini_batches={ppo.num_mini_batches} equal minibatches{across}: take "
+            f"ppo.num_prompts={nearest}, or another ppo.num_mini_batches"
+        ]
+    part = num // parts
+    if not isinstance(size, int) or size < 1 or part % size == 0:
+        return []  # the check of the section refuses a size of another kind
+    fits = max(smaller for smaller in range(1, size) if part % smaller == 0)
     return [
-        f"ppo.num_prompts={ppo.num_prompts} × ppo.num_generations={ppo.num_generations} = {num} completions do not "
-        f"divide into ppo.num_mini_batches={ppo.num_mini_batches} minibatches of whole passes of "
-        f"train.per_device_train_batch_size={size}{across}: take ppo.num_prompts={nearest}, or another of the sizes"
+        f"{product} are ppo.num_mini_batches={ppo.num_mini_batches} minibatches of {num // ppo.num_mini_batches}"
+        f"{across}, which are no whole passes of train.per_device_train_batch_size={size}: take "
+        f"train.per_device_train_batch_size={fits}"
     ]
 
 
