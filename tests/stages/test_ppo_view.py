@@ -58,4 +58,4 @@ def test_the_figures_say_what_was_read_and_how_often_it_is_asked() -> None:
 
 def test_what_a_run_would_refuse_is_refused() -> None:
     with pytest.raises(AlignkitError, match=r"^ppo\.num_prompts=7 × "):
-        view(compose_job("ppo", [*WORDS, "ppo.num_prompts=7"]))
+        view(compose_job("ppo", [*WORDS, "ppo.num_prompts=7", "ppo.num_mini_batches=2"]))
