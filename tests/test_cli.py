@@ -92,6 +92,11 @@ def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
         (["generate"], "Missing argument 'run'."),
         (["sft", *TINY, "--cfg", "jop"], "alignkit: --cfg jop: choose job, hydra, all; did you mean 'job'?"),
         (["sft", *TINY, "a b=3"], "alignkit: 'a b=3' is not key=value"),
+        (
+            ["sft", *TINY, "name=my", "run"],
+            "alignkit: 'run' is not key=value; if it belongs to name=my, type 'name=my run'",
+        ),
+        (["generate", "m", "-p", "hi"], "No such option: -p; did you mean --prompt or --prompts?"),
         (["sft", *TINY, "=3"], "alignkit: '=3' is not key=value"),
         (
             ["sft", *TINY, "data.path=[1"],

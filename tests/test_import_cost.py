@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra", "omegaconf", "rich", "numpy")
 
@@ -23,6 +26,21 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_python_interface_imports_nothing_heavy() -> None:
     assert loaded("import alignkit.api") & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize("words", [["generate", "m"], ["compare", "m", "n"], ["merge", "m", "out"]])
+def test_a_command_with_nothing_to_do_ends_without_torch(words: list[str], tmp_path: Path) -> None:
+    for name in "mn":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "gpt2"}')
+        (tmp_path / name / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    statement = (
+        f"import os\nos.chdir({str(tmp_path)!r})\n"
+        "from alignkit.cli import app\nfrom alignkit.errors import AlignkitError\n"
+        f"try:\n    app({words!r})\nexcept AlignkitError as error:\n    assert 'there is nothing to' in str(error)\n"
+        "else:\n    raise SystemExit('done')"
+    )
+    assert loaded(statement) & {"torch", "transformers", "trl", "peft", "datasets"} == set()
 
 
 def test_a_typo_is_found_without_the_trainers() -> None:

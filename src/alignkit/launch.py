@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import mistakes
+from alignkit.config import Resume
 from alignkit.data.files.shipped import shipped_file
 from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError
 from alignkit.home import expand_home
@@ -33,6 +35,7 @@ from alignkit.named_files import named_problems
 from alignkit.origins import origins
 from alignkit.quoting import with_text_quoted
 from alignkit.recipes import find_config
+from alignkit.runs.directory import finished_problems, was_restarted
 from alignkit.runs.given import Given, mask_words
 
 
@@ -49,6 +52,13 @@ class StepLayers:
     contents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     folders: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = ()
+
+
+Also = Callable[[Any], list[str]]  # what else is wrong with a job, one line each
+
+
+def _nothing(job: Any) -> list[str]:
+    return []
 
 
 _ALONE = StepLayers()
@@ -89,11 +99,12 @@ def launch(
     if info is not None and show is not None:
         raise ConfigError("--cfg and --info each show something else: give one of them")
     runs_one = not (multirun or show or info)
+    also: Also = partial(_finished, words=words, config_dir=config_dir) if runs_one and layers is _ALONE else _nothing
     overrides, overlays = _prepare(
-        stage, words, config_dir, sweep=multirun, further=runs_one, named=True, layers=layers
+        stage, words, config_dir, sweep=multirun, further=runs_one, named=True, also=also, layers=layers
     )
     if runs_one:  # before a folder is made and torch is imported
-        typed(stage, _composed(stage, overrides, config_dir), named=True, overlays=overlays)
+        typed(stage, _composed(stage, overrides, config_dir), named=True, overlays=overlays, also=also)
     flags = [*(["--multirun"] if multirun else []), *(["--cfg", show] if show else [])]
     flags += [*(["--info", info] if info else []), *(["--config-dir", str(config_dir)] if config_dir else [])]
 
@@ -153,6 +164,15 @@ def launch(
     return record or {"folder": str(runs[0].folder), **(read_manifest(runs[0].folder) or {})} if runs else None
 
 
+def _finished(job: StageJob, *, words: list[str], config_dir: Path | None) -> list[str]:
+    """Say that a run is finished, where its folder is the usual one: with all other mistakes, not after them."""
+    overlays, _ = _read_overlays(words, config_dir)
+    elsewhere = any(word.startswith("hydra") for word in words) or any("hydra" in one for one in overlays.values())
+    if elsewhere or job.overwrite or str(job.resume).lower() != Resume.false or was_restarted():
+        return []
+    return finished_problems(Path("runs", job.stage, job.name), job.stage)
+
+
 def _swept(overrides: list[str]) -> set[str]:
     """The keys that have several values among these words."""
     with _hydra_words():
@@ -176,29 +196,32 @@ def _together(failures: list[tuple[Path, Exception]]) -> Exception:
     return together
 
 
-def compose_job(stage: str, words: list[str], *, config_dir: Path | None = None, **given: Any) -> Any:
+def compose_job(
+    stage: str, words: list[str], *, config_dir: Path | None = None, also: Also = _nothing, **given: Any
+) -> Any:
     """The typed job, without a run directory (for `inspect`, `generate` and notebooks).
 
     Args:
         stage: a key of `JOBS`.
         words: as in `launch`.
         config_dir: as in `launch`.
+        also: finds what else is wrong with the job, to be told with the other mistakes.
         **given: top-level sections laid under the words, such as `model={"name": run}`.
     """
-    overrides, overlays = _prepare(stage, words, config_dir, given=given)
-    return typed(stage, _composed(stage, overrides, config_dir), overlays=overlays)
+    overrides, overlays = _prepare(stage, words, config_dir, also=also, given=given)
+    return typed(stage, _composed(stage, overrides, config_dir), overlays=overlays, also=also)
 
 
 def command_job(
-    stage: str, words: list[str], *, config_dir: Path | None = None, **given: Any
+    stage: str, words: list[str], *, config_dir: Path | None = None, also: Also = _nothing, **given: Any
 ) -> tuple[Any, dict[str, Any]]:
     """`compose_job` for a command that runs at once, and the settings as they were given, for its record.
 
     Files and folders that are named must be there. In the record interpolations are unresolved: it may be written out.
     """
-    overrides, overlays = _prepare(stage, words, config_dir, named=True, given=given)
+    overrides, overlays = _prepare(stage, words, config_dir, named=True, also=also, given=given)
     cfg = _composed(stage, overrides, config_dir)
-    return typed(stage, cfg, named=True, overlays=overlays), _as_given(cfg)
+    return typed(stage, cfg, named=True, overlays=overlays, also=also), _as_given(cfg)
 
 
 def step_job(
@@ -237,7 +260,14 @@ def job_of_record(stage: str, given: Mapping[str, Any], folders: Mapping[str, st
     return typed(stage, cfg, named=True)
 
 
-def typed(stage: str, cfg: DictConfig, *, named: bool = False, overlays: Mapping[str, Any] | None = None) -> Any:
+def typed(
+    stage: str,
+    cfg: DictConfig,
+    *,
+    named: bool = False,
+    overlays: Mapping[str, Any] | None = None,
+    also: Also = _nothing,
+) -> Any:
     """The job as plain dataclasses, `~` in its paths expanded.
 
     Args:
@@ -245,6 +275,7 @@ def typed(stage: str, cfg: DictConfig, *, named: bool = False, overlays: Mapping
         cfg: composed.
         named: look also whether the files and folders that it names are there.
         overlays: the files it was composed of, to name the one that a setting is in.
+        also: finds what else is wrong.
 
     Raises:
         ConfigError: a setting is missing, of the wrong type or out of its bounds; all of them at once.
@@ -262,7 +293,7 @@ def typed(stage: str, cfg: DictConfig, *, named: bool = False, overlays: Mapping
     problems += [*_name_problems(job), *path_problems(job), *out_of_bounds(job)]
     if named:
         problems += named_problems(job)
-    if problems:
+    if problems := [*problems, *also(job)]:
         raise ConfigError(*dict.fromkeys(problems))
     return job
 
@@ -324,6 +355,7 @@ def _prepare(
     sweep: bool = False,
     further: bool = True,
     named: bool = False,
+    also: Also = _nothing,
     given: dict[str, Any] | None = None,
     layers: StepLayers = _ALONE,
 ) -> tuple[list[str], dict[str, Any]]:
@@ -336,13 +368,16 @@ def _prepare(
     """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: '{config_dir}' is no folder")
-    files = [expand_home(word.removeprefix("config=")) for word in words if word.startswith("config=")]
+    files = [word for word in words if word.startswith("config=")]
     _register_resolvers(layers.folders)
-    overlays, problems = _read_overlays(files, config_dir)
+    overlays, problems = _read_overlays(words, config_dir)
     overlays |= layers.contents
     problems += mistakes.in_files(stage, overlays, config_dir)
     overrides = [word for word in words if not word.startswith("config=")]
-    found = {word: mistakes.in_override(stage, word, config_dir, _is_sweep, sweep=sweep) for word in overrides}
+    found = {
+        word: mistakes.in_override(stage, word, config_dir, _is_sweep, sweep=sweep, before=before)
+        for word, before in zip(overrides, ["", *overrides], strict=False)
+    }
     problems += [line for lines in found.values() for line in lines]
     problems = problems or mistakes.hidden_templates(overlays, overrides)
     if not problems:
@@ -355,7 +390,7 @@ def _prepare(
     about = tuple(re.split(r"[=.\[\s]", word.lstrip("+~"))[0] or word for word, lines in found.items() if lines)
     rest = [*_registered(stage, sound, given), *(_readable(word) for word, lines in found.items() if not lines)]
     try:
-        typed(stage, _composed(stage, rest, config_dir), named=named, overlays=overlays)
+        typed(stage, _composed(stage, rest, config_dir), named=named, overlays=overlays, also=also)
     except ConfigError as error:
         # What was left out for its mistake is not missing.
         more = [line for line in error.problems if not (" is missing: " in line and (cut or line.startswith(about)))]
@@ -422,7 +457,9 @@ def _groups(stage: str) -> list[dict[str, None]]:
     return [{item.name: None} for item in dataclasses.fields(JOBS[stage]) if item.name in mistakes.GROUPS]
 
 
-def _read_overlays(files: list[str], config_dir: Path | None) -> tuple[dict[str, Any], list[str]]:
+def _read_overlays(words: list[str], config_dir: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """The contents of the `config=` files among the words, and what is wrong with these."""
+    files = [expand_home(word.removeprefix("config=")) for word in words if word.startswith("config=")]
     overlays: dict[str, Any] = {}
     problems: list[str] = []
     for file in files:

@@ -112,7 +112,13 @@ def without_mistakes(stage: str, content: Mapping[str, Any], config_dir: Path | 
 
 
 def in_override(
-    stage: str, word: str, config_dir: Path | None, sweeps: Callable[[str], bool], *, sweep: bool = False
+    stage: str,
+    word: str,
+    config_dir: Path | None,
+    sweeps: Callable[[str], bool],
+    *,
+    sweep: bool = False,
+    before: str = "",
 ) -> list[str]:
     """Mistakes in a `key=value` word.
 
@@ -122,12 +128,13 @@ def in_override(
         config_dir: with group options of the user's own.
         sweeps: tells whether a value is read as several, which make a sweep; raises ValueError where it is unreadable.
         sweep: several values are run one after the other; what they are is left to Hydra, which expands them.
+        before: the word typed before it, to which it may belong.
     """
     match = _OVERRIDE.fullmatch(word)
     if match is not None and match["sign"] == "~":
         return [f"'{word}': a setting cannot be deleted; give it another value"]
     if match is None or match["value"] is None:
-        return [_not_an_override(word)]
+        return [_not_an_override(word, before)]
     key, value = match["key"], match["value"]
     if problem := size_problem(value):
         return [f"{key}: {problem}"]
@@ -259,7 +266,7 @@ def _in_content(content: Mapping[str, Any], stage: str, config_dir: Path | None)
     yield from _in_mapping(content, stage, config_dir)
 
 
-def _not_an_override(word: str) -> str:
+def _not_an_override(word: str, before: str) -> str:
     if word == "=":
         return "'=' stands alone: a setting is typed without spaces, as key=value"
     if word.endswith((".yaml", ".yml")):
@@ -267,6 +274,9 @@ def _not_an_override(word: str) -> str:
     key, mark, value = re.split(r"\s*([=:])\s*", word, maxsplit=1) if re.search("[=:]", word) else (word, "", "")
     if mark and re.fullmatch(r"[A-Za-z][\w.]*", key) and value:
         return f"'{word}' is not key=value: type {typed_word(key, value)}"
+    key, mark, value = before.partition("=")
+    if mark and re.fullmatch(r"[\w.]+", key):
+        return f"'{word}' is not key=value; if it belongs to {before}, type {typed_word(key, f'{value} {word}')}"
     return f"'{word}' is not key=value"
 
 

@@ -11,8 +11,8 @@ from alignkit.data.rows.preferences import PAIRS
 from alignkit.data.rows.row_kind import CONVERSATIONS
 from alignkit.data.sets.section import check_data
 from alignkit.errors import AlignkitError, did_you_mean
-from alignkit.jobs import DpoJob, PpoJob, RewardJob, SftJob, StageJob
-from alignkit.models.source import ModelSource, near_models, source_problems
+from alignkit.jobs import DpoJob, MergeJob, PpoJob, RewardJob, SftJob, StageJob
+from alignkit.models.source import ModelSource, near_models, source_problems, unmergeable
 from alignkit.rewards.source import RewardSource, parse_rewards
 
 
@@ -22,6 +22,7 @@ def named_problems(job: Any) -> list[str]:
     if job.model.name and job.model.init is Init.pretrained:
         wants_reward = False if isinstance(job, StageJob) else None
         problems += source_problems(ModelSource.of(job.model), wants_reward=wants_reward)
+        problems += unmergeable(job.model) if isinstance(job, MergeJob) and not problems else []
     if isinstance(job, (SftJob, RewardJob, DpoJob)) and job.data.path:
         problems += check_data(job.data, CONVERSATIONS if isinstance(job, SftJob) else PAIRS)
     elif isinstance(job, PpoJob) and isinstance(job.data.path, str) and job.data.path:

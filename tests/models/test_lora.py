@@ -5,11 +5,11 @@ import pytest
 import torch
 import yaml
 from peft import get_peft_model
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 import alignkit
 from alignkit.errors import ModelError
-from alignkit.models.lora import attention_layers, build_lora
+from alignkit.models.lora import attention_layers, build_lora, check_lora
 from alignkit.models.tiny import byte_tokenizer, random_model
 
 GROUPS = Path(alignkit.__file__).parent / "conf" / "lora"
@@ -165,6 +165,14 @@ def test_modules_to_save_must_exist(gpt2: torch.nn.Module) -> None:
 def test_what_peft_refuses_is_one_line(gpt2: torch.nn.Module) -> None:
     with pytest.raises(ModelError, match=r"^lora: `layers_to_transform` cannot be used when"):
         build_lora({"target_modules": ".*c_attn", "layers_to_transform": [0]}, gpt2)
+
+
+def test_what_experts_that_are_parameters_cannot_have_is_named() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 50}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 4}
+    config = AutoConfig.for_model("mixtral", **sizes, **heads)
+    with pytest.raises(ModelError, match=r"^lora\.lora_dropout=0\.1: the experts of this mixtral model are"):
+        check_lora({"lora_dropout": 0.1, "target_modules": "all-linear"}, AutoModelForCausalLM.from_config(config))
 
 
 def test_lora_on_an_adapter_is_refused(gpt2: torch.nn.Module) -> None:

@@ -19,6 +19,7 @@ from alignkit.runs.given import mask_settings, mask_words
             ["reward=[{function: 'f.py:score', api_key: 'a, b'}]", "template.kwargs={key: v, n: 1}"],
             ["reward=[{function: 'f.py:score', api_key: ***}]", "template.kwargs={key: ***, n: 1}"],
         ),
+        (["data.columns.key=id", "data.columns={token: word}"], ["data.columns.key=id", "data.columns={token: word}"]),
         (["--api-key", "abc", "name=x"], ["--api-key", "***", "name=x"]),
         (
             ["sampling.max_new_tokens=5", "data.control_tokens=text"],
@@ -34,6 +35,8 @@ def test_settings_that_name_a_secret_are_masked_wherever_they_are() -> None:
     given = {"train": {"hub_token": "hf", "nested": {"password": "p"}}, "api_key": "${oc.env:KEY}", "key_size": 3}
     masked = {"train": {"hub_token": "***", "nested": {"password": "***"}}, "api_key": "${oc.env:KEY}", "key_size": 3}
     assert mask_settings(given) == masked
+    columns = {"data": {"columns": {"key": "id"}, "api_key": "a"}}
+    assert mask_settings(columns) == {"data": {"columns": {"key": "id"}, "api_key": "***"}}
     listed = {"reward": [{"function": "f.py:score", "api_key": "a"}], "credentials": {"user": "u", "all": ["b", 3]}}
     assert mask_settings(listed) == {
         "reward": [{"function": "f.py:score", "api_key": "***"}],

@@ -39,8 +39,16 @@ def _settings_hint(error: Any) -> str:
         return ""
     if name in ("c", "config"):
         return "; a configuration file is given as config=FILE"
-    is_short = not error.option_name.startswith("--")
-    return "" if is_short or close_to(name, near) else f"; a setting is typed without dashes, as {name}=VALUE"
+    if not error.option_name.startswith("--"):
+        return _long_options(error)
+    return "" if close_to(name, near) else f"; a setting is typed without dashes, as {name}=VALUE"
+
+
+def _long_options(error: Any) -> str:
+    """Say which options of the command begin with the letter of a short one that it has not."""
+    options = [option for parameter in error.ctx.command.params for option in parameter.opts]
+    meant = [option for option in options if option.startswith(f"--{error.option_name[1:2]}")]
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,11 +45,20 @@ def generate(
     """
     from alignkit.launch import command_job
 
-    job, record = command_job("generate", words or [], model={"name": run})
+    job, record = command_job(
+        "generate", words or [], also=partial(_unanswerable, prompt, prompts), model={"name": run}
+    )
     from alignkit.commands.generate import run as answer
 
     given: dict[str, Any] = {"prompts": prompt or [], "prompts_path": prompts, "out": out, "record": record}
     answer(job, tools_path=tools, hide_reasoning=hide_reasoning, **given)
+
+
+def _unanswerable(prompt: list[str] | None, prompts: Path | None, job: Any) -> list[str]:
+    """What is wrong with the prompts, found before anything heavy is imported."""
+    from alignkit.evaluate.prompts import check_prompts
+
+    return check_prompts(prompt or [], prompts, format=job.format, columns=job.columns)
 
 
 def next_token(
@@ -124,7 +134,8 @@ def compare(
 
     check_writable("--html", html)
     runs, settings = runs_and_words(words)
-    job = compose_job("compare", settings, model={"name": runs[0] if runs else ""})
+    also = partial(_unanswerable, prompt, prompts)
+    job = compose_job("compare", settings, also=also, model={"name": runs[0] if runs else ""})
     from alignkit.commands.compare import run as compared
 
     compared(job, runs=runs, prompts=prompt or [], prompts_path=prompts, reward=reward, html=html, out=out)

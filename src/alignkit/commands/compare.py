@@ -14,6 +14,7 @@ from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison, summary
+from alignkit.evaluate.kept_columns import kept_prompt_columns
 from alignkit.evaluate.likelihood import Row, token_logprobs
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
@@ -54,7 +55,8 @@ def run(
     with outputs(html=html, out=out):
         with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
             check(job, runs, prompts, prompts_path, reward, out)
-            found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
+            columns = job.columns or kept_prompt_columns(prompts_path, runs, format=job.format)
+            found = read_prompts(prompts, prompts_path, format=job.format, columns=columns)
             policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
             encoded = [policy.encode(found) for policy in policies]
             for policy, rows in zip(policies, encoded, strict=True):

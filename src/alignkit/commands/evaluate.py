@@ -17,6 +17,7 @@ from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file, check_section
 from alignkit.evaluate.figures import Figures, difference_lines, equal_lines, figures_table, precision_lines
 from alignkit.evaluate.held_out import HeldOutData, load_held_out
+from alignkit.evaluate.kept_columns import kept_columns, kept_prompt_columns
 from alignkit.evaluate.measure import (
     by_prompt,
     describe_responses,
@@ -66,7 +67,9 @@ def run(
         with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
             as_prompts = reads_prompts(job, as_prompts)
             check(job, runs, reward, reference, pairs, out, as_prompts=as_prompts)
-            data = replace(job.data, eval_groups=held_out_groups(job.data, runs))
+            data = replace(
+                job.data, eval_groups=held_out_groups(job.data, runs), columns=_columns(job, runs, as_prompts)
+            )
             seed = split_seed(job.data, runs, job.seed)
             forms = (data.tools, data.reasoning)
             models = [ServedModel.of(replace(job.model, name=name), job.template, forms=forms) for name in runs]
@@ -89,6 +92,16 @@ def run(
         _show(job, held_out[0], figures)
         if out is not None:
             write_report(out, settings=record or asdict(job), runs=[one.as_json() for one in figures])
+
+
+def _columns(job: EvaluateJob, runs: Sequence[str], as_prompts: bool) -> Any:
+    """The columns of the rows: as given, or where that is needed as in the training of the models."""
+    path = job.data.path
+    if job.data.columns or job.data.format != "auto" or not isinstance(path, str):
+        return job.data.columns
+    if as_prompts:
+        return kept_prompt_columns(Path(path), runs, format="auto")
+    return kept_columns(path, runs, RESPONSES.detect, RESPONSES.fields)
 
 
 def _load_reference(

@@ -13,6 +13,7 @@ from alignkit.data.encode.replies import ReplyReader, reply_spec
 from alignkit.errors import ConfigError, Interrupted, StopSignal
 from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
 from alignkit.evaluate.arguments import check_section
+from alignkit.evaluate.kept_columns import kept_prompt_columns
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
 from alignkit.evaluate.served_model import ServedModel, sample_keys
@@ -63,7 +64,8 @@ def run(
     """
     with outputs(out=out), run_log(), explain_out_of_memory(_LOWER):
         tools = _check(job, prompts, prompts_path, out, tools_path, hide_reasoning=hide_reasoning)
-        found = read_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
+        columns = job.columns or kept_prompt_columns(prompts_path, [job.model.name], format=job.format)
+        found = read_prompts(prompts, prompts_path, format=job.format, columns=columns)
         found = with_tools(found, tools, tools_path)
         policy = ServedModel.of(job.model, job.template)
         check_tools(policy, tools, tools_path)

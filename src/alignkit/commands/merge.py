@@ -28,14 +28,14 @@ from alignkit.jobs import MergeJob
 from alignkit.models.load import check_model, load_model, merge_problems
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.save import save_model
-from alignkit.models.source import ModelSource
+from alignkit.models.source import ModelSource, unmergeable
 from alignkit.runs.directory import Run
 from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
 from alignkit.runs.manifest import lineage
 from alignkit.runs.result import seal_result
-from alignkit.runs.template import recorded_kwargs, run_forms, run_template_kwargs
+from alignkit.runs.template import recorded_kwargs, run_columns, run_forms, run_template_kwargs
 from alignkit.training.checkpoints import is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def settings_with_forms(job: MergeJob, given: Mapping[str, Any] | None) -> dict[
     return {
         **record,
         "template": {**record["template"], "kwargs": kwargs},
-        "data": {"tools": str(tools), "reasoning": str(reasoning)},
+        "data": {"tools": str(tools), "reasoning": str(reasoning), "columns": run_columns(folder)},
     }
 
 
@@ -136,9 +136,7 @@ def check(job: MergeJob, out: Path) -> None:
     problems = []
     try:
         check_model(job.model)
-        problems += merge_problems(job.model)
-        if not ModelSource.of(job.model).is_adapter:
-            problems.append(f"model.name: {job.model.name} is no adapter: there is nothing to merge")
+        problems += merge_problems(job.model) + unmergeable(job.model)
     except AlignkitError as error:
         problems += error.problems
     if out.exists():

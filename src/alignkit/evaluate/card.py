@@ -118,7 +118,7 @@ def _cuts(lengths: np.ndarray) -> list[int]:
     cuts = []
     for quarter in range(1, _BUCKETS):
         at = len(lengths) * quarter // _BUCKETS
-        ends = [int(np.searchsorted(lengths, lengths[at], side)) for side in ("left", "right")]  # type: ignore[call-overload]
+        ends = [int(np.searchsorted(lengths, lengths[at], side)) for side in ("left", "right")]
         cuts.append(min(ends, key=lambda end: abs(end - at)))
     return cuts
 

@@ -14,10 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from alignkit.errors import ModelError, did_you_mean
+from alignkit.errors import ModelError, as_yaml, did_you_mean
 
 ATTENTION = "attention"
 _LINEAR = (nn.Linear, Conv1D)
+_ON_PARAMETERS = re.compile(r"ParamWrapper does not work (?:with|when) `?(\w+)")
 _ADAPTABLE = (*_LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 # What needs nothing but the weights; others start from a pass over data, or quantize the base.
 _STARTS = ("gaussian", "olora", "pissa", "orthogonal", "mica")
@@ -77,10 +78,17 @@ def check_lora(lora: dict[str, Any], bare: PreTrainedModel) -> None:
         try:
             get_peft_model(bare, config)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
-            kind = bare.config.model_type
-            raise ModelError(
-                f"lora: PEFT cannot put it on this {kind} model: {' '.join(str(error).split())}"
-            ) from error
+            raise ModelError(_refusal(error, lora, bare.config.model_type)) from error
+
+
+def _refusal(error: Exception, lora: Mapping[str, Any], kind: str) -> str:
+    """Say why PEFT refuses an adapter; where it wraps parameters, by the setting that these cannot have."""
+    if (found := _ON_PARAMETERS.search(str(error))) and found[1] in lora:
+        return (
+            f"lora.{found[1]}={as_yaml(lora[found[1]])}: the experts of this {kind} model are parameters, no layers, "
+            "and LoRA on parameters cannot have it: leave it out, or take lora.target_modules=attention"
+        )
+    return f"lora: PEFT cannot put it on this {kind} model: {' '.join(str(error).split())}"
 
 
 def leaves_base(config: Any) -> bool:

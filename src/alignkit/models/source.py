@@ -184,6 +184,13 @@ def source_problems(source: ModelSource, *, wants_reward: bool | None = False) -
     return problems
 
 
+def unmergeable(model: ModelConfig) -> list[str]:
+    """Say that a model is no adapter, so that there is nothing to merge, in a line; an empty list of an adapter."""
+    if ModelSource.of(model).is_adapter:
+        return []
+    return [f"model.name: {model.name} is no adapter: there is nothing to merge"]
+
+
 def _damaged(folder: Path) -> list[str]:
     problems = []
     for path in (folder / name for name in _OBJECTS if (folder / name).is_file()):

@@ -245,9 +245,14 @@ def _launcher() -> str | None:
     return number if number != "none" else f"{socket.gethostname()} {os.getppid()}"
 
 
+def was_restarted() -> bool:
+    """Tell whether an elastic launcher has started this process again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def _is_restarted(folder: Path) -> bool:
     """Whether the launcher has started this process again, after it began the run of this folder."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if not was_restarted():
         return False
     starts = (read_manifest(folder) or {}).get("starts")
     last = starts[-1] if isinstance(starts, list) and starts else None
@@ -319,9 +324,7 @@ def _guard(run: Run, *, resume: Resume, overwrite: bool) -> None:
         _check_unchanged(run, before, now)
         run.started = manifest.get("started", "")
     elif status == "finished":
-        raise RunError(
-            f"{folder} is a finished run: choose another name, or overwrite=true to replace it", *_further(run)
-        )
+        raise RunError(*finished_problems(folder, run.stage))
     elif not _checkpoints(folder):
         logger.warning("%s ended (%s) before its first checkpoint: it starts again", folder, status)
     else:
@@ -347,13 +350,23 @@ def _completed(stage: str, job: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict(flat(asdict(settled))), **dict(flat(job))}
 
 
-def _further(run: Run) -> list[str]:
-    """How to go on from a finished run, in a line; nothing of a reward model, which is no start for another run."""
-    if run.stage == "reward":
+def finished_problems(folder: Path, stage: str) -> list[str]:
+    """Say that a folder holds a finished run, and how to go on; an empty list where it does not."""
+    if (read_manifest(folder) or {}).get("status") != "finished":
         return []
-    words = f"model=run model.name={shlex.quote(str(run.folder))}"
-    words += " lora=none" if (run.folder / "adapter_config.json").is_file() else ""
-    return [f"to train {run.folder} further, start another run from it: name=… {words}"]
+    return [
+        f"{folder} is a finished run: choose another name, or overwrite=true to replace it",
+        *_further(folder, stage),
+    ]
+
+
+def _further(folder: Path, stage: str) -> list[str]:
+    """How to go on from a finished run, in a line; nothing of a reward model, which is no start for another run."""
+    if stage == "reward":
+        return []
+    words = f"model=run model.name={shlex.quote(str(folder))}"
+    words += " lora=none" if (folder / "adapter_config.json").is_file() else ""
+    return [f"to train {folder} further, start another run from it: name=… {words}"]
 
 
 def _check_unchanged(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -364,7 +377,7 @@ def _check_unchanged(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -
     }
     if run.finished or not run.forced:
         if changed:
-            way_out = (_further(run) if run.finished else []) or _OTHER_SETTINGS
+            way_out = (_further(run.folder, run.stage) if run.finished else []) or _OTHER_SETTINGS
             raise RunError(*(f"resume=true: {line}" for line in changed.values()), *way_out)
         return
     if kept := [line for key, line in changed.items() if key.startswith(_IN_CHECKPOINTS)]:

@@ -14,6 +14,8 @@ _SECRET = re.compile(r"token|password|passwd|secret|key|credential", re.IGNORECA
 # Words of settings that hold one of those, and are none.
 _HARMLESS = re.compile(r"new_tokens|control_tokens|_token_|token_type|num_tokens|tokens_|tokenizer|keys?word")
 
+_NAMES_COLUMNS = frozenset({"columns"})  # from a field to a column of the data: neither is a secret
+
 
 @dataclass(frozen=True)
 class Given:
@@ -37,7 +39,9 @@ def mask_words(words: Sequence[str]) -> list[str]:
     masked: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
-        if equals:
+        if equals and _NAMES_COLUMNS.intersection(key.split(".")):
+            masked.append(word)
+        elif equals:
             masked.append(f"{key}={_masked_text(value)}" if _names_secret(key) else key + equals + _masked_parts(value))
         elif masked and masked[-1].startswith("--") and "=" not in masked[-1] and _names_secret(masked[-1]):
             masked.append(_masked_text(word))
@@ -48,12 +52,16 @@ def mask_words(words: Sequence[str]) -> list[str]:
 
 def mask_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Mask the texts among nested settings whose key names a secret; references to the environment stay."""
-    return {key: _masked_value(value, is_secret=_names_secret(str(key))) for key, value in values.items()}
+    masked: dict[str, Any] = _masked_value(values, is_secret=False)
+    return masked
 
 
 def _masked_value(value: Any, *, is_secret: bool) -> Any:
     if isinstance(value, Mapping):
-        return {k: _masked_value(v, is_secret=is_secret or _names_secret(str(k))) for k, v in value.items()}
+        return {
+            k: v if k in _NAMES_COLUMNS else _masked_value(v, is_secret=is_secret or _names_secret(str(k)))
+            for k, v in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [_masked_value(item, is_secret=is_secret) for item in value]
     return _masked_text(value) if is_secret and isinstance(value, str) else value

@@ -80,6 +80,13 @@ def run_forms(folder: Path | None) -> tuple[ToolsForm, ReasoningForm] | None:
     return ToolsForm(tools), ReasoningForm(reasoning)
 
 
+def run_columns(folder: Path | None) -> dict[str, Any]:
+    """Read `data.columns` of the run, or of what was merged of it, in a folder; empty where there is none."""
+    manifest = (read_manifest(folder) if folder is not None else None) or {}
+    columns = manifest.get("job", {}).get("data", {}).get("columns")
+    return dict(columns) if isinstance(columns, Mapping) else {}
+
+
 def forms_mismatch(folder: Path | None, data: DataConfig) -> str | None:
     """Say that a run was trained with other forms of tools and reasoning than those given; None where it was not."""
     before = run_forms(folder)
