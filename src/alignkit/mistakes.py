@@ -275,7 +275,7 @@ def _not_an_override(word: str, before: str) -> str:
     if mark and re.fullmatch(r"[A-Za-z][\w.]*", key) and value:
         return f"'{word}' is not key=value: type {typed_word(key, value)}"
     key, mark, value = before.partition("=")
-    if mark and re.fullmatch(r"[\w.]+", key):
+    if mark and re.fullmatch(r"[\w.]+", key) and not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", word):
         return f"'{word}' is not key=value; if it belongs to {before}, type {typed_word(key, f'{value} {word}')}"
     return f"'{word}' is not key=value"
 
