@@ -108,6 +108,7 @@ def launch(
     flags = [*(["--multirun"] if multirun else []), *(["--cfg", show] if show else [])]
     flags += [*(["--info", info] if info else []), *(["--config-dir", str(config_dir)] if config_dir else [])]
 
+    from alignkit.pages.report import keep_report
     from alignkit.runs.manifest import read_manifest
     from alignkit.runs.sweep import SweptRun, announce, conclude_sweep, mask_sweep
 
@@ -159,6 +160,8 @@ def launch(
 
     _run_hydra(stage, task, [*overrides, *flags])
     record = conclude_sweep(folders[0], stage, runs) if multirun and runs else None
+    if record and os.environ.get("RANK", "0") == "0":
+        keep_report(folders[0])
     if failures:
         raise _together(failures)
     return record or {"folder": str(runs[0].folder), **(read_manifest(runs[0].folder) or {})} if runs else None

@@ -373,7 +373,7 @@ def test_parts_say_which_they_are_and_what_they_cost(
     num_read = sum(len(row["input_ids"]) for row in rows[:2])
     num_trained = sum(label != -100 for row in rows[:2] for label in row["labels"])
     assert cost == [
-        "1 rows in 2 parts, because the template rewrites earlier turns: "
+        "1 row in 2 parts, because the template rewrites earlier turns: "
         f"{num_read / num_trained:.1f} tokens read per token trained; template.kwargs={{preserve_thinking: true}} "
         "keeps history as it was, and a row in one part"
     ]

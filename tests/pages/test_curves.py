@@ -1,6 +1,6 @@
 """Which metrics share a panel, and what is left of long ones."""
 
-from alignkit.pages.curves import panels, thinned
+from alignkit.pages.curves import overlaid, panels, thinned
 
 
 def test_training_and_held_out_share_a_panel_and_have_their_own_steps() -> None:
@@ -12,6 +12,25 @@ def test_training_and_held_out_share_a_panel_and_have_their_own_steps() -> None:
             "x": [0, 1],
             "series": [{"label": "training", "y": [None, 2.5]}, {"label": "held out", "y": [3.0, None]}],
         }
+    ]
+
+
+def test_curves_of_several_runs_share_a_panel_where_more_than_one_has_them() -> None:
+    one = panels([{"step": 1, "loss": 2.0, "mine": 1.0}, {"step": 2, "loss": 1.0, "eval_loss": 3.0}])
+    other = panels([{"step": 1, "loss": 4.0, "mine": 5.0}, {"step": 3, "loss": 0.5}])
+    assert overlaid({"a": one, "b": other}) == [
+        {
+            "title": "loss: training",
+            "first": True,
+            "x": [1, 2, 3],
+            "series": [{"label": "a", "y": [2.0, 1.0, None]}, {"label": "b", "y": [4.0, None, 0.5]}],
+        },
+        {
+            "title": "mine: training",
+            "first": False,
+            "x": [1],
+            "series": [{"label": "a", "y": [1.0]}, {"label": "b", "y": [5.0]}],
+        },
     ]
 
 

@@ -68,6 +68,12 @@ def page_of(folder: Path) -> str:
     return (folder / REPORT).read_text(encoding="utf-8")
 
 
+def data_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
 def words(page: str) -> str:
     """What a person reads of it, tags and scripts left out."""
     text = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
@@ -121,9 +127,11 @@ def test_a_page_without_data_is_small() -> None:
         "steps": [],
         "lineage": [],
         "pipeline": [],
+        "swept": [],
+        "has_overlay": False,
         "running": False,
         "written": "",
-        "data": [],
+        "data": {"steps": [], "overlay": []},
         "uplot_license": "",
     }
     scripts = ("uplot/uPlot.iife.min.js", "templates/report.js")
@@ -135,9 +143,7 @@ def test_rollouts_are_bounded_and_the_last_stays(chain: Path) -> None:
     row = {"step": 1, "prompt": "p" * 100_000, "completion": "c", "score": 1.0, "scores": {}, "kl": None, "length": 1}
     lines(chain / "rollouts.jsonl", [row | {"step": step} for step in range(1, 2_001)])
     page = page_of(chain)
-    found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
-    assert found
-    rollouts = json.loads(found[1])[-1]["rollouts"]
+    rollouts = data_of(page)["steps"][-1]["rollouts"]
     assert len(rollouts) == MOST_ROLLOUTS
     assert rollouts[-1]["step"] == 2_000
     assert rollouts[0]["prompt"].endswith("p… (98,000 more characters)")
@@ -227,3 +233,37 @@ def test_a_pipeline_has_a_page_of_all_its_steps(chain: Path, capsys: pytest.Capt
     )
     assert "Evaluation of runs/all/sft." in told
     assert "sft 1.5 [1.25, 2] – –" in told
+
+
+def test_curves_of_several_runs_are_laid_over_each_other(chain: Path) -> None:
+    make(Path("runs/ppo/c"))
+    report(["b", "c"], Path("runs"), html=Path("both.html"), as_json=False)
+    page = Path("both.html").read_text()
+    loss = data_of(page)["overlay"][0]
+    assert (loss["title"], [one["label"] for one in loss["series"]]) == ("loss: training", ["b", "c"])
+    assert "Curves of all runs" in words(page)
+    alone = page_of(chain)
+    assert data_of(alone)["overlay"] == []
+    assert "Curves of all runs" not in words(alone)
+
+
+def test_a_sweep_has_a_page_of_its_runs(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs/sft/sweep")
+    for name in ("lr=1", "lr=2"):
+        make(folder / name)
+    (folder / "multirun.yaml").write_text("{}")
+    values = {"lr=2": 0.5, "lr=1": 1.0, "lr=3": None}
+    runs = [
+        {"folder": f"elsewhere/{name}", "overrides": [HOSTILE], "value": value, "problem": "stopped"}
+        for name, value in values.items()
+    ]
+    record = {"figure": "eval_loss", "best": "elsewhere/lr=2", "runs": runs}
+    (folder / "sweep.json").write_text(json.dumps(record))
+    report(["sweep"], Path("runs"), html=None, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-1] == "page runs/sft/sweep/report.html"
+    page = (folder / REPORT).read_text()
+    assert [one["label"] for one in data_of(page)["overlay"][0]["series"]] == ["lr=2", "lr=1"]
+    told = words(page)
+    assert "eval loss 0.5000 the best" in told
+    assert "eval loss stopped" in told
+    assert page.count("<script") == 3

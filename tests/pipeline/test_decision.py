@@ -100,6 +100,18 @@ def test_from_and_only_run_again_what_has_not_changed() -> None:
 
 
 @pytest.mark.usefixtures("project")
+def test_a_step_that_is_left_out_and_would_run_is_named() -> None:
+    replace("pairs.jsonl", "one, two", "one, too")
+    pipeline = read_pipeline(["config=chain.yaml"])
+    outdated = {name: str(decision) for name, decision in Chain.of(pipeline, only="ppo").outdated().items()}
+    assert outdated == {"reward": "the data train pairs.jsonl has changed"}
+    assert Chain.of(pipeline, only="reward").outdated() == {}  # sft has not changed, and on reward it does not build
+    assert Chain.of(pipeline).outdated() == {}
+    replace("rows.jsonl", "one, two", "one, too")
+    assert {*Chain.of(pipeline, start="evaluate").outdated()} == {"sft", "reward", "ppo"}
+
+
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("chosen", [{"start": "ppo"}, {"only": "ppo"}])
 def test_what_a_chosen_step_starts_from_must_have_finished(chosen: dict[str, str]) -> None:
     change_record("reward", lambda record: record.update(status="interrupted"))

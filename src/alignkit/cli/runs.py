@@ -93,7 +93,8 @@ def rm(
 
 def report(
     names: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Runs or pipelines: a folder, a path below --root, or a name.")
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs, pipelines, sweeps: a folder, a path below --root, or a name."),
     ],
     root: Annotated[Path, typer.Option(callback=home, help="Folder that holds the runs.")] = Path("runs"),
     html: Annotated[

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from rich.text import Text
 
-from alignkit.models.load import computing_device
+from alignkit.models.load import computing_device, for_another_machine
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.planning.plan import Plan, as_dict, make_plan
 from alignkit.planning.rehearsal import Rehearsal, Rehearsed
@@ -36,7 +37,8 @@ def run(rehearse: Callable[[], Rehearsal], *, memory: str | None, processes: int
     room = _room(memory)
     device = computing_device() if measure else None
     with run_log(), explain_out_of_memory(_LOWER):
-        rehearsal = rehearse()
+        with nullcontext() if measure else for_another_machine():
+            rehearsal = rehearse()
         plan = make_plan(Rehearsed(rehearsal, device), processes=processes, memory=room)
     facts = {
         "stage": rehearsal.stage,

@@ -1,4 +1,4 @@
-"""Write the page of a run or a pipeline, or of several and of all they came from, and say what went wrong in them."""
+"""Write the page of runs, a pipeline or a sweep and of all they came from, and say what went wrong in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from alignkit.errors import RunError
 from alignkit.pages.pipeline import named_pipeline, pipeline_steps
 from alignkit.pages.report import REPORT, Step, report_page
-from alignkit.runs.found import FoundRun, named_run
+from alignkit.pages.sweep import runs_of_sweep
+from alignkit.runs.found import FoundRun, named_run, named_sweep
 from alignkit.runs.log import TERMINAL
 from alignkit.runs.output import outputs, writing
 from alignkit.terminal import in_a_line, print_json_lines
@@ -19,7 +20,7 @@ def run(names: Sequence[str], root: Path, *, html: Path | None, as_json: bool) -
     """Write the page, and print the verdicts.
 
     Args:
-        names: of the runs, or of pipelines.
+        names: of the runs, or of pipelines or sweeps.
         root: where runs are.
         html: the page; None is `report.html` in the folder of a single run, or here for several.
         as_json: print an object a run instead of words.
@@ -29,11 +30,12 @@ def run(names: Sequence[str], root: Path, *, html: Path | None, as_json: bool) -
         OutputError: the page cannot be written.
     """
     pipeline = named_pipeline(names[0], root) if len(names) == 1 else None
+    sweep = named_sweep(names[0], root) if len(names) == 1 else None
     runs = [run for name in names for run in _runs(name, root)]
-    folder = pipeline or (runs[0].folder if len(runs) == 1 else Path())
+    folder = pipeline or sweep or (runs[0].folder if len(runs) == 1 else Path())
     path = html or folder / REPORT
     with outputs(html=path):
-        page, steps = report_page(runs, pipeline)
+        page, steps = report_page(runs, pipeline=pipeline, sweep=sweep)
         with writing(path) as aside:
             aside.write_text(page, encoding="utf-8")
     if as_json:
@@ -47,7 +49,9 @@ def run(names: Sequence[str], root: Path, *, html: Path | None, as_json: bool) -
 
 
 def _runs(name: str, root: Path) -> list[FoundRun]:
-    """A run, or the runs of a pipeline."""
+    """A run, or the runs of a pipeline or a sweep."""
+    if (sweep := named_sweep(name, root)) is not None:
+        return runs_of_sweep(sweep)
     if (folder := named_pipeline(name, root)) is None:
         return [named_run(name, root)]
     runs = [step.run for step in pipeline_steps(folder) if step.run is not None]

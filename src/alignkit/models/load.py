@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +37,18 @@ from alignkit.models.source import (
 )
 from alignkit.models.tiny import byte_tokenizer, config_problems, random_model
 
+_ELSEWHERE = ContextVar("elsewhere", default=False)
 _LONGEST_BY_DEFAULT = 2048  # tokens: a model with 128 k positions must not take their memory unasked
+
+
+@contextmanager
+def for_another_machine() -> Iterator[None]:
+    """Let `check_model` pass what only this machine lacks, a GPU and bitsandbytes: the job will run elsewhere."""
+    token = _ELSEWHERE.set(True)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
 
 
 def check_model(model: ModelConfig, *, wants_reward: bool = False) -> None:
@@ -257,6 +269,8 @@ def _quantization_problems(model: ModelConfig) -> list[str]:
     problems = []
     if model.init is Init.random:
         problems.append("model.quantization: random weights cannot be quantized; leave it out")
+    if _ELSEWHERE.get():
+        return problems
     if importlib.util.find_spec("bitsandbytes") is None:
         problems.append("model.quantization: bitsandbytes is not installed: pip install 'alignkit[quantization]'")
     if not torch.cuda.is_available():

@@ -49,7 +49,27 @@ def panels(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not _is_left_out(key) and (curve := points(history, key)):
             title, label = _place(key)
             found.setdefault(printable(title), {})[printable(label)] = thinned(curve)
-    return [_panel(title, dict(sorted(curves.items(), key=_rank))) for title, curves in found.items() if curves]
+    return [
+        _panel(title, dict(sorted(curves.items(), key=_rank)), first=title in _PANELS)
+        for title, curves in found.items()
+        if curves
+    ]
+
+
+def overlaid(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Lay the curves of several runs over each other: a panel for each curve that more than one of them has.
+
+    Args:
+        runs: the panels of each run, by what its curve is called.
+    """
+    found: dict[tuple[bool, str], dict[str, Points]] = {}
+    for name, drawn in runs.items():
+        for panel in drawn:
+            for one in panel["series"]:
+                curve = [(x, y) for x, y in zip(panel["x"], one["y"], strict=True) if y is not None]
+                found.setdefault((panel["first"], f"{panel['title']}: {one['label']}"), {})[name] = curve
+    shared = {place: curves for place, curves in found.items() if len(curves) > 1}
+    return [_panel(title, curves, first=is_first) for (is_first, title), curves in shared.items()]
 
 
 def thinned(curve: Points) -> Points:
@@ -83,11 +103,11 @@ def _rank(curve: tuple[str, Points]) -> bool:
     return "held out" in curve[0]  # behind those of training, so that each has its color in every panel
 
 
-def _panel(title: str, curves: Mapping[str, Points]) -> dict[str, Any]:
+def _panel(title: str, curves: Mapping[str, Points], *, first: bool) -> dict[str, Any]:
     steps = sorted({step for curve in curves.values() for step, _ in curve})
     at = {label: dict(curve) for label, curve in curves.items()}
     series = [{"label": label, "y": [_rounded(known.get(step)) for step in steps]} for label, known in at.items()]
-    return {"title": title, "first": title in _PANELS, "x": steps, "series": series}
+    return {"title": title, "first": first, "x": steps, "series": series}
 
 
 def _rounded(value: float | None) -> float | None:

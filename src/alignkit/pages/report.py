@@ -10,11 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from alignkit.pages.curves import panels
+from alignkit.pages.curves import overlaid, panels
 from alignkit.pages.lineage import chain_of, lines_of
 from alignkit.pages.page import render
 from alignkit.pages.pipeline import pipeline_steps
 from alignkit.pages.run_files import MOST_CHARS, JsonLines, ledger, read_json, rollouts, shortened
+from alignkit.pages.sweep import is_sweep, runs_of_sweep, swept
 from alignkit.pages.verdicts import Measured, Verdict, examine, number
 from alignkit.pages.words import chosen_settings, duration, figures, title_of, told
 from alignkit.runs.found import FoundRun
@@ -50,12 +51,15 @@ class Step:
     data: dict[str, Any]
 
 
-def report_page(runs: Sequence[FoundRun], pipeline: Path | None = None) -> tuple[str, list[Step]]:
+def report_page(
+    runs: Sequence[FoundRun], *, pipeline: Path | None = None, sweep: Path | None = None
+) -> tuple[str, list[Step]]:
     """Make the page of some runs and of all they came from.
 
     Args:
         runs: that are asked for.
         pipeline: the folder of the pipeline whose runs they are.
+        sweep: the folder of the sweep whose runs they are.
 
     Returns:
         The page, and its steps, each after those it starts from.
@@ -65,14 +69,20 @@ def report_page(runs: Sequence[FoundRun], pipeline: Path | None = None) -> tuple
     steps = [_step(run, names) for run in chain]
     asked = {run.folder.resolve() for run in runs}
     trained = [step.run.folder.resolve() for step in steps if step.shown["has_curves"]]
-    is_open = asked if pipeline is None else {*trained[-1:]}
+    beside = [step for step in steps if step.run.folder.resolve() in asked and step.shown["has_curves"]]
+    overlay = {} if pipeline or len(beside) < 2 else dict(zip(_own_names(beside), beside, strict=True))
+    is_open = set() if overlay else asked if pipeline is None else {*trained[-1:]}
     numbers = {step.run.folder.resolve(): place for place, step in enumerate(steps, start=1)}
     page = render(
         "report.html",
         scripts=_SCRIPTS,
         styles=_STYLES,
         uplot_license=_license(),
-        title=_name(pipeline) if pipeline else " · ".join(names[run.folder.resolve()] for run in runs),
+        title=_name(whole) if (whole := pipeline or sweep) else " · ".join(names[run.folder.resolve()] for run in runs),
+        swept=[
+            {"line": line, "number": numbers.get(line.folder.resolve())} for line in (swept(sweep) if sweep else ())
+        ],
+        has_overlay=bool(overlay),
         pipeline=[
             {"step": step, "number": numbers.get(step.run.folder.resolve()) if step.run else None}
             for step in (pipeline_steps(pipeline) if pipeline else ())
@@ -88,17 +98,22 @@ def report_page(runs: Sequence[FoundRun], pipeline: Path | None = None) -> tuple
         ],
         running=any(run.status == "running" for run in runs),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
-        data=[step.data for step in steps],
+        data={
+            "steps": [step.data for step in steps],
+            "overlay": overlaid({name: step.data["panels"] for name, step in overlay.items()}),
+        },
     )
     return page, steps
 
 
 def write_report(folder: Path) -> None:
-    """Write the page of a run, or of a pipeline, into its folder, whole or not at all."""
+    """Write the page of a run, a pipeline or a sweep into its folder, whole or not at all."""
     if (manifest := read_manifest(folder)) is not None:
         page, _ = report_page([FoundRun(folder, manifest)])
+    elif is_sweep(folder):
+        page, _ = report_page(runs_of_sweep(folder), sweep=folder)
     else:
-        page, _ = report_page([step.run for step in pipeline_steps(folder) if step.run], folder)
+        page, _ = report_page([step.run for step in pipeline_steps(folder) if step.run], pipeline=folder)
     with writing(folder / REPORT) as aside:
         aside.write_text(page, encoding="utf-8")
 
@@ -166,6 +181,12 @@ def _name(folder: Path) -> str:
     whole = folder.resolve()
     from_here = os.path.relpath(whole)
     return from_here if not from_here.startswith("..") else str(whole)
+
+
+def _own_names(steps: Sequence[Step]) -> list[str]:
+    """Call runs by what tells them apart: their paths without the folders that all of them share."""
+    paths = [str(step.run.folder.resolve()) for step in steps]
+    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, str]:

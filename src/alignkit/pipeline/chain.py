@@ -43,13 +43,13 @@ class Chain:
         pipeline: the steps as they are written.
         steps: all of them, composed.
         chosen: those that are looked at.
-        again: `--from` or `--only`: they run though nothing has changed.
+        option: `--from` or `--only`, with which they run though nothing has changed; empty without one.
     """
 
     pipeline: Pipeline
     steps: Mapping[str, Composed]
     chosen: Sequence[str]
-    again: bool
+    option: str = ""
 
     @classmethod
     def of(cls, pipeline: Pipeline, *, start: str | None = None, only: str | None = None) -> Chain:
@@ -72,12 +72,12 @@ class Chain:
             names = [pipeline.step(only, "--only").name]
         _check_record(pipeline.folder)
         steps = compose_all(pipeline)
+        option = "--from" if start else "--only" if only else ""
         for name in names:
             for other in steps[name].refers:
                 if other not in names:
-                    option = "--from" if start else "--only"
                     check_taken(steps[other], by=name, folder=steps[other].folder, option=option)
-        return cls(pipeline, steps, names, bool(start or only))
+        return cls(pipeline, steps, names, option)
 
     def plan(self) -> dict[str, Decision]:
         """Decide for each chosen step as things are now: a step after one that runs would run, too.
@@ -88,8 +88,20 @@ class Chain:
         plan: dict[str, Decision] = {}
         for name in self.chosen:
             changing = [other for other, decision in plan.items() if decision.action is not Action.skip]
-            plan[name] = decide(self.steps[name], changing=changing, again=self.again)
+            plan[name] = decide(self.steps[name], changing=changing, again=bool(self.option))
         return plan
+
+    def outdated(self) -> dict[str, Decision]:
+        """Decide for each step that is left out and that a chosen one builds on; return those that would run."""
+        below = list(self.chosen)
+        for name in below:
+            below += [other for other in self.steps[name].refers if other not in below]
+        found: dict[str, Decision] = {}
+        for name, composed in self.steps.items():
+            if name in below and name not in self.chosen:
+                decision = decide(composed, changing=list(found))
+                found |= {} if decision.action is Action.skip else {name: decision}
+        return found
 
     def check(self, plan: Mapping[str, Decision]) -> None:
         """Check what is going to run.
@@ -109,6 +121,7 @@ def show_plan(chain: Chain, *, as_json: bool) -> list[dict[str, Any]]:
         The same, an object for each step.
     """
     plan = chain.plan()
+    _say_outdated(chain)
     if not as_json:
         for name, decision in plan.items():
             _say(f"{name} {_WOULD[decision.action]}: {decision}")
@@ -128,16 +141,22 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         AlignkitError: a step failed or was stopped; the same command goes on.
     """
     chain.check(chain.plan())
+    _say_outdated(chain)
     folder = chain.pipeline.folder
     with hold(folder, folder / LOCK), _Record.kept(chain) as record:
         for name in chain.chosen:
-            decision = decide(chain.steps[name], again=chain.again)
+            decision = decide(chain.steps[name], again=bool(chain.option))
             _say(f"{name} {_DOES[decision.action]}: {decision}")
             with record.step(name, decision):
                 if decision.action is not Action.skip:
                     _run(chain, name, decision.action)
         _say(format_table(list(record.steps), [_columns(step) for step in record.steps.values()]))
     return {"folder": str(folder), **record.content()}
+
+
+def _say_outdated(chain: Chain) -> None:
+    for name, decision in chain.outdated().items():
+        _say(f"{name} is taken as it is; without {chain.option} it {_WOULD[decision.action]}: {decision}")
 
 
 def _columns(step: Mapping[str, Any]) -> dict[str, str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 
 from alignkit.planning.live_memory import bytes_of, tensors_of
+from alignkit.planning.quantized import QuantizedLinear
 from alignkit.planning.rehearsal import Models, Rehearsed, Step
 
 _LARGEST = 4096  # rows of a micro-batch, where everything fits
@@ -73,7 +73,7 @@ def make_plan(rehearsed: Rehearsed, *, processes: int, memory: int | None) -> Pl
         fits = (rollout or 0) <= room
         largest = _largest(size, step.peak, room, lambda rows: rehearsed.step(rows).peak) if fits else 0
     return Plan(
-        parameters=sum(weight.numel() for weight in _parameters(models)),
+        parameters=_num_parameters(models),
         trained=sum(weight.numel() for weight in models.trained_weights()),
         held={name: size for name, size in held.items() if size},
         gradients=rehearsed.gradients,
@@ -85,8 +85,13 @@ def make_plan(rehearsed: Rehearsed, *, processes: int, memory: int | None) -> Pl
     )
 
 
-def _parameters(models: Models) -> list[nn.Parameter]:
-    return list(dict.fromkeys(w for module in models.all() if module is not None for w in module.parameters()))
+def _num_parameters(models: Models) -> int:
+    """Count parameters; those that share a byte are as many as they were before."""
+    modules = {part: None for module in models.all() if module is not None for part in module.modules()}
+    weights = dict.fromkeys(weight for part in modules for weight in part.parameters(recurse=False))
+    packed = [part for part in modules if isinstance(part, QuantizedLinear)]
+    shared = sum(part.in_features * part.out_features - part.weight.numel() for part in packed)
+    return sum(weight.numel() for weight in weights) + shared
 
 
 def _by_purpose(models: Models) -> dict[str, int]:

@@ -11,11 +11,11 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from alignkit.config import ModelConfig, Quantization
-from alignkit.errors import ConfigError
 from alignkit.models.load import read_adapter_config, weights_dtype
 from alignkit.models.lora import build_lora
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
+from alignkit.planning.quantized import quantize
 
 
 def unfilled_base(model: ModelConfig, *, trains: bool) -> Any:
@@ -24,18 +24,12 @@ def unfilled_base(model: ModelConfig, *, trains: bool) -> Any:
     Args:
         model: the section.
         trains: these very weights will be trained.
-
-    Raises:
-        ConfigError: the weights would be quantized.
     """
-    if model.quantization is not Quantization.none:
-        raise ConfigError(
-            f"model.quantization={model.quantization}: alignkit plan cannot count what bitsandbytes keeps; with "
-            "model.quantization=none the plan is an upper bound"
-        )
     built, dtype = skeleton(model), weights_dtype(model, trainable=trains)
     for weight in built.parameters():
         weight.data = weight.data.to(dtype)
+    if model.quantization is not Quantization.none:
+        quantize(built, model.quantization)
     return built
 
 

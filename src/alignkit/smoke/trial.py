@@ -19,7 +19,7 @@ from alignkit.data.batches.batching import IGNORED
 from alignkit.errors import AlignkitError, RunError, TemplateError
 from alignkit.jobs import GenerateJob, StageJob
 from alignkit.json_files import read_object
-from alignkit.models.load import load_tokenizer
+from alignkit.models.load import for_another_machine, load_tokenizer
 from alignkit.models.reward import load_reward, scores_of
 from alignkit.runs.difference import differences
 from alignkit.runs.log import TERMINAL
@@ -91,7 +91,7 @@ def try_out(job: StageJob, *, keep: Path | None) -> Trial:
 
 def _try_all(trial: Trial, job: StageJob, folder: Path) -> None:
     stage = job.stage
-    with trial.step("settings"):
+    with trial.step("settings"), for_another_machine():
         import_module(f"alignkit.stages.{stage}.check").check_job(job)
     with trial.step("tiny model") as found:
         small = tiny_job(job, folder)

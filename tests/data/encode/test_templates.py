@@ -252,6 +252,19 @@ def test_roles_a_template_refuses_or_leaves_out_are_named(byte: PreTrainedTokeni
         template.check(Conversation(tuple(CHAT[1:3])))
 
 
+def test_an_argument_of_a_row_that_the_template_never_reads_is_refused_unless_it_is_empty(
+    byte: PreTrainedTokenizerFast,
+) -> None:
+    template = load("native", with_native(UNMARKED, byte))
+    template.check(
+        Conversation((Message("user", "u"),), template_kwargs={"documents": [], "persona": "", "xml_tools": None})
+    )
+    with pytest.raises(RowRefused, match=r"^template native never reads brief, persona$"):
+        template.check(
+            Conversation((Message("user", "u"),), template_kwargs={"persona": "p", "brief": False, "documents": []})
+        )
+
+
 MARKED = """{%- for m in messages %}{{ m.role + ': ' }}
 {%- if m.role == 'assistant' %}{% generation %}{{ m.content + end }}{% endgeneration %}{% else %}{{ m.content }}
 {%- endif %}{{- '|' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""

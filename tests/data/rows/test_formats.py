@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def test_a_mapping_to_a_column_that_is_not_there_is_refused() -> None:
             [
                 "data.columns: no format has a field 'outptu'; did you mean 'output'?",
                 "data.columns: no format has a field 'text'; one of chat_template_kwargs, documents, history, input, "
-                "instruction, label, output, parallel_tool_calls, reasoning_effort, system, tool_choice, tools",
+                "instruction, label, output, parallel_tool_calls, reasoning, reasoning_effort, system, tool_choice, "
+                "tools",
                 "data.columns.input is a number: it must be the name of a column",
             ],
         ),
@@ -154,6 +156,31 @@ def test_prompt_completion_takes_texts_and_message_lists() -> None:
         for completion in ("4", listed[1]):
             row = {"prompt": prompt, "completion": completion}
             assert to_conversation(row, "prompt_completion", {}) == expected
+
+
+def test_a_response_may_have_its_reasoning_in_a_column() -> None:
+    row = {"question": "1+1?", "cot": "One more.\n", "answer": "2", "instruction": "1+1?", "output": "2"}
+    thought = Message("assistant", "2", reasoning="One more.")
+    columns = {"prompt": "question", "completion": "answer", "reasoning": "cot"}
+    assert to_conversation(row, "prompt_completion", columns).messages[1] == thought
+    for name in ("reasoning", "reasoning_content", "thinking"):
+        given = to_conversation({**row, name: "One more."}, "instruction", {})
+        assert given.messages == (Message("user", "1+1?"), thought)
+    for switch in ("on", "OFF", True, None, ""):
+        assert not to_conversation({**row, "reasoning": switch}, "instruction", {}).messages[1].reasoning
+    assert to_prompt({**row, "reasoning": 1}, "instruction", {}).messages == (Message("user", "1+1?"),)
+
+
+def test_mistakes_in_the_reasoning_of_a_response() -> None:
+    row = {"prompt": "1+1?", "completion": "2"}
+    turns = [{"role": "assistant", "content": "2"}]
+    for extra, text in (
+        ({"reasoning": ["One."]}, "'reasoning' is a list where text belongs"),
+        ({"reasoning": "One.", "thinking": "Two."}, "'reasoning' and 'thinking' differ"),
+        ({"reasoning": "One.", "completion": turns}, "the row's reasoning stands beside a list of messages"),
+    ):
+        with pytest.raises(RowError, match=re.escape(text)):
+            to_conversation({**row, **extra}, "prompt_completion", {})
 
 
 def test_text_is_plain() -> None:

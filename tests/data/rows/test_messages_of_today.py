@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -51,6 +52,20 @@ def test_two_spellings_that_agree_are_one() -> None:
     assert reason(USER, twice | {"thinking": "Oh."}) == "'reasoning' and 'thinking' differ"
     assert read({**ASSISTANT, "train": True, "weight": 1.0}).train is True
     assert reason(USER, {**ASSISTANT, "train": True, "weight": 0}) == "'train' and 'weight' differ"
+
+
+@pytest.mark.parametrize("key", ["train", "loss", "weight", "loss_weight"])
+def test_a_flag_has_several_spellings(key: str) -> None:
+    assert [read({**ASSISTANT, key: flag}).train for flag in (1, 0, None)] == [True, False, None]
+    assert reason(USER, {**ASSISTANT, key: 2}).startswith(f"'{key}' is neither ")
+
+
+def test_turns_may_be_json_text() -> None:
+    turns = [USER, {**ASSISTANT, "reasoning": "Hm."}]
+    assert read_turns(json.dumps(turns), "messages") == read_turns(turns, "messages")
+    for text in ("Hi", "[Hi", '{"role": "user"}'):
+        with pytest.raises(RowError, match=r"^'messages' is text where a list of messages belongs$"):
+            read_turns(text, "messages")
 
 
 def test_a_thought_within_the_words_stays_there() -> None:
@@ -146,7 +161,11 @@ def test_a_list_within_the_text_of_a_result_stays_text() -> None:
         ([{"type": "input_audio", "input_audio": {}}], "audio is not supported: 'input_audio'"),
         ([{"type": "video"}], "videos are not supported: 'video'"),
         ([{"type": "text", "text": "a", "image": "u"}], "images are not supported: 'image'"),
-        ([{"type": "file"}], "a part of a message is of type 'file'; one of reasoning, thinking, text, tool_call"),
+        (
+            [{"type": "file"}],
+            "a part of a message is of type 'file'; one of reasoning, thinking, text, input_text, output_text, "
+            "tool_call",
+        ),
         ([{"text": "a"}], "'type' is null"),
         ([{"type": "text", "txt": "a"}], "a part of type 'text' has no 'text'; did you mean 'txt'?"),
         (["a"], "a part of a message is text where an object belongs"),

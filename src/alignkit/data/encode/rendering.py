@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkit.data.encode.sandbox import RENDER_ERRORS, Span, render_chat
 from alignkit.data.rows.conversation import ROLES, Conversation, Message
+from alignkit.data.rows.values import is_nothing
 from alignkit.errors import DataError, TemplateError
 
 PLACEHOLDER = "question-4711"  # a user's words that no template has of its own
@@ -145,7 +146,8 @@ class Template:
             name = f"{what} messages" if what in ROLES else what.replace("_", " ")
             way_out = f"; {AS_TEXT}" if what.startswith("tool") else ""
             raise RowRefused(f"template {self.name} refuses {name}: {self.refused[what]}{way_out}")
-        if unread := sorted(set(conversation.template_kwargs) - self.reads):
+        given = {name for name, value in conversation.template_kwargs.items() if not is_nothing(value)}
+        if unread := sorted(given - self.reads):
             raise RowRefused(f"template {self.name} never reads {', '.join(unread)}", malformed=True)
 
     def prompt_prefix(self, conversation: Conversation) -> str:

@@ -11,7 +11,7 @@ from alignkit.data.rows.values import RowError, checked_text, describe_type, giv
 from alignkit.errors import did_you_mean
 
 # In the order in which a template renders them; another order would be lost.
-_ORDER = {"reasoning": 0, "thinking": 0, "text": 1, "tool_call": 2}
+_ORDER = {"reasoning": 0, "thinking": 0, "text": 1, "input_text": 1, "output_text": 1, "tool_call": 2}
 PART_KEYS = frozenset({"type", "value", "text", "name", "arguments", "id", *_ORDER})
 
 
@@ -48,7 +48,7 @@ def read_parts(parts: list[Any]) -> Content:
                 f"a part of type '{kind}' follows one of type '{last}', and templates write reasoning, words and calls "
                 "in this order: sort the parts, or make several messages of them"
             )
-        if kind != "text" or str(value).strip():  # a line break before a thought is no words
+        if _ORDER[kind] != _ORDER["text"] or str(value).strip():  # a line break before a thought is no words
             last = kind
         if kind == "tool_call":
             calls += read_calls(value, kind)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from alignkit.data.rows.columns import check_columns, describe_columns, field_value, fields_of, has_field, optional_text
+from alignkit.data.rows.columns import (
+    check_columns,
+    describe_columns,
+    field_value,
+    fields_of,
+    has_field,
+    look_up,
+    optional_text,
+    used_up,
+)
 from alignkit.data.rows.conversation import Conversation, Message
-from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields, Use
+from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields, Use, spellings
 from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.own_format import read_converted
 from alignkit.data.rows.surroundings import check_label, check_text, read_surroundings
 from alignkit.data.rows.turns import messages_from, read_turns
-from alignkit.data.rows.values import RowError, describe_type, full_text
+from alignkit.data.rows.values import RowError, checked_text, describe_type, full_text, given
 from alignkit.errors import DataError, did_you_mean
 
 __all__ = [
@@ -29,7 +39,8 @@ __all__ = [
     "to_prompt",
 ]
 
-OF_RESPONSES = (Use.response, Use.label)  # what a prompt has no use for
+OF_RESPONSES = (Use.response, Use.thought, Use.label)  # what a prompt has no use for
+_REASONING = spellings(Use.thought)
 
 
 def check_format(format: str, columns: Mapping[str, Any], *, setting: str, fields: Fields | None = None) -> list[str]:
@@ -178,11 +189,38 @@ def _messages(row: dict[str, Any], format: str, columns: Mapping[str, str], *, r
         return read_turns(*field_value(row, column, columns), response=response)
     if format == "prompt_completion":
         messages = messages_from("user", *field_value(row, "prompt", columns), response=response)
-        return messages + (messages_from("assistant", *field_value(row, "completion", columns)) if response else [])
+        return messages + (_response(row, "completion", columns) if response else [])
     if format == "prompt" and (has_field(row, "prompt", columns) or not has_field(row, "instruction", columns)):
         return messages_from("user", *field_value(row, "prompt", columns), response=response)
     instruction = full_text(*field_value(row, "instruction", columns))
     messages = [Message("user", instruction, input=optional_text(row, "input", columns))]
     if response and format == "instruction":
-        messages.append(Message("assistant", full_text(*field_value(row, "output", columns))))
+        messages += _response(row, "output", columns)
     return messages
+
+
+def _response(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> list[Message]:
+    """Read a response, and its reasoning where that has a column of its own."""
+    value, column = field_value(row, field, columns)
+    if field == "output":
+        full_text(value, column)
+    messages = messages_from("assistant", value, column)
+    if not (reasoning := _reasoning(row, columns)):
+        return messages
+    if isinstance(value, list):
+        raise RowError("the row's reasoning stands beside a list of messages: give it in the message it belongs to")
+    return [replace(messages[0], reasoning=reasoning)]
+
+
+def _reasoning(row: dict[str, Any], columns: Mapping[str, str]) -> str:
+    """Read the column of the reasoning; some data sets have a switch of that name, which is no thought."""
+    taken = used_up(columns)
+    found = {name: row.get(name) for name in _REASONING if name not in taken}
+    if "reasoning" in columns:
+        found["reasoning"] = look_up(row, columns["reasoning"])
+    value = given({name: value for name, value in found.items() if not _is_switch(value)}, _REASONING)
+    return "" if value is None else checked_text(value, "reasoning").strip()
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool) or str(value).strip().lower() in ("on", "off")

@@ -14,6 +14,7 @@ class Use(StrEnum):
     prompt = "the prompt"
     context = "the context below the prompt"
     response = "the response"
+    thought = "what the assistant thought before the response, where it is text"
     text = "the whole text: nothing else of the row is read"
     chosen = "the preferred response"
     rejected = "the other response"
@@ -43,6 +44,9 @@ COLUMNS: Mapping[str, Use] = {
     "input": Use.context,
     "output": Use.response,
     "completion": Use.response,
+    "reasoning": Use.thought,
+    "reasoning_content": Use.thought,
+    "thinking": Use.thought,
     "text": Use.text,
     "chosen": Use.chosen,
     "rejected": Use.rejected,
@@ -83,6 +87,7 @@ MESSAGE_KEYS: Mapping[str, Use] = {
     "train": Use.flag,
     "weight": Use.flag,
     "loss_weight": Use.flag,
+    "loss": Use.flag,
     "tools": Use.refused,
     "functions": Use.refused,
     "function_calls": Use.refused,
@@ -112,8 +117,8 @@ _BESIDE = (
 # Per format, the fields a row must have and those it may have. `prompt` takes either of its two shapes.
 Fields: TypeAlias = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 FIELDS: Fields = {
-    "instruction": (("instruction", "output"), ("input", "label", *_BESIDE)),
-    "prompt_completion": (("prompt", "completion"), ("label", *_BESIDE)),
+    "instruction": (("instruction", "output"), ("input", "reasoning", "label", *_BESIDE)),
+    "prompt_completion": (("prompt", "completion"), ("reasoning", "label", *_BESIDE)),
     "messages": (("messages",), ("label", *_BESIDE)),
     "sharegpt": (("conversations",), ("label", *_BESIDE)),
     "text": (("text",), ()),

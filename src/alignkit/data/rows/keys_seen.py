@@ -8,14 +8,16 @@ from typing import Any
 from alignkit.data.rows.columns import look_up, used_up
 from alignkit.data.rows.content_parts import PART_KEYS
 from alignkit.data.rows.keys import COLUMNS, FIELDS, MESSAGE_KEYS, PAIR_FIELDS, Use, spellings
+from alignkit.data.rows.values import listed
 
 _HOLD_TURNS = (Use.turns, Use.prompt, Use.response, Use.chosen, Use.rejected)
-_SPELLED = (Use.system, Use.tools, Use.label)  # columns of these are one field in several spellings
+_SPELLED = (Use.thought, Use.system, Use.tools, Use.label)  # columns of these are one field in several spellings
 _WORDS = {
     Use.turns: "turns",
     Use.prompt: "prompt",
     Use.context: "context",
     Use.response: "response",
+    Use.thought: "reasoning",
     Use.text: "text",
     Use.chosen: "chosen",
     Use.rejected: "rejected",
@@ -65,6 +67,7 @@ class KeysSeen:
         for field in fields:
             if COLUMNS[field] in _HOLD_TURNS:
                 value = look_up(row, columns.get(field, field))
+                value = listed(value) if COLUMNS[field] is Use.turns else value
                 if isinstance(value, (list, dict)):
                     self._add_turns(value if isinstance(value, list) else [value])
 

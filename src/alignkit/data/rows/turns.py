@@ -11,7 +11,16 @@ from alignkit.data.rows.conversation import Message
 from alignkit.data.rows.keys import MESSAGE_KEYS, Use, refusal, spellings
 from alignkit.data.rows.tool_calls import Call, name_of, read_calls
 from alignkit.data.rows.typed_calls import untyped
-from alignkit.data.rows.values import RowError, checked_text, describe_type, full_text, given, is_nothing, misfit
+from alignkit.data.rows.values import (
+    RowError,
+    checked_text,
+    describe_type,
+    full_text,
+    given,
+    is_nothing,
+    listed,
+    misfit,
+)
 from alignkit.errors import did_you_mean
 
 OPENAI_ROLES = {
@@ -66,13 +75,15 @@ def read_turns(value: Any, name: str, *, response: bool = True) -> list[Message]
     """Read a list of turns.
 
     Args:
-        value: the list, each item in OpenAI's spelling (`role`, `content`) or ShareGPT's (`from`, `value`).
+        value: the list, or its JSON text; each item in OpenAI's spelling (`role`, `content`) or ShareGPT's (`from`,
+            `value`).
         name: the column it came from.
         response: False leaves off a last assistant message, unread.
 
     Raises:
         RowError: the reason; the order of the roles is not looked at here.
     """
+    value = listed(value)
     if not isinstance(value, list):
         raise RowError(misfit(value, name, "a list of messages"))
     if not value:
@@ -182,11 +193,11 @@ def _text(turn: dict[str, Any], key: str) -> str:
 
 
 def _train(turn: dict[str, Any]) -> bool | None:
-    """Read the turn's own flag: `train`, or a weight of 0 or 1; columnar files fill gaps with null."""
+    """Read the turn's own flag: `train`, `loss`, or a weight of 0 or 1; columnar files fill gaps with null."""
     for name in _FLAGS:
         flag = turn.get(name)
         if flag is not None and flag not in (0, 1):
-            raise RowError(f"'{name}' is neither {'true nor false' if name == 'train' else '0 nor 1'}")
+            raise RowError(f"'{name}' is neither {'true nor false' if name in ('train', 'loss') else '0 nor 1'}")
     flag = given(turn, _FLAGS)
     return None if flag is None else bool(flag)
 

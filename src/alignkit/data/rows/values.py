@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from alignkit.errors import DataError
@@ -51,6 +52,14 @@ def checked_json(value: Any, name: str) -> Any:
             raise RowError(f"'{name}' is no JSON") from None
     if value.__class__ in (list, dict):
         checked_text(json.dumps(value, ensure_ascii=False, default=str), name)
+    return value
+
+
+def listed(value: Any) -> Any:
+    """Return a list that a columnar file keeps as JSON text; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(RowError):
+            return checked_json(value, "")
     return value
 
 

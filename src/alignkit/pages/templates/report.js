@@ -2,7 +2,7 @@
 // Everything that data or a model said reaches the page as text: textContent, never markup.
 (() => {
   const store = document.getElementById("data");
-  const steps = JSON.parse(store.textContent);
+  const { steps, overlay } = JSON.parse(store.textContent);
   const colors = ["#2f6fde", "#e0792b", "#2f9e63", "#b04fc4", "#c23b4b", "#6b7a8f"];
   const style = (name) => { // a canvas knows no light-dark()
     const probe = document.body.appendChild(document.createElement("i"));
@@ -45,6 +45,7 @@
         ...panel.series.map((one, index) => ({
           label: one.label,
           stroke: colors[index % colors.length],
+          dash: index < colors.length ? undefined : [6, 4],
           width: 1.8,
           spanGaps: true,
           points: { show: one.y.filter((y) => y !== null).length < 40, size: 5 },
@@ -59,15 +60,18 @@
     panels.forEach((panel) => draw(panel, step, places));
   }
 
+  function drawCurves(element, panels, key) {
+    const [first, rest] = element.querySelectorAll(".curves");
+    if (!first) return;
+    drawAll(first, panels.filter((panel) => panel.first), key);
+    const others = panels.filter((panel) => !panel.first), further = element.querySelector(".further");
+    further.hidden = !others.length;
+    further.addEventListener("toggle", () => drawAll(rest, others, key), { once: true });
+  }
+
   function fill(details) {
     const index = +details.dataset.step, { panels, rollouts } = steps[index];
-    const [first, rest] = details.querySelectorAll(".curves");
-    if (first) {
-      drawAll(first, panels.filter((panel) => panel.first), index);
-      const others = panels.filter((panel) => !panel.first), further = details.querySelector(".further");
-      further.hidden = !others.length;
-      further.addEventListener("toggle", () => drawAll(rest, others, index), { once: true });
-    }
+    drawCurves(details, panels, index);
     const place = details.querySelector(".rollouts");
     if (place) browse(place, rollouts);
   }
@@ -155,6 +159,7 @@
     show();
   }
 
+  document.querySelectorAll(".overlay").forEach((section) => drawCurves(section, overlay, "all"));
   document.querySelectorAll(".step").forEach((details) => {
     if (details.open) fill(details);
     else details.addEventListener("toggle", () => fill(details), { once: true });

@@ -85,8 +85,9 @@ def parts_cost(rows: SftSet, template: Template) -> list[str]:
     unset = [(name, value) for name, value in _KEEPS_HISTORY.items() if template.variables.get(name) != value]
     ways = [f"{name}: {str(value).lower()}" for name, value in unset if name in template.reads]
     way_out = f"; template.kwargs={{{', '.join(ways)}}} keeps history as it was, and a row in one part" if ways else ""
+    of_rows = f"{num_rows:,} {'row' if num_rows == 1 else 'rows'}"
     return [
-        f"{num_rows:,} rows in {len(parts.dataset):,} parts, because the template rewrites earlier turns: "
+        f"{of_rows} in {len(parts.dataset):,} parts, because the template rewrites earlier turns: "
         f"{read:.1f} tokens read per token trained{way_out}"
     ]
 
