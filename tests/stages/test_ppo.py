@@ -273,9 +273,13 @@ def test_a_reward_that_fails_can_be_skipped_and_is_counted(job):
     Path("bad.py").write_text(
         "def bad(prompts, completions, **_):\n    return [1 / ('two' not in p) for p in prompts]\n"
     )
-    run(job("reward=[{function: 'bad.py:bad', on_error: skip}]", "ppo.num_prompts=32", "samples=0"))
+    words = ["reward=[{function: 'bad.py:bad', on_error: skip}]", "ppo.num_prompts=32", "samples=0"]
+    run(job(*words, "ppo.keep_rollouts=32"))
     assert metrics("out", "rollout/skipped")[0] > 0
     assert metrics("out", "objective/score") == [1.0] * 3
+    for line in map(json.loads, Path("out/rollouts.jsonl").read_text().splitlines()):
+        reason = "bad.py:bad raised ZeroDivisionError: division by zero" if "two" in line["prompt"] else None
+        assert (line["score"] is None, line.get("unscored")) == (reason is not None, reason)
 
 
 def test_rows_that_leave_no_room_are_refused_before_loading(job):

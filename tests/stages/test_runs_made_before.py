@@ -62,6 +62,17 @@ def test_an_unfinished_run_goes_on_to_the_weights_it_would_have_had(folder: Path
         assert_close(reached, load_file(path), atol=1e-5, rtol=0)
 
 
+def test_an_unfinished_run_without_a_kl_penalty_goes_on(folder: Path) -> None:
+    record = folder / "runs/ppo/killed/run.json"
+    manifest = json.loads(record.read_text())
+    manifest["job"]["ppo"] |= {"kl_coef": 0.0, "kl_target": None}
+    assert manifest["job"]["ppo"]["max_kl"] == 100.0  # today it is null beside no penalty
+    record.write_text(json.dumps(manifest))
+    words = [word for word in UNFINISHED["ppo/killed"] if not word.startswith("ppo.kl_target")]
+    launch("ppo", ["name=killed", *WORDS, *words, "ppo.kl_coef=0", "resume=true"])
+    assert json.loads(record.read_text())["status"] == "finished"
+
+
 def test_a_finished_run_generates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sampling=greedy", "sampling.max_new_tokens=8"]
     job = compose_job("generate", words, model={"name": "runs/sft/finished"})

@@ -66,6 +66,7 @@ class RolloutFile(TrainerCallback):
                 line = {"step": update, "source": prompt.source, "prompt": prompt.text, "completion": rollout.text}
                 line |= {"score": rollout.score, "scores": rollout.by_source, "kl": kl}
                 line |= {"length": len(rollout.ids), "has_ended": rollout.has_ended}
+                line |= {} if rollout.unscored is None else {"unscored": rollout.unscored}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self.show_every and (update == 1 or update % self.show_every == 0):
             show_rollouts([rollouts[index] for index in _choose(rollouts, _NUM_SHOWN)], self.prompts)

@@ -30,6 +30,7 @@ class Rollout:
         reply: as a message, where it has reasoning or calls.
         score: the weighted sum over the reward sources; None where a source skipped it.
         by_source: score of each source, unweighted.
+        unscored: why it has no score; None where it has one.
         logprobs: of the drawn tokens, as an engine that drew them told; empty without one.
     """
 
@@ -41,6 +42,7 @@ class Rollout:
     reply: Message | None = None
     score: float | None = None
     by_source: dict[str, float | None] = field(default_factory=dict)
+    unscored: str | None = None
     logprobs: list[float] = field(default_factory=list)
 
 
@@ -163,6 +165,11 @@ def add_scores(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], rewards: 
         ]
     )
     return [
-        replace(rollout, score=total, by_source={name: values[row] for name, values in scores.by_source.items()})
+        replace(
+            rollout,
+            score=total,
+            by_source={name: values[row] for name, values in scores.by_source.items()},
+            unscored=scores.reasons[row],
+        )
         for row, (rollout, total) in enumerate(zip(rollouts, scores.total, strict=True))
     ]

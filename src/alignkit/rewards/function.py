@@ -124,7 +124,7 @@ class FunctionScorer:
         self.workers.close()
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
-        """Call the function in batches; numbers of numpy and torch become Python's.
+        """Call the function in batches; numbers of numpy and torch become Python's, what may fail its `Failure`.
 
         Raises:
             RewardError: it raised, took too long, ended its process or returned another number of scores, and
@@ -167,7 +167,7 @@ class FunctionScorer:
         for sample, outcome in zip(samples, alone, strict=False):
             if isinstance(outcome, Failure):
                 self._skip(f"{self._said(outcome)}; the sample is {sample}")
-                outcome = [None]
+                outcome = [outcome]
             scores += outcome
         if not self.may_skip:  # it fails on no single sample
             raise RewardError(f"{self._said(failure)}; the first of its {len(samples)} samples is {samples[0].source}")

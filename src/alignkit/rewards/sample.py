@@ -47,7 +47,7 @@ class RewardScorer(Protocol):
     num_cut: int
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
-        """Score samples: a number for each; None for one that it failed on and may skip.
+        """Score samples: a number for each, or the `Failure` on one that it may skip.
 
         Raises:
             RewardError: it failed on a sample that it may not skip.

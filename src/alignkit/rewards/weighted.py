@@ -13,6 +13,7 @@ from alignkit.rewards.function import FunctionScorer
 from alignkit.rewards.reward_run import RewardRunScorer
 from alignkit.rewards.sample import RewardScorer, Sample
 from alignkit.rewards.source import RewardSource
+from alignkit.rewards.worker import Failure
 
 
 @dataclass
@@ -22,10 +23,12 @@ class Scores:
     Attributes:
         total: weighted sums over the sources; None for a completion that a source skipped.
         by_source: of each source by its name, unweighted.
+        reasons: why a completion has no score; None for one that has.
     """
 
     total: list[float | None]
     by_source: dict[str, list[float | None]] = field(default_factory=dict)
+    reasons: list[str | None] = field(default_factory=list)
 
 
 @dataclass
@@ -91,22 +94,28 @@ class Rewards:
             RewardError: a source failed on a sample and `on_error` is stop.
         """
         names = _distinct([source.name for source, _ in self.sources])
-        by_source = {
+        outcomes = {
             name: _checked(source, scorer.score(samples), samples)
             for name, (source, scorer) in zip(names, self.sources, strict=True)
         }
         weights = [source.weight for source, _ in self.sources]
         total: list[float | None] = []
-        for row in zip(*by_source.values(), strict=True):
-            values = [value for value in row if value is not None]
+        reasons: list[str | None] = []
+        for row in zip(*outcomes.values(), strict=True):
+            values = [value for value in row if isinstance(value, float)]
             is_whole = len(values) == len(row)
             total.append(sum(w * v for w, v in zip(weights, values, strict=True)) if is_whole else None)
-        return Scores(total, by_source)
+            failures = [f"{name} {one.reason}" for name, one in zip(names, row, strict=True) if isinstance(one, Failure)]
+            reasons.append("; ".join(failures) or None)
+        by_source = {
+            name: [value if isinstance(value, float) else None for value in values] for name, values in outcomes.items()
+        }
+        return Scores(total, by_source, reasons)
 
 
-def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sample]) -> list[float | None]:
-    """Only finite numbers, or None where `on_error` is skip."""
-    scores: list[float | None] = []
+def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sample]) -> list[float | Failure]:
+    """Only finite numbers, or why there is none where `on_error` is skip."""
+    scores: list[float | Failure] = []
     for score, sample in zip(given, samples, strict=True):
         is_number = _is_finite(score)
         if not is_number and source.on_error is OnError.stop:
@@ -114,7 +123,8 @@ def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sampl
             raise RewardError(
                 f"{source.setting}: {source.name} gave {score!r} for {sample}: a score must be a finite number{way_out}"
             )
-        scores.append(float(score) if is_number else None)
+        failure = score if isinstance(score, Failure) else Failure(f"gave {score!r}")
+        scores.append(float(score) if is_number else failure)
     return scores
 
 

@@ -347,7 +347,10 @@ def _completed(stage: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """Lay the record of a job over the defaults of the settings, some of which may be newer than the record."""
     default: Any = JOBS[stage]()
     settled = default.settled() if isinstance(default, StageJob) else default
-    return {**dict(flat(asdict(settled))), **dict(flat(job))}
+    completed = {**dict(flat(asdict(settled))), **dict(flat(job))}
+    if stage == "ppo" and not (completed["ppo.kl_coef"] or completed["ppo.kl_coef_end"]):
+        completed["ppo.max_kl"] = None  # earlier records name a limit where there is no penalty
+    return completed
 
 
 def finished_problems(folder: Path, stage: str) -> list[str]:
