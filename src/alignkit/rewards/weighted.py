@@ -105,8 +105,8 @@ class Rewards:
             values = [value for value in row if isinstance(value, float)]
             is_whole = len(values) == len(row)
             total.append(sum(w * v for w, v in zip(weights, values, strict=True)) if is_whole else None)
-            failures = [f"{name} {one.reason}" for name, one in zip(names, row, strict=True) if isinstance(one, Failure)]
-            reasons.append("; ".join(failures) or None)
+            named = zip(names, row, strict=True)
+            reasons.append("; ".join(f"{name} {one.reason}" for name, one in named if isinstance(one, Failure)) or None)
         by_source = {
             name: [value if isinstance(value, float) else None for value in values] for name, values in outcomes.items()
         }
