@@ -46,8 +46,9 @@ def main() -> None:
     """Plan the recipes that are asked for."""
     chosen = sys.argv[1:] or [name for name in recipe_names(recipe_folder()) if name.split("/")[0] in OF_THE_HUB]
     with tempfile.TemporaryDirectory() as project:
-        fill_hub(Path(os.environ["HF_HOME"], "hub"))
-        write_project(Path(project))
+        hub = Path(os.environ["HF_HOME"], "hub")
+        fill_hub(hub)
+        write_project(Path(project), hub)
         os.chdir(project)
         for recipe in chosen:
             print(row(recipe), flush=True)

@@ -113,6 +113,14 @@ def test_llama_cpp_converts_base_and_adapter(adapter: Path, capsys: pytest.Captu
     ]
 
 
+@pytest.mark.parametrize(("to", "is_said"), [("llama.cpp", True), ("ollama", True), ("vllm", False)])
+def test_a_tokenizer_of_bytes_that_the_converter_refuses_is_named(
+    full: Path, to: str, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(str(full), to=to, overwrite=False)
+    assert (f"{full} reads bytes, as tiny models do: llama.cpp's converter" in capsys.readouterr().err) == is_said
+
+
 def test_ollama_gets_a_template_that_a_shell_writes_as_it_is(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,21 +47,37 @@ def kill_at_random(folder: Path, *, seed: int, kills: int) -> int:
             met += process.poll() is None
             process.send_signal(signal.SIGKILL)
         assert process.wait() in (0, -signal.SIGKILL), (folder / "said.txt").read_text()
+        assert half_written(folder) == []
     process = start(folder)
     assert process.wait() == 0, (folder / "said.txt").read_text()
     return met
 
 
+def half_written(folder: Path) -> list[str]:
+    """The records and pages below a folder that are not whole; what is written aside begins with a dot."""
+    found = []
+    for file in sorted(folder.rglob("[!.]*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            found.append(str(file))
+    pages = sorted(folder.rglob("[!.]*.html"))
+    return found + [str(page) for page in pages if not page.read_text(encoding="utf-8").rstrip().endswith("</html>")]
+
+
+def left_by_run(run: Path) -> dict[str, Any]:
+    """What a run leaves, by file: bytes, and metrics without what tells the time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{key: value for key, value in line.items() if not any(part in key for part in TIMED)} for line in lines]
+    return {"metrics": metrics} | {name: (run / name).read_bytes() for name in WRITTEN if (run / name).is_file()}
+
+
 def left(folder: Path) -> dict[str, Any]:
-    """What a chain leaves, by file: bytes, and metrics without what tells the time."""
-    found: dict[str, Any] = {}
-    for step in STEPS:
-        run = folder / "runs/chain" / step
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found[f"{step}/metrics"] = [
-            {key: value for key, value in line.items() if not any(part in key for part in TIMED)} for line in lines
-        ]
-        found |= {f"{step}/{name}": (run / name).read_bytes() for name in WRITTEN if (run / name).is_file()}
+    """What a chain leaves, by step and file."""
+    runs = {step: left_by_run(folder / "runs/chain" / step) for step in STEPS}
+    found = {f"{step}/{name}": content for step, files in runs.items() for name, content in files.items()}
     report = json.loads((folder / "runs/chain/evaluate/evaluate.json").read_text())
     return found | {"evaluate": report["runs"]}
 

@@ -49,7 +49,7 @@ def fill_hub(hub: Path) -> None:
     """Write the models of the fixtures into a cache of the hub."""
     for config in sorted(_FIXTURES.glob("*.json")):
         repository = hub / f"models--{config.stem}"
-        snapshot = repository / "snapshots" / _COMMIT
+        snapshot = _snapshot(hub, config.stem)
         snapshot.mkdir(parents=True)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(_COMMIT)
@@ -57,13 +57,13 @@ def fill_hub(hub: Path) -> None:
         _save_tokenizer(snapshot)
 
 
-def write_project(folder: Path) -> None:
-    """Write what recipes find in the folder they are launched in, as models of the hub are in its cache."""
+def write_project(folder: Path, hub: Path) -> None:
+    """Write what recipes find in the folder they are launched in; the models are in the cache of the hub."""
     for name, rows in _rows().items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "my_rewards.py").write_text(_REWARDS)
     for name, (base, task_type) in _RUNS.items():
-        _write_adapter(folder / name, base, task_type)
+        _write_adapter(folder / name, base, task_type, _snapshot(hub, base.replace("/", "--")))
 
 
 def words_of(recipe: str) -> list[str]:
@@ -85,10 +85,14 @@ def _rows() -> dict[str, list[dict[str, str]]]:
     }
 
 
-def _write_adapter(folder: Path, base: str, task_type: str) -> None:
-    """Write an adapter of zeros on a model that has no weights."""
+def _snapshot(hub: Path, name: str) -> Path:
+    return hub / f"models--{name}" / "snapshots" / _COMMIT
+
+
+def _write_adapter(folder: Path, base: str, task_type: str, place: Path) -> None:
+    """Write an adapter of zeros on a model that has no weights, and that is in this place."""
     folder.mkdir(parents=True)
-    section = ModelConfig(base)
+    section = ModelConfig(str(place))
     built: Any = skeleton(section)
     if task_type == "SEQ_CLS":
         built = as_reward_model(built, byte_tokenizer(), seed=0)

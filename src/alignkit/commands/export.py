@@ -8,9 +8,10 @@ from alignkit.config import ModelConfig, TemplateConfig
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean
 from alignkit.evaluate.model_card import MARK, model_card
 from alignkit.evaluate.served_model import ServedModel
-from alignkit.evaluate.serving import TARGETS, Serving, check_adapter
+from alignkit.evaluate.serving import CONVERTED, TARGETS, Serving, check_adapter
 from alignkit.models.reward_readme import HEADING, reward_readme
 from alignkit.models.source import ModelSource, near_models, source_problems
+from alignkit.models.tiny import byte_tokenizer
 from alignkit.runs.console import SafeConsole
 from alignkit.runs.log import run_log
 from alignkit.runs.manifest import read_manifest
@@ -40,8 +41,11 @@ def run(name: str, *, to: str, overwrite: bool) -> None:
         page = _page(exported)
     for command in commands:
         SafeConsole().print(command, markup=False, highlight=False, emoji=False)
-    told = _written(folder, page, overwrite=overwrite)
-    SafeConsole(stderr=True).print(told, markup=False, highlight=False, emoji=False)
+    told = [_written(folder, page, overwrite=overwrite)]
+    if to in CONVERTED and exported.policy.tokenizer.get_vocab() == byte_tokenizer().get_vocab():
+        told.append(f"{folder} reads bytes, as tiny models do: llama.cpp's converter refuses its tokenizer; --to vllm")
+    for line in told:
+        SafeConsole(stderr=True).print(line, markup=False, highlight=False, emoji=False)
 
 
 def _check(folder: Path, source: ModelSource, to: str) -> None:

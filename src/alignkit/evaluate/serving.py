@@ -148,6 +148,7 @@ TARGETS: Mapping[str, Callable[[Serving], Iterator[str]]] = {
     "ollama": ollama,
     "hub": hub,
 }
+CONVERTED = ("llama.cpp", "ollama")  # what reads the files of llama.cpp's converter
 
 
 def converted(run: Serving) -> Iterator[str]:
