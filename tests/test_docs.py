@@ -39,7 +39,7 @@ NUM_COMMANDS = {
     "docs/commands.md": (40, 35),
     "docs/configuration.md": (4, 4),
     "docs/data.md": (2, 2),
-    "docs/engine.md": (4, 0),
+    "docs/engine.md": (5, 0),
     "docs/performance.md": (6, 0),
     "docs/ppo.md": (9, 4),
     "docs/python.md": (0, 0),
@@ -57,6 +57,7 @@ NEEDS = {
     "runs/sft/smollm2-135m-lora": "a run of a model from the hub",
     "--tasks": "lm-eval and its tasks",
     "--server": "a server",
+    "engine.servers=": "a server",
 }
 MANY = 30  # commands of a page that take a minute together
 LAUNCHERS = ("torchrun", "accelerate", "srun")

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 from alignkit.config import (
     DataConfig,
+    EngineConfig,
     ModelConfig,
     PpoConfig,
     PromptDataConfig,
@@ -187,6 +188,7 @@ class GenerateJob(PromptedJob):
         "generate one response at a time, so that it is bit-identical whatever the other prompts are", False
     )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass
@@ -197,6 +199,7 @@ class CompareJob(PromptedJob):
     )
     # The likeliest tokens are the same each time: two models, not two draws, are compared.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=False))
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass
@@ -220,6 +223,7 @@ class EvaluateJob(BatchedJob):
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     # The model's own distribution: expectations are over it.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0))
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass

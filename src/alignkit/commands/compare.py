@@ -10,10 +10,13 @@ from pathlib import Path
 
 from rich.text import Text
 
+from alignkit.config import EngineName
+from alignkit.engine.check import check_engine
 from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison, summary
+from alignkit.evaluate.engine import answering
 from alignkit.evaluate.kept_columns import kept_prompt_columns
 from alignkit.evaluate.likelihood import Row, token_logprobs
 from alignkit.evaluate.progress import progress_bar
@@ -88,9 +91,14 @@ def _compared(
     followed: list[list[int]] = []
     replies: list[list[Reply]] = []
     for policy, rows in zip(policies, encoded, strict=True):
-        policy.load(seed=job.seed)
-        completions = _completions(job, policy, rows)
-        column = Column(policy.name, [_answer(policy, completion, job) for completion in completions])
+        if job.engine.name is EngineName.local or job.logprobs:
+            policy.load(seed=job.seed)
+        with answering(job.engine, policy, rows, job.sampling, seed=job.seed) as engine:
+            completions = _completions(job, policy, rows)
+        column = Column(
+            f"{policy.name} ({engine})" if engine else policy.name,
+            [_answer(policy, completion, job) for completion in completions],
+        )
         if reward is not None:
             replies.append(read_replies(policy, found, rows, completions, job.sampling))
         if job.logprobs and not followed:
@@ -159,7 +167,7 @@ def check(
         problems += check_models(runs, job.model, distinct=True)
     if reward is not None:
         problems += check_reward(reward)
-    problems += check_new_file(out)
+    problems += check_new_file(out) + check_engine(job.engine)
     if problems:
         raise ConfigError(*problems)
 

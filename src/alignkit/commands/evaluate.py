@@ -13,8 +13,10 @@ from alignkit.data.rows.responses import RESPONSES
 from alignkit.data.sets.pairs import check_pair_data
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.data.sets.section import check_data
+from alignkit.engine.check import check_engine
 from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file, check_section
+from alignkit.evaluate.engine import answering
 from alignkit.evaluate.figures import Figures, difference_lines, equal_lines, figures_table, precision_lines
 from alignkit.evaluate.held_out import HeldOutData, load_held_out
 from alignkit.evaluate.kept_columns import kept_columns, kept_prompt_columns
@@ -134,21 +136,23 @@ def _measure(
         figures.losses = dict(zip(data.sources, losses, strict=True))
         figures.loss = mean_interval([loss for loss, _ in losses], weights_N=[count for _, count in losses])
     if data.prompts:
-        sampled = sample_responses(
-            model, data, job.sampling, num_samples=num_samples, seed=job.seed, batch_size=batch_size
-        )
-        figures.responses = describe_responses(model, sampled, job.sampling, num_samples=num_samples)
-        if is_rewarded:
-            asked, rows = repeated(data.prompts, num_samples), repeated(data.prompt_ids, num_samples)
-            figures.replies = read_replies(model, asked, rows, sampled, job.sampling)
-        if reference is not None:
-            # The divergence of the models is an expectation under the model's own distribution, however it is sampled.
-            if plain(job.sampling) != job.sampling:
-                logger.warning("KL: measured on further responses, drawn at temperature 1 from all tokens")
-                sampled = sample_responses(
-                    model, data, plain(job.sampling), num_samples=num_samples, seed=job.seed, batch_size=batch_size
-                )
-            figures.kl = measure_kl(model, reference, data, sampled, num_samples=num_samples, batch_size=batch_size)
+        with answering(job.engine, model, data.prompt_ids, job.sampling, seed=job.seed) as engine:
+            figures.name += f" ({engine})" if engine else ""
+            sampled = sample_responses(
+                model, data, job.sampling, num_samples=num_samples, seed=job.seed, batch_size=batch_size
+            )
+            figures.responses = describe_responses(model, sampled, job.sampling, num_samples=num_samples)
+            if is_rewarded:
+                asked, rows = repeated(data.prompts, num_samples), repeated(data.prompt_ids, num_samples)
+                figures.replies = read_replies(model, asked, rows, sampled, job.sampling)
+            if reference is not None:
+                # The divergence is an expectation under the model's own distribution, however it is sampled.
+                if plain(job.sampling) != job.sampling:
+                    logger.warning("KL: measured on further responses, drawn at temperature 1 from all tokens")
+                    sampled = sample_responses(
+                        model, data, plain(job.sampling), num_samples=num_samples, seed=job.seed, batch_size=batch_size
+                    )
+                figures.kl = measure_kl(model, reference, data, sampled, num_samples=num_samples, batch_size=batch_size)
     if pairs is not None:
         assert reference is not None
         section = replace(_pairs_section(job, pairs), eval_fraction=0.0)
@@ -200,7 +204,7 @@ def reads_prompts(job: EvaluateJob, as_prompts: bool) -> bool:
 
 def check_rows(job: EvaluateJob, *, as_prompts: bool) -> list[str]:
     """List what is wrong with the rows and how they are answered, one line each, whatever the models are."""
-    problems = check_sampling(job.sampling)
+    problems = check_sampling(job.sampling) + check_engine(job.engine)
     problems += check_prompts(job.data) if as_prompts else check_data(job.data, RESPONSES)
     if as_prompts and not job.num_prompts:
         problems.append("num_prompts=0 leaves nothing to measure: the rows are prompts, without responses")

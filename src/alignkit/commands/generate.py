@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from alignkit.config import EngineName
 from alignkit.data.encode.replies import ReplyReader, reply_spec
+from alignkit.engine.check import check_engine
 from alignkit.errors import ConfigError, Interrupted, StopSignal
 from alignkit.evaluate.answers import AnswerFile, check_answer_file, fingerprint, weights_mark
 from alignkit.evaluate.arguments import check_section
+from alignkit.evaluate.engine import answering
 from alignkit.evaluate.kept_columns import kept_prompt_columns
 from alignkit.evaluate.progress import progress_bar
 from alignkit.evaluate.prompts import Prompts, check_prompts, read_prompts
@@ -47,7 +50,8 @@ def run(
     """Answer every prompt, to the terminal or to a file of JSON lines, which is continued where it stopped.
 
     Each line has `source`, `sample` (0, 1, … of this prompt), `prompt` (the rendered text), `response`,
-    `finish_reason`, `num_prompt_tokens`, `num_tokens` (both without the end token) and `logprob`.
+    `finish_reason`, `num_prompt_tokens`, `num_tokens` (both without the end token) and `logprob`. An answer of servers
+    has `engine` too, and its `logprob` is of the distribution that they drew from.
 
     Args:
         job: the settings.
@@ -76,9 +80,11 @@ def run(
             _say(f"{file.path} is complete: it has all {file.num_done} responses")
             return
         write = partial(_append, file) if file else _Terminal(policy, found, hide_reasoning=hide_reasoning).show
-        policy.load(seed=job.seed)
+        if job.engine.name is EngineName.local:
+            policy.load(seed=job.seed)
         try:
-            _answer(job, policy, found, rows, file, write)
+            with answering(job.engine, policy, rows, job.sampling, seed=job.seed) as engine:
+                _answer(job, policy, found, rows, file, write, {"engine": engine} if engine else {})
         except (KeyboardInterrupt, StopSignal) as stop:
             if file is None:
                 raise
@@ -94,11 +100,12 @@ def _answer(
     rows: list[list[int]],
     file: AnswerFile | None,
     write: Callable[[list[Answer]], None],
+    mark: Mapping[str, str],
 ) -> None:
     places = [row for row in range(len(rows)) for _ in range(job.num_samples)]
     started, num_tokens, num_before = time.perf_counter(), 0, file.num_done if file else 0
     with progress_bar("generating", len(places), num_done=num_before) as on_progress:
-        for answers in _chunks(job, policy, found, rows, places, num_before, on_progress):
+        for answers in _chunks(job, policy, found, rows, places, num_before, on_progress, mark):
             num_tokens += sum(line["num_tokens"] for line, _ in answers)
             write(answers)
     seconds = time.perf_counter() - started
@@ -115,6 +122,7 @@ def _chunks(
     places: list[int],
     num_before: int,
     on_progress: Callable[[int], None],
+    mark: Mapping[str, str],
 ) -> Iterator[list[Answer]]:
     keys, size = sample_keys(len(rows), job.num_samples), job.batch_size * _BATCHES_AT_ONCE
     for start in range(num_before, len(places), size):
@@ -138,6 +146,7 @@ def _chunks(
                     "num_prompt_tokens": len(rows[row]),
                     "num_tokens": completion.num_tokens,
                     "logprob": completion.logprob,
+                    **mark,
                 },
                 policy.reply(completion, job.sampling),
             )
@@ -152,7 +161,7 @@ def _told(on_progress: Callable[[int], None], num_before: int, num_done: int) ->
 def _settings(record: Mapping[str, Any], job: GenerateJob, rows: list[list[int]]) -> dict[str, Any]:
     """List what determines the answers: not the batch size, which only changes rounding, nor the format of prompts."""
     settings = dict(flat(record))
-    for key in ("batch_size", "format", "columns"):
+    for key in ("batch_size", "format", "columns", "engine.servers", "engine.timeout"):
         settings.pop(key, None)
     return settings | {"prompts": fingerprint(rows), "weights": weights_mark(job.model.name)}
 
@@ -168,7 +177,9 @@ def _check(
 ) -> Tools:
     problems, tools = check_sampling(job.sampling), Tools()
     prompt_problems = check_prompts(prompts, prompts_path, format=job.format, columns=job.columns)
-    problems += check_answer_file(out) + check_section(job.model)
+    problems += check_answer_file(out) + check_section(job.model) + check_engine(job.engine)
+    if job.engine.name is EngineName.vllm and job.deterministic_rows:
+        problems.append("deterministic_rows=true with engine.name=vllm: servers batch as they like; leave it out")
     if hide_reasoning and out is not None:
         problems.append("--hide-reasoning has no effect on --out, which has the whole responses: leave it out")
     try:

@@ -22,6 +22,8 @@ from alignkit.config import (
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
 from alignkit.data.encode.replies import ReplyForm
 from alignkit.data.encode.templates import Template, load_template
+from alignkit.engine.request import Request
+from alignkit.engine.spread import Spread
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.prompts import Prompts
 from alignkit.models.load import load_model, load_tokenizer, num_positions
@@ -44,6 +46,7 @@ class ServedModel:
         template: bound to it.
         rules: how prompts are encoded: with tools and reasoning in the forms of the training.
         model: the weights; None if they are not loaded.
+        engine: servers that answer in its place; None where it answers itself.
     """
 
     config: ModelConfig
@@ -51,6 +54,7 @@ class ServedModel:
     template: Template
     rules: EncodeRules = EncodeRules(control_tokens=ControlTokens.neutralise)
     model: PreTrainedModel | None = field(default=None, repr=False)
+    engine: Spread | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -155,7 +159,15 @@ class ServedModel:
         on_progress: Callable[[int], None] | None = None,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
-        """Complete encoded prompts (see `sampling.generate`)."""
+        """Complete encoded prompts (see `sampling.generate`).
+
+        Log-probabilities of servers are of the distribution that they draw from.
+        """
+        if self.engine is not None:
+            groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, rows)))}
+            names = range(len(rows)) if keys is None else keys
+            requests = [Request(ids, str(key), groups[tuple(ids)]) for ids, key in zip(rows, names, strict=True)]
+            return self.engine.complete(requests, sampling, on_progress=on_progress)
         return generate(
             self.weights,
             rows,
