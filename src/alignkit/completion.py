@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from enum import StrEnum
 from pathlib import Path
 
 from alignkit import upstream
 from alignkit.jobs import JOBS, settings
-from alignkit.mistakes import GROUPS, group_options
+from alignkit.mistakes import GROUPS, group_options, groups_of
 from alignkit.recipes import recipe_folder, recipe_names
 
 _FILES = ("config", "data.path", "data.eval_path", "template.file", "model.name")
@@ -28,8 +27,7 @@ def complete(stage: str, incomplete: str) -> list[str]:
 
 
 def _keys(stage: str) -> list[str]:
-    fields = {item.name for item in dataclasses.fields(JOBS[stage])}
-    keys = ["config=", *(f"{group}=" for group in GROUPS if group in fields)]
+    keys = ["config=", *(f"{group}=" for group in groups_of(stage))]
     keys += [f"{key}=" for key, item, _ in settings(JOBS[stage]()) if "dict" not in str(item.type)]
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS.get(stage, {}).items():
         keys += [f"{section}.{name}=" for name in upstream.argument_types(argument_class) if name not in owned]

@@ -337,6 +337,18 @@ class PromptLength:
 
 
 @dataclass
+class FormsConfig:
+    tools: ToolsForm | None = setting(
+        "form of tools, calls and results in prompts: native, or system (written out as text); null is that of the "
+        "training",
+        None,
+    )
+    reasoning: ReasoningForm | None = setting(
+        "form of the reasoning in earlier turns of prompts: native, inline or drop; null is that of the training", None
+    )
+
+
+@dataclass
 class PromptDataConfig(DataConfig):
     """Rows as prompts: what concerns responses or batches of `DataConfig` has no effect here and is refused."""
 

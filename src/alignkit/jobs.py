@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from alignkit.config import (
     DataConfig,
     EngineConfig,
+    FormsConfig,
     ModelConfig,
     PpoConfig,
     PromptDataConfig,
@@ -179,6 +180,7 @@ class PromptedJob(BatchedJob):
         "format of the rows of --prompts: auto, a format's name, or module:function of your own", "auto"
     )
     columns: dict[str, Any] = setting("map from a field of the format to your column, for the rows of --prompts", {})
+    data: FormsConfig = field(default_factory=FormsConfig)
 
 
 @dataclass
@@ -206,6 +208,7 @@ class CompareJob(PromptedJob):
 class ChatJob(CommandJob):
     seed: int = setting("seed of every random draw", 0, ge=0)
     system: str | None = setting("system prompt, for a chat template that has a place for one", None)
+    data: FormsConfig = field(default_factory=FormsConfig)
     # Answers vary as a person expects of a chat, without the tail of unlikely tokens.
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(do_sample=True, temperature=1.0, top_p=0.9))
 

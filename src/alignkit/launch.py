@@ -457,7 +457,7 @@ def _schema(stage: str) -> DictConfig:
 
 def _groups(stage: str) -> list[dict[str, None]]:
     """The groups a job has, with no option chosen: what is not chosen is as the job's class says."""
-    return [{item.name: None} for item in dataclasses.fields(JOBS[stage]) if item.name in mistakes.GROUPS]
+    return [{group: None} for group in mistakes.groups_of(stage)]
 
 
 def _read_overlays(words: list[str], config_dir: Path | None) -> tuple[dict[str, Any], list[str]]:

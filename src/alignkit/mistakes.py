@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import upstream
+from alignkit.config import FormsConfig
 from alignkit.errors import ConfigError, as_yaml, close_to, did_you_mean
 from alignkit.jobs import JOBS, StageJob, settings
 from alignkit.quoting import as_element, delimiters, quoted, repaired, typed_word, with_text_quoted
@@ -39,6 +40,12 @@ _EXAMPLES = {
     "lora": "{r: 8}",
     "train": "{max_steps: 100}",
 }
+
+
+def groups_of(stage: str) -> list[str]:
+    """Return the groups that a job has; a section `data` without a path has no options."""
+    known = {item.name: getattr(JOBS[stage](), item.name) for item in dataclasses.fields(JOBS[stage])}
+    return [name for name in GROUPS if name in known and not isinstance(known[name], FormsConfig)]
 
 
 def group_options(group: str, config_dir: Path | None = None) -> list[str]:
@@ -324,7 +331,7 @@ def _in_mapping(
                 yield f"unknown key '{unknown}'{_suggestion(unknown, stage)}"
             continue
         is_section = dataclasses.is_dataclass(known[key])
-        if not prefix and key in GROUPS and isinstance(value, str):
+        if not prefix and key in groups_of(stage) and isinstance(value, str):
             yield from _wrong_option(key, value, config_dir)
         elif is_section and isinstance(value, Mapping):
             yield from _in_mapping(value, stage, config_dir, f"{dotted}.", known[key], typed=typed)

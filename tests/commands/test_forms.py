@@ -66,6 +66,28 @@ def test_a_prompt_with_tools_is_the_one_that_was_trained(as_text: Path, rows_pat
     )
 
 
+def test_forms_that_are_typed_go_over_those_of_the_training(as_text: Path) -> None:
+    job = compose_job("generate", ["data.tools=native"], model={"name": str(as_text)})
+    rules = ServedModel.of(job.model, job.template, chosen=job.data).rules
+    assert (rules.tools, rules.reasoning) == ("native", "inline")
+    job = compose_job("chat", ["data.reasoning=drop"], model={"name": str(as_text)})
+    rules = ServedModel.of(job.model, job.template, chosen=job.data).rules
+    assert (rules.tools, rules.reasoning) == ("system", "drop")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("data.tools=text", r"^data\.tools is 'text': "),
+        ("data=demo", r"^data is a section of settings: give it keys, such as data\.tools"),
+        ("data.path=a", r"^unknown key 'data\.path'"),
+    ],
+)
+def test_a_command_has_only_the_forms_of_a_data_section(word: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        compose_job("generate", [word], model={"name": "m"})
+
+
 def test_generate_takes_rows_with_tools(
     as_text: Path, rows_path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -60,7 +60,8 @@ def run(
     """
     with run_log(), explain_out_of_memory("take model.dtype=bfloat16, or fewer models"):
         tools = _check(job, runs, tools_path)
-        policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
+        models = [replace(job.model, name=name) for name in runs]
+        policies = [ServedModel.of(model, job.template, chosen=job.data) for model in models]
         talk = Chat(policies, job.sampling, seed=job.seed, tools=tools, hide_reasoning=hide_reasoning)
         problem = talk.begin(job.system or "")
         if problem:

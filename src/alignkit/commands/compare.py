@@ -60,7 +60,8 @@ def run(
             check(job, runs, prompts, prompts_path, reward, out)
             columns = job.columns or kept_prompt_columns(prompts_path, runs, format=job.format)
             found = read_prompts(prompts, prompts_path, format=job.format, columns=columns)
-            policies = [ServedModel.of(replace(job.model, name=name), job.template) for name in runs]
+            models = [replace(job.model, name=name) for name in runs]
+            policies = [ServedModel.of(model, job.template, chosen=job.data) for model in models]
             encoded = [policy.encode(found) for policy in policies]
             for policy, rows in zip(policies, encoded, strict=True):
                 policy.check_lengths(found, rows, job.sampling)

@@ -71,7 +71,7 @@ def run(
         columns = job.columns or kept_prompt_columns(prompts_path, [job.model.name], format=job.format)
         found = read_prompts(prompts, prompts_path, format=job.format, columns=columns)
         found = with_tools(found, tools, tools_path)
-        policy = ServedModel.of(job.model, job.template)
+        policy = ServedModel.of(job.model, job.template, chosen=job.data)
         check_tools(policy, tools, tools_path)
         rows = policy.encode(found)
         policy.check_lengths(found, rows, job.sampling)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.config import (
     ControlTokens,
+    FormsConfig,
     ModelConfig,
     Quantization,
     ReasoningForm,
@@ -63,6 +64,7 @@ class ServedModel:
         template: TemplateConfig,
         *,
         forms: tuple[ToolsForm, ReasoningForm] = (ToolsForm.native, ReasoningForm.native),
+        chosen: FormsConfig | None = None,
         check: bool = True,
         now: datetime | None = None,
     ) -> ServedModel:
@@ -72,6 +74,7 @@ class ServedModel:
             config: the section of the model.
             template: the section; a run's own has the arguments of the run, and if it asks for the date sees its.
             forms: of tools and reasoning, where it is no run; a run has its own.
+            chosen: forms to take instead of both, where they are not null.
             check: refuse a run that is not as it was written.
             now: see this date instead.
 
@@ -84,8 +87,11 @@ class ServedModel:
         tokenizer = load_tokenizer(config)
         template = with_run_kwargs(template, source.folder)
         bound = load_template(template, tokenizer, now=now or run_time(source.folder))
-        forms = run_forms(source.folder) or forms
-        return cls(config, tokenizer, bound, EncodeRules(TrainOn.assistant, ControlTokens.neutralise, *forms))
+        tools, reasoning = run_forms(source.folder) or forms
+        if chosen is not None:
+            tools, reasoning = chosen.tools or tools, chosen.reasoning or reasoning
+        rules = EncodeRules(TrainOn.assistant, ControlTokens.neutralise, tools, reasoning)
+        return cls(config, tokenizer, bound, rules)
 
     @property
     def name(self) -> str:
