@@ -43,7 +43,7 @@ NUM_COMMANDS = {
     "docs/performance.md": (6, 0),
     "docs/ppo.md": (9, 4),
     "docs/python.md": (0, 0),
-    "docs/scaling.md": (6, 2),
+    "docs/scaling.md": (11, 2),
     "docs/serving.md": (8, 6),
     "docs/settings.md": (0, 0),
 }

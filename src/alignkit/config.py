@@ -33,6 +33,11 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Gather(StrEnum):
+    once = "once"
+    layers = "layers"
+
+
 class Quantization(StrEnum):
     none = "none"
     int8 = "int8"
@@ -365,6 +370,11 @@ class PpoConfig:
     num_ppo_epochs: int = setting("number of optimization passes over each rollout", 4, ge=1)
     num_mini_batches: int = setting("number of minibatches, each one optimizer step, per pass over a rollout", 4, ge=1)
     generation_batch_size: int = setting("maximum number of completions that a process generates together", 64, ge=1)
+    gather: Gather | None = setting(
+        "how weights that FSDP shards are gathered to generate completions: all of them once per rollout (once), or "
+        "layer by layer for each token, slower and in less memory (layers); null is once",
+        None,
+    )
     # What is null here is filled in by the estimator (alignkit.estimators): it has a meaning beside some of them alone.
     advantage: Advantage = setting(
         "advantage estimator: gae (with a value function); without one grpo, dr_grpo, rloo, reinforce or "

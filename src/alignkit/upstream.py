@@ -149,7 +149,6 @@ DPO_OWNED = _owned(
     ref_model_sync_steps="the reference stays what it was at the start",
 )
 _MINIBATCH = "a minibatch is ppo.num_prompts × ppo.num_generations / ppo.num_mini_batches completions"
-_WHOLE = "PPO keeps the policy whole in every process; LoRA or model.quantization=nf4 saves memory"
 _GROUPED = "prompts are grouped by length as they are answered"
 _ONLY_TRL = ("max_length", "dataset_num_proc", "model_init_kwargs", "trust_remote_code", "pad_token")
 PPO_OWNED = {
@@ -162,9 +161,7 @@ PPO_OWNED = {
     "train_sampling_strategy": f"use data.shuffle; {_GROUPED}",
     "length_column_name": _GROUPED,
     "label_smoothing_factor": "PPO has no labels",
-    "fsdp": _WHOLE,
-    "fsdp_config": _WHOLE,
-    "deepspeed": _WHOLE,
+    "deepspeed": "PPO is sharded by FSDP alone: take train.fsdp=true",
     "torch_compile": "every rollout has other lengths, and each would be compiled again",
     "neftune_noise_alpha": "noise in the embeddings would make rollouts differ from the policy that is trained",
 }
@@ -283,6 +280,7 @@ def _wrong_value(key: str, value: Any, annotation: str) -> list[str]:
     if isinstance(value, str) and value.startswith("${"):
         return []
     names = {node.id for node in ast.walk(ast.parse(annotation)) if isinstance(node, ast.Name)}
+    names |= {"bool"} if key == "fsdp" else set()  # upstream says str, of an older form of it, and asks for true
     plain: dict[str, type | tuple[type, ...]] = {
         "bool": bool,
         "int": int,

@@ -23,6 +23,21 @@ ROWS: list[dict[str, Any]] = [
 
 Job = Callable[..., SftJob]
 
+# accelerate turns FSDP off on a CPU, though torch's works there: it is told that the processes are on GPUs.
+_FSDP_ON_CPU = """
+from accelerate import state
+from accelerate.utils import DistributedType
+upstream = state.AcceleratorState.__init__
+def as_if_on_gpus(self, *args, **kwargs):
+    shared = state.PartialState()._shared_state
+    if shared["distributed_type"] is DistributedType.MULTI_CPU:
+        shared["distributed_type"] = DistributedType.MULTI_GPU
+    upstream(self, *args, **kwargs)
+state.AcceleratorState.__init__ = as_if_on_gpus
+from alignkit.training import sharding
+sharding.has_gpu = lambda train: True
+"""
+
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..., Path]) -> Job:
@@ -35,6 +50,12 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..
         return compose_job("sft", [*basis, "train.learning_rate=1e-3", "train.logging_steps=1", *words])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fsdp_on_cpu() -> str:
+    """How a program begins whose gloo processes are to be sharded."""
+    return _FSDP_ON_CPU
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-"""FSDP2 with two processes ends with the weights of one process, an adapter and its random base included.
-
-accelerate turns FSDP off on a CPU, though torch's works there: it is told that the two gloo processes are GPUs.
-"""
+"""FSDP2 with two processes ends with the weights of one process, an adapter and its random base included."""
 
 import json
 import os
@@ -14,21 +11,6 @@ from safetensors.torch import load_file
 
 from alignkit.launch import launch
 
-FSDP_ON_CPU = """
-from accelerate import state
-from accelerate.utils import DistributedType
-upstream = state.AcceleratorState.__init__
-def as_if_on_gpus(self, *args, **kwargs):
-    shared = state.PartialState()._shared_state
-    if shared["distributed_type"] is DistributedType.MULTI_CPU:
-        shared["distributed_type"] = DistributedType.MULTI_GPU
-    upstream(self, *args, **kwargs)
-state.AcceleratorState.__init__ = as_if_on_gpus
-from alignkit.training import sharding
-sharding.has_gpu = lambda train: True
-from alignkit.cli import main
-main()
-"""
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -43,15 +25,16 @@ WORDS = [
 ]
 
 
-def test_two_sharded_processes_end_with_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sharded_processes_end_with_the_weights_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsdp_on_cpu: str
+) -> None:
     rows = [{"instruction": f"Say {n}.", "output": f"{n}, " * (1 + n % 5)} for n in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "sharded.py").write_text(FSDP_ON_CPU)
+    (tmp_path / "sharded.py").write_text(fsdp_on_cpu + "from alignkit.cli import main\nmain()\n")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = ["sharded.py", "sft", "name=two", *WORDS, "train.per_device_train_batch_size=2"]
-    two = subprocess.run(
-        [*torchrun, *words], capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, **FSDP}
-    )
+    env = {**os.environ, **FSDP}
+    two = subprocess.run([*torchrun, *words], capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
     assert two.returncode == 0, two.stdout + two.stderr
     monkeypatch.chdir(tmp_path)
     launch("sft", ["name=one", *WORDS, "train.per_device_train_batch_size=4"])

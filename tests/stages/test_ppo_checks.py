@@ -1,5 +1,6 @@
 """Mistakes in a PPO job: a line each, all together, before a model is loaded or anything is written."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from alignkit.runs.given import Given
 from alignkit.stages.ppo import run as ppo
 from alignkit.stages.ppo.advantage import settled_given
 from alignkit.stages.ppo.check import check_job
+from alignkit.training import sharding
 
 BASIS = ["model=tiny_gpt2", "data.path=rows.jsonl", "template=instruction", "reward=[{function: 'mine.py:length'}]"]
 
@@ -208,7 +210,7 @@ def test_mistakes_are_told_together() -> None:
         ("ppo.health=loud", "ppo.health is 'loud': choose off, warn, stop"),
         ("train.max_steps=3", "train.max_steps cannot be set here: use ppo.num_updates"),
         ("train.gradient_accumulation_steps=3", "train.gradient_accumulation_steps cannot be set here: a minibatch is"),
-        ("train.fsdp=full_shard", "train.fsdp cannot be set here: PPO keeps the policy whole in every process"),
+        ("train.deepspeed=zero3.json", "train.deepspeed cannot be set here: PPO is sharded by FSDP alone: take train."),
         ("ppo.num_update=3", "unknown key 'ppo.num_update'; did you mean 'ppo.num_updates'?"),
         ("train.num_updates=3", "unknown key 'num_updates' in 'train'"),
     ],
@@ -220,10 +222,60 @@ def test_a_mistake_that_composing_finds(words: str, line: str) -> None:
     assert found.startswith(line)
 
 
-def test_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    *_, line = problems()
-    assert line.startswith("FSDP: PPO keeps the policy whole in every process")
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As if by accelerate, where there are GPUs."""
+    monkeypatch.setattr(sharding, "has_gpu", lambda train: True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    return monkeypatch
+
+
+def test_a_policy_can_be_sharded(launched: pytest.MonkeyPatch) -> None:
+    check_job(compose_job("ppo", [*BASIS, "train.fsdp=true", "ppo.gather=layers"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("state_dict_type", "SHARDED_STATE_DICT"),
+        ("cpu_ram_efficient_loading", True),
+        ("activation_checkpointing", True),
+        ("reshard_after_forward", False),
+        ("cpu_offload", True),
+    ],
+)
+def test_what_of_fsdp_a_policy_cannot_have(launched: pytest.MonkeyPatch, name: str, value: object) -> None:
+    (line,) = problems("train.fsdp=true", f"train.fsdp_config={{{name}: {value}}}")
+    assert line.startswith(f"fsdp_{name}={str(value).lower()} cannot be set with PPO: ")
+    for variable, said in {"ACCELERATE_USE_FSDP": True, "FSDP_VERSION": 2, f"FSDP_{name.upper()}": value}.items():
+        launched.setenv(variable, str(said))
+    assert problems() == [line]
+
+
+def test_the_older_form_of_fsdp_is_refused(launched: pytest.MonkeyPatch) -> None:
+    (line,) = problems("train.fsdp=shard_grad_op")
+    assert line == "train.fsdp='shard_grad_op' with PPO: take train.fsdp=true, and train.fsdp_config for the rest"
+
+
+def test_an_engine_beside_sharded_weights_is_refused(launched: pytest.MonkeyPatch) -> None:
+    words = ["train.fsdp=true", "lora=ppo", "engine.name=vllm", "engine.servers=[http://localhost:8000]"]
+    *_, line = problems(*words)
+    assert line.startswith("engine.name=vllm: servers cannot be given an adapter that FSDP shards")
+
+
+def test_zero_is_refused(launched: pytest.MonkeyPatch) -> None:
+    launched.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    find = importlib.util.find_spec
+    launched.setattr(importlib.util, "find_spec", lambda name: name == "deepspeed" or find(name))  # as if installed
+    launched.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    launched.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true")
+    (line,) = problems()
+    assert line.startswith("DeepSpeed: PPO is sharded by FSDP alone: launch it with FSDP version 2")
+
+
+def test_gathering_has_no_effect_on_whole_weights() -> None:
+    (line,) = problems("ppo.gather=once")
+    assert line == "ppo.gather=once has no effect where FSDP shards no weights: leave it out"
 
 
 def test_truncated_sampling_can_be_asked_for() -> None:

@@ -69,9 +69,16 @@ class Adapters:
         """Return the weights of an adapter that was added, as an optimizer takes them."""
         return [weight for place, weight in self.model.named_parameters() if place in self._names[name]]
 
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """Return the weights of an adapter, as PEFT saves them."""
-        found: dict[str, Tensor] = get_peft_model_state_dict(self.model, adapter_name=name, save_embedding_layers=False)
+    def weights(self, name: str, held: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the weights of an adapter, as PEFT saves them.
+
+        Args:
+            name: of the adapter.
+            held: the weights of the model, where it holds a share of each only.
+        """
+        found: dict[str, Tensor] = get_peft_model_state_dict(
+            self.model, state_dict=held, adapter_name=name, save_embedding_layers=False
+        )
         return found
 
     def drop_others(self) -> None:

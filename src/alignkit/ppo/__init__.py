@@ -13,7 +13,8 @@ reference (`reference.py`). One step of the trainer is one update (`trainer.py`,
 6. `learner.py`: num_ppo_epochs × num_mini_batches optimizer steps on `loss.py`
 7. `metrics.py`, `health.py`, `record.py`: metrics, warnings, rollouts.jsonl, curves
 
-`policy_trainer.py` is what transformers' trainer needs to know of a policy: data, optimizer, checkpoints.
+`sharded.py` is what a policy needs that FSDP2 shards over processes, `policy_trainer.py` what transformers' trainer
+needs to know of a policy: data, optimizer, checkpoints.
 
 Shapes: B completions, P prompt tokens, T completion tokens, L = P + T prompt and completion, H hidden, V vocabulary, N
 positions of any rows. A mask `[B, T]` is true where there is a token; what lies elsewhere is never read, not even where

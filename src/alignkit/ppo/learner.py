@@ -22,6 +22,7 @@ from alignkit.ppo.policy_trainer import PolicyTrainer
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.schedule import minibatches
 from alignkit.ppo.scoring import Sequences, pad_sequences
+from alignkit.ppo.sharded import is_sharded
 
 # What is summed over the pieces of a minibatch.
 _SUMMED = ("policy", "value", "kl", "entropy", "approx_kl", "policy_clipped", "value_clipped")
@@ -139,7 +140,7 @@ class Learner(PolicyTrainer):
                     logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
                     found = {"logprobs_BT": logprobs_BT, "entropies_BT": entropies_BT, "values_BT": values_BT}
                     if self.policy.has_reference:
-                        with self.accelerator.autocast():
+                        with self.computing():
                             found["ref_logprobs_BT"] = self.policy.reference_logprobs(
                                 piece, temperature=update.temperature
                             )
@@ -232,8 +233,9 @@ class Learner(PolicyTrainer):
         ratio_max = 0.0
         self.policy.detach_values = self.value.detach or not update.trains_policy
         for number, indices in enumerate(pieces):
-            is_last = number == len(pieces) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
+            # sharded gradients are added up piece by piece: left unsynchronized they would be whole in every process
+            syncs = number == len(pieces) - 1 or is_sharded(self.policy)
+            with nullcontext() if syncs else self.accelerator.no_sync(model):
                 loss, parts, largest = self._losses(
                     model, rows.take(indices), tensors, indices, num_tokens, divisors_B[indices], update
                 )

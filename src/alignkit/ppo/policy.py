@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
 from alignkit.ppo.reference import Reference
 from alignkit.ppo.scoring import CompletionScorer, Sequences
-from alignkit.ppo.value import ValueFunction
+from alignkit.ppo.sharded import below, read_weights
+from alignkit.ppo.value import ValueFunction, backbone_of
 
 _NO_REFERENCE = "one copy of the model: the policy; without a KL penalty there is no reference"
 
@@ -63,6 +64,17 @@ class Policy(nn.Module):
         return self.model.config
 
     @property
+    def backbone(self) -> nn.Module:
+        """The model without its head: what every pass through it runs."""
+        return backbone_of(self.model)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that accelerate shards one by one, where it is told of none."""
+        models = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
+        return sorted({name for model in models for name in model._no_split_modules or ()})
+
+    @property
     def has_reference(self) -> bool:
         return self.reference is not None
 
@@ -105,6 +117,10 @@ class Policy(nn.Module):
         hidden_BTH = scores.hidden_BTH.detach() if self.detach_values else scores.hidden_BTH
         return scores.logprobs_BT, scores.entropies_BT, self.value(rows, hidden_BTH)
 
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function that uses the model outside of `forward`, where sharded weights must be gathered."""
+        return function()
+
     def logprobs(self, rows: Sequences, *, temperature: float) -> Tensor:
         """Compute the log-probabilities `[B, T]` of the completion tokens alone."""
         return self.scorer(self.model, rows, temperature=temperature).logprobs_BT
@@ -117,24 +133,28 @@ class Policy(nn.Module):
         assert self.adapters is not None
         assert self.reference is not None
         with self.adapters.computing(self.reference.adapter):
-            return self.logprobs(rows, temperature=temperature)
+            return self.scorer(self.model, rows, temperature=temperature).logprobs_BT
 
     def policy_weights(self) -> list[nn.Parameter]:
         """Return the weights that train and are not the value function's."""
         values = set(map(id, self.value.weights()))
         return [weight for weight in self.parameters() if weight.requires_grad and id(weight) not in values]
 
-    def save(self, folder: Path, *, is_main_process: bool) -> None:
-        """Write what trains, for a checkpoint; the reference is where it came from."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write what trains, for a checkpoint; the reference is where it came from.
+
+        Args:
+            folder: is there.
+            weights: gathered, where the processes hold their shares only.
+        """
         selected = {"selected_adapters": [FIRST], "save_embedding_layers": False} if self.adapters else {}
-        self.model.save_pretrained(folder, is_main_process=is_main_process, **selected)
-        if is_main_process:
-            self.value.save(folder)
+        self.model.save_pretrained(folder, state_dict=below(weights, "model."), **selected)
+        self.value.save(folder, weights)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; of a policy without adapters, the value function alone."""
         if self.adapters is not None:
-            self.adapters.set(FIRST, load_file(folder / ADAPTER_WEIGHTS))
+            self.adapters.set(FIRST, read_weights(folder / ADAPTER_WEIGHTS, self.model))
         self.value.load(folder)
 
     def finished(self) -> Any:

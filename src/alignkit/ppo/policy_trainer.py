@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,20 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from alignkit.errors import TrainingError
 from alignkit.ppo.policy import Policy
+from alignkit.ppo.sharded import (
+    gather_optimizer,
+    gather_weights,
+    is_sharded,
+    load_optimizer,
+    open_policy,
+    prepare_policy,
+    read_weights,
+)
 from alignkit.training import checkpoints
 from alignkit.training.durable import DurableTrainer, own_names
 
 STATE = "ppo_state.json"
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # as upstream calls them
 
 
 class PolicyTrainer(DurableTrainer):
@@ -57,6 +68,19 @@ class PolicyTrainer(DurableTrainer):
             callbacks=list(callbacks),
         )
         self.policy, self.value_learning_rate = policy, value_learning_rate
+        self._when_placed: Callable[[], None] = lambda: None
+
+    def when_placed(self, function: Callable[[], None]) -> None:
+        """Call a function that asks the policy as it starts: now, or where FSDP is to shard it, once that is done."""
+        if self.is_fsdp_enabled:
+            self._when_placed = function
+        else:
+            function()
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return what the policy computes in outside of its forward pass; FSDP has its own half precision."""
+        context: AbstractContextManager[Any] = nullcontext() if is_sharded(self.policy) else self.accelerator.autocast()
+        return context
 
     def state_of_run(self) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights, optimizer and schedule; plain values."""
@@ -107,13 +131,48 @@ class PolicyTrainer(DurableTrainer):
         weights = [*self.policy.model.parameters(), *self.policy.value.parameters()]
         return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._save(output_dir)  # upstream would gather the frozen weights too
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.output_dir)
+        folder, weights = Path(output_dir or self.output_dir), gather_weights(self.policy)
+        if not self.args.should_save:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with own_names(self.policy.model):
-            self.policy.save(folder, is_main_process=True)
+            self.policy.save(folder, weights)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
         (folder / STATE).write_text(json.dumps(self.state_of_run()) + "\n")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.policy):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gather_optimizer(self.optimizer, is_main_process=self.is_world_process_zero())
+        scheduler: Any = self.lr_scheduler
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            saved = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
+            load_optimizer(self.optimizer, saved)
+            scheduler: Any = self.lr_scheduler
+            scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepare: Any = super()._prepare_for_training
+        if not self.is_fsdp_enabled:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        prepare_policy(self.policy, self.accelerator)
+        prepared = prepare(max_steps, train_dataloader, None)
+        open_policy(self.policy)
+        self._when_placed()
+        if resume_from_checkpoint is not None:  # only now, so that what was asked of the start is asked of it again
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._load_weights(Path(resume_from_checkpoint))
@@ -123,7 +182,12 @@ class PolicyTrainer(DurableTrainer):
         return self.policy.model
 
     def _load_weights(self, folder: Path) -> None:
-        if self.policy.adapters is None:
+        if self.policy.adapters is None and is_sharded(self.policy):
+            weights: dict[str, Tensor] = {}
+            for path in folder.glob("model*.safetensors"):
+                weights |= read_weights(path, self.policy.model)
+            self._issue_warnings_after_load(self.policy.model.load_state_dict(weights, strict=False))
+        elif self.policy.adapters is None:
             super()._load_from_checkpoint(str(folder), self.policy.model)
         self.policy.load(folder)
 

@@ -8,6 +8,7 @@ state to restore.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from alignkit.config import HealthPolicy, PpoConfig, SamplingConfig, ValueConfig
+from alignkit.config import Gather, HealthPolicy, PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.engine.probe import Probe
 from alignkit.errors import RewardError, TrainingError
@@ -34,6 +35,7 @@ from alignkit.ppo.policy import Policy
 from alignkit.ppo.rollout import Rollout, RolloutGenerator, add_scores
 from alignkit.ppo.schedule import linear, prompts_of_refill, prompts_of_update
 from alignkit.ppo.score_shaping import ScoreShaping
+from alignkit.ppo.sharded import call_alone, is_sharded
 from alignkit.rewards.weighted import Rewards
 from alignkit.sampling.settings import sampling_at
 
@@ -233,17 +235,22 @@ class PpoTrainer(Learner):
         share = requests[self.args.process_index :: self.args.world_size]
         rollouts: list[Rollout] = []
         problem: RewardError | TrainingError | None = None
-        try:
-            if self.engine is not None:
-                self._hand_over(self.engine)
-            if share:
-                with self.accelerator.autocast():
-                    rollouts = self.generator(
-                        self.policy.model, prompts, share, draw_stream=draw_stream, sampling=sampling
-                    )
-                rollouts = add_scores(rollouts, prompts, self.rewards)
-        except (RewardError, TrainingError) as error:
-            problem = error
+
+        def complete_share() -> None:
+            nonlocal rollouts, problem
+            try:
+                if self.engine is not None:
+                    self._hand_over(self.engine)
+                if share:
+                    with self.computing():
+                        rollouts = self.generator(
+                            self.policy.model, prompts, share, draw_stream=draw_stream, sampling=sampling
+                        )
+                    rollouts = add_scores(rollouts, prompts, self.rewards)
+            except (RewardError, TrainingError) as error:
+                problem = error
+
+        call_alone(self.policy, complete_share, self.ppo.gather or Gather.once)
         (failed,) = self.largest(problem is not None)
         if problem is not None:
             raise problem
@@ -356,12 +363,15 @@ class PpoTrainer(Learner):
         rows = self.pad(rollouts, self.held_out)
         order = sorted(range(len(rollouts)), key=lambda index: -len(rollouts[index].ids))
         share = order[self.args.process_index :: self.args.world_size]
-        for start in range(0, len(share), size):
-            piece = rows.take(share[start : start + size])
-            with self.accelerator.autocast():
+        for start in range(0, math.ceil(len(order) / self.args.world_size), size):
+            own = share[start : start + size]
+            if not own and not is_sharded(self.policy):
+                break
+            piece = rows.take(own or order[:1])  # where weights are sharded, every process makes as many passes
+            with self.computing():
                 logprobs_BT = self.policy.logprobs(piece, temperature=temperature)
                 ref_BT = self.policy.reference_logprobs(piece, temperature=temperature)
-            total += ((logprobs_BT - ref_BT) * piece.mask_BT).sum()
+            total += ((logprobs_BT - ref_BT) * piece.mask_BT).sum() * bool(own)
         return float(self.sum_of_all(total)) / max(len(rollouts), 1)
 
 

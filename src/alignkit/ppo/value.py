@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from alignkit.models.adapters import Adapters
 from alignkit.models.source import ADAPTER_WEIGHTS
 from alignkit.ppo.scoring import Sequences, at_left, inputs_of, predicting_at_left, predicting_positions
+from alignkit.ppo.sharded import as_held, below, read_weights
 from alignkit.sampling.padding import sees_left_padding, takes_positions
 
 VALUE_HEAD = "value_head.safetensors"
@@ -32,19 +33,22 @@ class ValueHead(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.weight_H = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros((), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32))  # a tensor without a dimension cannot be sharded
 
     def forward(self, hidden_BTH: Tensor) -> Tensor:
         """Compute values `[B, T]` of states `[B, T, H]`."""
         with torch.autocast(hidden_BTH.device.type, enabled=False):
-            values_BT: Tensor = hidden_BTH.float() @ self.weight_H + self.bias
+            values_BT: Tensor = hidden_BTH.float() @ self.weight_H + self.bias[0]
             return values_BT
 
-    def save(self, folder: Path) -> None:
-        _write(self.state_dict(), folder / VALUE_HEAD)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        held = self.state_dict() if weights is None else weights
+        _write({**held, "bias": held["bias"].reshape(())}, folder / VALUE_HEAD)  # as in every run before
 
     def load(self, folder: Path) -> None:
-        self.load_state_dict(load_file(folder / VALUE_HEAD))
+        read = load_file(folder / VALUE_HEAD)
+        held = {name: as_held(read[name].reshape(weight.shape), weight) for name, weight in self.named_parameters()}
+        self.load_state_dict(held)
 
 
 class ValueFunction(nn.Module):
@@ -77,9 +81,14 @@ class ValueFunction(nn.Module):
     def gradient_checkpointing_enable(self, **how: Any) -> None:
         """Recompute activations in the backward pass, of layers that are not the policy's."""
 
-    def save(self, folder: Path) -> None:
-        """Write what a later run can continue, beside a policy that is saved in the same folder."""
-        self.head.save(folder)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write what a later run can continue, beside a policy that is saved in the same folder.
+
+        Args:
+            folder: is there.
+            weights: of the policy, gathered, where the processes hold their shares only.
+        """
+        self.head.save(folder, below(weights, "value.head."))
 
     def load(self, folder: Path) -> None:
         """Read the weights that `save` wrote."""
@@ -95,7 +104,7 @@ class NoValueFunction(ValueFunction):
     def forward(self, rows: Sequences, hidden_BTH: Tensor) -> None:  # type: ignore[override]  # there are no values
         """Return nothing."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write nothing."""
 
     def load(self, folder: Path) -> None:
@@ -114,24 +123,25 @@ class AdapterValue(ValueFunction):
         read = set(map(id, backbone_of(adapters.model).parameters()))
         for weight in adapters.parameters(VALUE_ADAPTER):
             weight.requires_grad_(id(weight) in read)  # the LM head's are not on the way to a value
-        self._weights = [weight for weight in adapters.parameters(VALUE_ADAPTER) if id(weight) in read]
 
     def forward(self, rows: Sequences, hidden_BTH: Tensor) -> Tensor:
         with self.adapters.computing(VALUE_ADAPTER):
             return super().forward(rows, _states(backbone_of(self.adapters.model), rows, self.sees_padding))
 
     def weights(self) -> list[nn.Parameter]:
-        return [*self.head.parameters(), *self._weights]
+        adapter = self.adapters.parameters(VALUE_ADAPTER)  # not kept: sharding puts others in their places
+        return [*self.head.parameters(), *(weight for weight in adapter if weight.requires_grad)]
 
-    def save(self, folder: Path) -> None:
-        super().save(folder)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        super().save(folder, weights)
         (folder / VALUE_FOLDER).mkdir(exist_ok=True)
-        _write(self.adapters.weights(VALUE_ADAPTER), folder / VALUE_FOLDER / ADAPTER_WEIGHTS)
+        _write(self.adapters.weights(VALUE_ADAPTER, below(weights, "model.")), folder / VALUE_FOLDER / ADAPTER_WEIGHTS)
         self.adapters.model.peft_config[VALUE_ADAPTER].save_pretrained(str(folder / VALUE_FOLDER))
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        self.adapters.set(VALUE_ADAPTER, load_file(folder / VALUE_FOLDER / ADAPTER_WEIGHTS))
+        weights = read_weights(folder / VALUE_FOLDER / ADAPTER_WEIGHTS, self.adapters.model)
+        self.adapters.set(VALUE_ADAPTER, weights)
 
 
 class OwnValue(ValueFunction):
@@ -154,15 +164,16 @@ class OwnValue(ValueFunction):
     def gradient_checkpointing_enable(self, **how: Any) -> None:
         self.backbone.gradient_checkpointing_enable(**how)
 
-    def save(self, folder: Path) -> None:
-        super().save(folder)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        super().save(folder, weights)
         # one file, and by the names in memory, as `load` reads it
-        self.backbone.save_pretrained(folder / VALUE_FOLDER, max_shard_size="1TB", save_original_format=False)
+        how: Any = {"max_shard_size": "1TB", "save_original_format": False}
+        self.backbone.save_pretrained(folder / VALUE_FOLDER, state_dict=below(weights, "value.backbone."), **how)
         (folder / VALUE_FOLDER / _WEIGHTS).chmod(0o644)
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        self.backbone.load_state_dict(load_file(folder / VALUE_FOLDER / _WEIGHTS))
+        self.backbone.load_state_dict(read_weights(folder / VALUE_FOLDER / _WEIGHTS, self.backbone))
 
 
 def backbone_of(model: Any) -> PreTrainedModel:

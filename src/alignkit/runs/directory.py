@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # What a start that was killed before its first record leaves: nobody's work.
 _LEFTOVERS = (LOCK, f".{MANIFEST}", ".encoded")
 # On resume: they change no bit of the result.
-_MAY_CHANGE = ("name", "resume", "overwrite", "samples", "train.report_to")
+_MAY_CHANGE = ("name", "resume", "overwrite", "samples", "train.report_to", "ppo.gather")
 # What forcing cannot change: the shapes of the weights, and what the optimizer's saved state says.
 _IN_CHECKPOINTS = (
     "lora.",

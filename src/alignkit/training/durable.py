@@ -193,9 +193,10 @@ class DurableTrainer(WatchedTrainer):
             TrainingError: one of them is not another name of a weight that was loaded.
         """
         model = self._loaded()
-        missing, held = set(load_result.missing_keys), model.state_dict()
-        loaded = {tensor.data_ptr() for name, tensor in held.items() if name not in missing}
-        lost = [name for name in missing if name in held and held[name].data_ptr() not in loaded]
+        missing = set(load_result.missing_keys)
+        held = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+        loaded = {id(tensor) for name, tensor in held.items() if name not in missing}
+        lost = [name for name in missing if name in held and id(held[name]) not in loaded]
         if problems := sorted([*lost, *load_result.unexpected_keys]):
             raise TrainingError(f"the checkpoint's weights are not those of this model: {', '.join(problems[:5])}")
 

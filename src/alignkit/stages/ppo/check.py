@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 
+from alignkit.config import EngineName
 from alignkit.data.sets.prompts import check_prompts
-from alignkit.errors import AlignkitError, ConfigError
+from alignkit.errors import AlignkitError, ConfigError, as_yaml
 from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob
 from alignkit.models.reference import reference_problems
@@ -17,8 +18,16 @@ from alignkit.stages.ppo.advantage import check_advantage
 from alignkit.stages.ppo.check_engine import check_training_engine
 from alignkit.stages.ppo.check_value import check_value
 from alignkit.stages.sections import check_adapter_stacking, check_base_stays, check_sections
-from alignkit.training.sharding import sharding_asked
+from alignkit.training.sharding import fsdp_settings, sharding_asked
 
+# What of FSDP a policy cannot have, and why.
+_UNSHARDED = {
+    ("state_dict_type", "sharded_state_dict"): "the checkpoints of PPO hold whole weights; take full_state_dict",
+    ("cpu_ram_efficient_loading", "true"): "every process puts the policy together before it is sharded; take false",
+    ("activation_checkpointing", "true"): "it mixes up adapters; take train.gradient_checkpointing=true",
+    ("reshard_after_forward", "false"): "scoring has no backward pass that would free the weights; take true",
+    **dict.fromkeys([("offload_params", "true"), ("cpu_offload", "true")], "weights stay on the GPUs; take false"),
+}
 _TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -35,11 +44,7 @@ def check_job(job: PpoJob) -> None:
     problems += check_base_stays(job) + _schedule_problems(job) + check_advantage(job) + _reference_problems(job)
     problems += check_training_engine(job)
     problems += check_value(job) if estimator_of(job.ppo).has_critic else []
-    if name := sharding_asked(job.train):
-        problems.append(
-            f"{name}: PPO keeps the policy whole in every process; launch it without, LoRA or model.quantization=nf4 "
-            "saves memory"
-        )
+    problems += _sharding_problems(job)
     if problems:
         raise ConfigError(*problems)
 
@@ -113,6 +118,29 @@ def _dropout_problems(job: PpoJob) -> list[str]:
         if ("dropout" in name or name.endswith("pdrop")) and value
     ]
     return problems
+
+
+def _sharding_problems(job: PpoJob) -> list[str]:
+    match sharding_asked(job.train):
+        case "FSDP":
+            found, asked = fsdp_settings(job.train), job.train.get("fsdp") or True
+            words = f"train.fsdp={as_yaml(asked)} with PPO: take train.fsdp=true, and train.fsdp_config for the rest"
+            problems = [words] * (asked is not True)
+            if job.engine.name is not EngineName.local:
+                problems.append(
+                    f"engine.name={job.engine.name}: servers cannot be given an adapter that FSDP shards: leave one of "
+                    "the two out"
+                )
+            return problems + [
+                f"fsdp_{name}={value} cannot be set with PPO: {why}"
+                for (name, value), why in _UNSHARDED.items()
+                if found.get(name) == value
+            ]
+        case "DeepSpeed":
+            return ["DeepSpeed: PPO is sharded by FSDP alone: launch it with FSDP version 2, or take train.fsdp=true"]
+    if job.ppo.gather is not None:
+        return [f"ppo.gather={job.ppo.gather} has no effect where FSDP shards no weights: leave it out"]
+    return []
 
 
 def _schedule_problems(job: PpoJob) -> list[str]:

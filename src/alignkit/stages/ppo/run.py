@@ -22,6 +22,7 @@ from alignkit.ppo.engine import Engine, ForgetKept
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.record import RolloutFile, conclude, show_before_training
 from alignkit.ppo.rollout import Rollout, RolloutGenerator
+from alignkit.ppo.sharded import below, gather_weights
 from alignkit.ppo.trainer import PpoTrainer
 from alignkit.rewards.load import load_rewards
 from alignkit.rewards.reply import ReplyDecoder
@@ -90,8 +91,13 @@ def run(
         log_plan(prepared.data.ledger, trainer, job, facts, entry)
         if engine is not None and entry.resuming:
             warn(engine.resumed())
-        before = _samples(job, trainer)
-        show_before_training(before, trainer.held_out or trainer.prompts)
+        before: list[Rollout] = []
+
+        def show_start() -> None:
+            before.extend(_samples(job, trainer))
+            show_before_training(before, trainer.held_out or trainer.prompts)
+
+        trainer.when_placed(show_start)
         with entry.timed("train"):
             train(trainer, resume=entry.resuming)
         warn(*rewards.truncations())
@@ -177,7 +183,7 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
         "rows": "; ".join(source.line(as_prompts=True) for source in data.read),
         "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
         **({"reference": str(trainer.policy.reference)} if trainer.policy.reference else {}),
-        "memory": trainer.policy.held,
+        "memory": trainer.policy.held + ("; each process holds its share of it" if trainer.is_fsdp_enabled else ""),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "reward": str(trainer.rewards),
         "advantage": describe_advantage(ppo),
@@ -198,14 +204,23 @@ def _samples(job: PpoJob, trainer: PpoTrainer) -> list[Rollout]:
 
 
 def _save(trainer: PpoTrainer, run_dir: Path, prepared: Prepared) -> None:
+    policy = trainer.policy
+    # a random base is in no other place
+    has_own_base = policy.adapters is not None and not policy.model.get_base_model().name_or_path
+    weights = gather_weights(policy, frozen=has_own_base)
     if not trainer.is_world_process_zero():
         return
     with explain_full_disk(run_dir):
-        trainer.policy.value.save(run_dir)
+        policy.value.save(run_dir, weights)
+        model, whole = policy.finished(), below(weights, "model.")
+        if whole is not None:  # the other adapters are in it
+            names = model.state_dict().keys()
+            whole = {name: weight for name, weight in whole.items() if name in names}
         save_model(
-            trainer.policy.finished(),
+            model,
             prepared.tokenizer,
             run_dir,
             jinja=prepared.template.jinja,
             stop_ids=prepared.template.stop_ids,
+            state_dict=whole,
         )

@@ -1,0 +1,196 @@
+"""A policy that FSDP2 shards over two processes learns what one process learns, and each holds its half of it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from alignkit.launch import compose_job
+from alignkit.stages.ppo import run as ppo
+from alignkit.stages.reward import run as reward
+from alignkit.stages.sft import run as sft
+
+REWARDS = "def length(prompts, completions, **columns):\n    return [len(c) / 10 for c in completions]\n"
+SMALL = ["model=tiny_gpt2", "model.config.n_layer=2", "model.config.n_embd=32", "model.config.n_inner=32"]
+WORDS = [
+    *("template=instruction", "data.path=rows.jsonl", "data.eval_fraction=0.2", "train.report_to=none", "samples=1"),
+    *("ppo.num_updates=3", "ppo.num_prompts=8", "ppo.num_mini_batches=1", "ppo.num_ppo_epochs=2", "train.save_steps=2"),
+    # plain gradient steps: Adam's first ones divide rounding by rounding where a gradient is nearly zero
+    *("sampling.max_new_tokens=6", "train.optim=sgd", "train.learning_rate=0.05", "ppo.score_scaling=running"),
+]
+BASE = ["model.name=base", "model.dtype=float32", "lora=ppo", "lora.r=4"]
+BY_LENGTH = ["reward=[{function: 'rewards.py:length'}]"]
+GROUPS = ["ppo.num_prompts=2", "ppo.num_generations=4", "ppo.score_scaling=none"]
+KINDS = {
+    # policy, value function and reward are three adapters on one backbone
+    "adapter": [*BASE, "value.model=adapter", "reward=[{model: judge}]"],
+    "full": [*SMALL, *BY_LENGTH],
+    "lora": [*SMALL, "lora=ppo", "lora.r=4", *BY_LENGTH],
+    "own": [*SMALL, *BY_LENGTH, "value.model=own"],
+    "checkpointing": [*BASE, *BY_LENGTH, "value.model=adapter", "train.gradient_checkpointing=true"],
+    "grpo": [*SMALL, *BY_LENGTH, "ppo.advantage=grpo", *GROUPS],
+    "rloo": [*BASE, *BY_LENGTH, "ppo.advantage=rloo", *GROUPS, "ppo.refill_flat_groups=1"],
+}
+SHARDED = ["train.fsdp=true", "train.per_device_train_batch_size=2"]
+LAYERS = ("adapter", "grpo")  # gathered layer by layer
+ADAM = [*KINDS["adapter"], "train.optim=adamw_torch", "train.learning_rate=1e-3", "ppo.num_updates=6"]
+HEAD, ADAPTER = "value_head.safetensors", "adapter_model.safetensors"
+WEIGHTS = {
+    "adapter": [ADAPTER, HEAD, f"value/{ADAPTER}"],
+    "full": ["model.safetensors", HEAD],
+    "lora": [ADAPTER, HEAD, "base/model.safetensors"],
+    "own": ["model.safetensors", HEAD, "value/model.safetensors"],
+    "checkpointing": [ADAPTER, HEAD, f"value/{ADAPTER}"],
+    "grpo": ["model.safetensors"],
+    "rloo": [ADAPTER],
+}
+TWO = """
+import json, os, signal, sys
+from pathlib import Path
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from alignkit.launch import compose_job
+from alignkit.stages.ppo import run as ppo
+
+def local(tensors):
+    return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
+
+class Watch(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if "killed" in args.output_dir and str(state.global_step) == os.environ.get("KILLED_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_end(self, args, state, control, model, optimizer, **kwargs):
+        states = [v for s in optimizer.state.values() for k, v in s.items() if k != "step" and v is not None]
+        held = {"weights": (local(model.parameters()), sum(p.nbytes for p in model.parameters())),
+                "optimizer": (local(states), sum(v.nbytes for v in states))}
+        Path(args.output_dir, f"held-{args.process_index}.json").write_text(json.dumps(held))
+
+for name, words in json.loads(sys.argv[1]).items():
+    ppo.run(compose_job("ppo", words), Path("two", name), callbacks=[Watch()])
+"""
+
+
+def run_two(folder: Path, jobs: dict[str, list[str]], **env: str) -> subprocess.CompletedProcess[str]:
+    """Train these jobs one after the other, in two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*torchrun, "two.py", json.dumps(jobs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, fsdp_on_cpu: str) -> Path:
+    """A folder with rows, a base, and a reward run on it."""
+    folder = tmp_path_factory.mktemp("ppo-sharded")
+    rows = [{"instruction": f"Say {'very ' * (n % 3)}{n}.", "output": str(n)} for n in range(25)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rewards.py").write_text(REWARDS)
+    (folder / "two.py").write_text(fsdp_on_cpu + TWO)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "no"} for row in rows]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        short = ["train.max_steps=1", "train.report_to=none", "template=instruction", "train.save_strategy='no'"]
+        sft.run(compose_job("sft", [*SMALL, *short, "data.path=rows.jsonl", "samples=0"]), folder / "base")
+        judge = ["lora.r=2", "data.path=pairs.jsonl", "train.learning_rate=1e-2"]
+        reward.run(compose_job("reward", [*short, *BASE, *judge]), folder / "judge")
+    return folder
+
+
+def train_both(folder: Path, *kinds: str) -> None:
+    """Train each kind in one process, 4 completions in a pass, and in two, 2 in a pass of each."""
+    for kind in kinds:
+        size = "train.per_device_train_batch_size=4"
+        ppo.run(compose_job("ppo", [*WORDS, *KINDS[kind], size]), folder / "one" / kind)
+    jobs = {kind: [*WORDS, *KINDS[kind], *SHARDED, *["ppo.gather=layers"] * (kind in LAYERS)] for kind in kinds}
+    two = run_two(folder, jobs)
+    assert two.returncode == 0, two.stdout
+
+
+def assert_same(folder: Path, kind: str) -> None:
+    for file in WEIGHTS[kind]:
+        one, two = (load_file(folder / processes / kind / file) for processes in ("one", "two"))
+        assert one.keys() == two.keys()
+        assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-6, (kind, file)
+    assert {path.name for path in (folder / "one" / kind).iterdir()} == {
+        path.name for path in (folder / "two" / kind).iterdir()
+    }
+    texts = [(folder / processes / kind / "samples.jsonl").read_text() for processes in ("one", "two")]
+    assert texts[0] == texts[1]
+    one, two = (
+        [json.loads(line) for line in (folder / processes / kind / "metrics.jsonl").read_text().splitlines()]
+        for processes in ("one", "two")
+    )
+    for mine, other in zip(one, two, strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            if not key.startswith(("seconds", "tokens_per_second")):
+                assert other[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
+def assert_halves(folder: Path, kind: str, *what: str) -> None:
+    """Each process holds half of the weights; a weight of an odd number of rows is cut unevenly."""
+    for process in range(2):
+        held = json.loads((folder / f"two/{kind}/checkpoints/held-{process}.json").read_text())
+        for part in what:
+            own, whole = held[part]
+            assert own < 0.55 * whole, (kind, part, held)
+
+
+def test_two_shards_end_with_the_weights_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    train_both(folder, "adapter")
+    assert_same(folder, "adapter")
+    assert_halves(folder, "adapter", "weights")
+
+
+@pytest.mark.slow
+def test_every_kind_ends_with_the_weights_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    kinds = [kind for kind in KINDS if kind != "adapter"]
+    train_both(folder, *kinds)
+    for kind in kinds:
+        assert_same(folder, kind)
+        assert_halves(folder, kind, "weights")
+    ids = torch.tensor([[1, 2, 3]])
+    for kind, opened in {"full": AutoModelForCausalLM, "checkpointing": AutoPeftModelForCausalLM}.items():
+        one, two = (opened.from_pretrained(folder / processes / kind) for processes in ("one", "two"))
+        assert (one(ids).logits - two(ids).logits).abs().max() < 1e-5
+
+
+def bits(run_dir: Path) -> dict[str, str]:
+    """Of the result and of what the last checkpoint holds."""
+    files = [*run_dir.rglob("*.safetensors"), *run_dir.glob("checkpoints/checkpoint-6/*.pt")]
+    files += run_dir.glob("checkpoints/checkpoint-6/ppo_state.json")
+    return {str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_never_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    words = [*WORDS, *ADAM, *SHARDED]
+    killed = run_two(folder, {"whole": words, "killed": words}, KILLED_AT="3")
+    assert "Signal 9 (SIGKILL)" in killed.stdout
+    assert [path.name for path in (folder / "two/killed/checkpoints").iterdir()] == ["checkpoint-2"]
+    resumed = run_two(folder, {"killed": [*words, "resume=true"]})
+    assert resumed.returncode == 0, resumed.stdout
+    assert_halves(folder, "killed", "weights", "optimizer")
+    assert bits(folder / "two/killed") == bits(folder / "two/whole")
+    assert len(bits(folder / "two/killed")) >= 3 + 3
+    samples = [(folder / "two" / name / "samples.jsonl").read_text() for name in ("killed", "whole")]
+    assert samples[0] == samples[1]
