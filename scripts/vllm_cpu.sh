@@ -51,8 +51,11 @@ for ((port = first; port < first + num; port++)); do
     if [ -f "$file.pid" ] && kill -0 "$(cat "$file.pid")" 2>/dev/null; then continue; fi
     # setsid: a server is the head of a process group, which `stop` ends as one. Its command `vllm` wants metadata of a
     # package of another name.
+    # Where a prompt is read in chunks, vLLM 0.32 turns back the random generator of its seed; a CPU's has no such
+    # thing, and the server dies.
     setsid "$env/bin/python" -m vllm.entrypoints.openai.api_server --model "$model" --served-model-name base \
-        --dtype float32 --max-model-len 512 --enforce-eager --logprobs-mode processed_logprobs \
+        --dtype float32 --max-model-len 512 --max-num-batched-tokens 8192 --no-enable-chunked-prefill --enforce-eager \
+        --logprobs-mode processed_logprobs \
         --enable-lora --max-lora-rank 16 --host 127.0.0.1 --port "$port" "$@" >"$file.log" 2>&1 &
     echo $! >"$file.pid"
 done

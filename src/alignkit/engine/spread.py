@@ -176,7 +176,7 @@ class Spread:
 
     def _lose(self, member: Member, reason: str) -> None:
         with self._losing:
-            is_new, member.lost = not member.lost, reason
+            is_new, member.lost = not member.lost, member.lost or reason  # the first one is why
         if is_new and self.living:
             logger.warning("%s %s; the other servers are asked in its place", member.server.url, reason)
 
