@@ -41,6 +41,7 @@ COMMANDS: dict[str, list[str]] = {
     "runs diff": ["runs", "diff", RUN, REWARD],
     "repeat": ["repeat", RUN],
     "report": ["report", RUN],
+    "report of reward": ["report", REWARD],
     "smoke": ["smoke", "sft", *ON_RUN, "data.path=rows.jsonl"],
     "export": ["export", RUN, "--to", "vllm"],
     "plan": ["plan", "sft", *ON_RUN, "data.path=rows.jsonl"],
@@ -67,10 +68,18 @@ FILES = {
     RUN: [
         *("run.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
         *("samples.jsonl", "checksums.json", "base/config.json", "base/generation_config.json"),
+        *("metrics.jsonl", "rows.jsonl", "first_rows.json"),
     ],
-    REWARD: ["run.json", "config.json", "tokenizer.json", "tokenizer_config.json", "score.json", "checksums.json"],
+    REWARD: [
+        *("run.json", "config.json", "tokenizer.json", "tokenizer_config.json", "score.json", "checksums.json"),
+        "report_card.json",
+    ],
     ".": ["out.jsonl.settings.json"],
 }
+# What reads the records of runs alone, and is quick.
+READERS = ["runs", "runs show", "runs diff", "report", "report of reward"]
+READ = ["run.json", "metrics.jsonl", "rows.jsonl", "samples.jsonl", "first_rows.json", "report_card.json"]
+ODD: list[Any] = [None, True, -1, 1e400, float("nan"), "x", "", [], [1], {}, {"a": 1}, [[[]]], "\x1b[31m", 10**30]
 PLACES = [f"{folder}/{file}" for folder, files in FILES.items() for file in files]
 # Words in place of the whole file, or of every value in it.
 WHOLE = {"cut short": '{"a": ', "not UTF-8": "\udcff", "a list": "[1]", "null": "null", "a text": '"x"', "empty": "{}"}
@@ -201,3 +210,33 @@ def test_no_command_ends_in_an_internal_error(made: Path, tmp_path: Path, place:
     commands = random.Random(f"{place} {how}").sample(list(COMMANDS), 2)
     found = [fails(made, tmp_path, place, how, command, sealed=False) for command in commands]
     assert [error for error in found if error] == []
+
+
+def changed(value: Any, source: random.Random) -> Any:
+    """The same value, but for one that was taken out or replaced somewhere in it."""
+    if not isinstance(value, (dict, list)) or not value or source.random() < 0.15:
+        return source.choice(ODD)
+    place = source.choice(list(value)) if isinstance(value, dict) else source.randrange(len(value))
+    other = value.copy()
+    if isinstance(value, dict) and source.random() < 0.15:
+        del other[place]
+    else:
+        other[place] = changed(value[place], source)
+    return other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_a_value_changed_anywhere_in_a_record_is_no_internal_error(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    source = random.Random(seed)
+    path = source.choice([made / run / name for run in (RUN, REWARD) for name in READ if (made / run / name).is_file()])
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    at = source.randrange(len(lines))
+    lines[at] = json.dumps(changed(json.loads(lines[at]), source))
+    shutil.copytree(made, tmp_path / "it", ignore=shutil.ignore_patterns("checkpoints"))
+    (tmp_path / "it" / path.relative_to(made)).write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path / "it")
+    for command in READERS:
+        said_of(COMMANDS[command])

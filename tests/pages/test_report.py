@@ -198,6 +198,9 @@ def test_a_run_that_is_not_there_is_said_in_a_line(chain: Path) -> None:
         ("report_card.json", "[]"),
         ("first_rows.json", '{"rows": [3, {"parts": 0}]}'),
         ("first_rows.json", "{"),
+        ("first_rows.json", '{"legend": ["a"], "rows": []}'),
+        ("first_rows.json", '{"legend": [], "rows": [{"place": "a", "parts": []}]}'),
+        ("report_card.json", '{"eval": {"accuracy": {"value": "a"}, "longer_wins": {}, "margin": {}}}'),
         ("evaluate.json", '{"runs": [1, {"name": "a", "loss": 3, "kl": {"value": "x"}}]}'),
         ("samples.jsonl", '{"prompt": 3}\n[]\n'),
         ("rollouts.jsonl", '{"scores": 1, "score": "a", "step": null}\n{"completion": {"a": 1}}\n'),
@@ -207,7 +210,9 @@ def test_a_run_that_is_not_there_is_said_in_a_line(chain: Path) -> None:
 )
 def test_a_damaged_file_leaves_its_part_out(chain: Path, name: str, content: str) -> None:
     (chain / name).write_text(content)
-    assert "PPO of runs/sft/a" in words(page_of(chain))
+    page = words(page_of(chain))
+    assert "PPO of runs/sft/a" in page
+    assert (f"{name} is damaged" in page) == (name in ("report_card.json", "first_rows.json"))
 
 
 def test_a_pipeline_has_a_page_of_all_its_steps(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:

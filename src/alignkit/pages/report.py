@@ -14,7 +14,17 @@ from alignkit.pages.curves import overlaid, panels
 from alignkit.pages.lineage import chain_of, lines_of
 from alignkit.pages.page import render
 from alignkit.pages.pipeline import pipeline_steps
-from alignkit.pages.run_files import MOST_CHARS, JsonLines, ledger, read_json, rollouts, shortened
+from alignkit.pages.run_files import (
+    CARD,
+    FIRST_ROWS,
+    MOST_CHARS,
+    JsonLines,
+    fits,
+    ledger,
+    read_json,
+    rollouts,
+    shortened,
+)
 from alignkit.pages.sweep import is_sweep, runs_of_sweep, swept
 from alignkit.pages.verdicts import Measured, Verdict, examine, number
 from alignkit.pages.words import chosen_settings, duration, figures, title_of, told
@@ -134,6 +144,7 @@ def _step(run: FoundRun, names: Mapping[Path, str]) -> Step:
     samples = list(lines["samples"])[:_MOST_SAMPLES]
     result = run.manifest.get("result") or {}
     cards = {name: card for name, card in _object(read_json(run.folder / "report_card.json")).items() if _is_card(card)}
+    first_rows = _first_rows(read_json(run.folder / "first_rows.json"))
     max_kl = (run.manifest.get("job", {}).get("ppo") or {}).get("max_kl")
     verdicts = examine(Measured(run.stage, history, result.get("kept_step"), max_kl, cards))
     name = names[run.folder.resolve()]
@@ -147,7 +158,8 @@ def _step(run: FoundRun, names: Mapping[Path, str]) -> Step:
         "num_found": sum(verdict.state == "found" for verdict in verdicts),
         "sets": list(dict.fromkeys(name for line in rows for name in line.counts)),
         "ledger": rows,
-        "first_rows": _first_rows(read_json(run.folder / "first_rows.json")),
+        "first_rows": first_rows,
+        "damaged": _damaged(run.folder, cards, first_rows),
         "cards": cards,
         "compared": _compared(read_json(run.folder / "evaluate.json")),
         "samples": [_sample(sample) for sample in samples],
@@ -221,17 +233,29 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _is_card(card: Any) -> bool:
-    return isinstance(card, dict) and {"accuracy", "longer_wins", "margin", "by_length", "calibration"} <= card.keys()
+    if not fits(card, CARD):
+        return False
+    bars = card["margin"]["histogram"]
+    drawn = len(bars["edges"]) == len(bars["counts"]) + 1 and max(bars["counts"], default=0) > 0
+    return drawn and all(len(bucket["tokens"]) == 2 for bucket in card["by_length"])
 
 
 def _first_rows(content: Any) -> dict[str, Any]:
     """The first rows with their mask, each cut to what a page shows."""
+    if not fits(content, FIRST_ROWS):
+        return {"legend": [], "rows": []}
     rows = [
         {**row, "parts": [{"name": part["name"], "spans": _cut(part["spans"])} for part in row["parts"]]}
-        for row in _object(content).get("rows", [])
-        if isinstance(row, dict) and isinstance(row.get("parts"), list)
+        for row in content["rows"]
     ]
-    return {"legend": _object(content).get("legend", []), "rows": rows}
+    return {"legend": content["legend"], "rows": rows}
+
+
+def _damaged(folder: Path, cards: Mapping[str, Any], first_rows: Mapping[str, Any]) -> list[str]:
+    """The files of which nothing, or not all, can be shown."""
+    written = _object(read_json(folder / "report_card.json"))
+    found = {"report_card.json": bool(written) and len(cards) == len(written), "first_rows.json": first_rows["legend"]}
+    return [name for name, is_whole in found.items() if (folder / name).is_file() and not is_whole]
 
 
 def _cut(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -12,6 +12,18 @@ from typing import Any
 MOST_ROLLOUTS = 500
 MOST_CHARS = 2_000  # of a text on the page; the files have all of it
 _NUM_EXAMPLES = 2
+_NUMBER = (int, float)
+_SHARE = dict.fromkeys(("value", "low", "high"), _NUMBER)
+# Of `report_card.json`, a card for each held-out set.
+CARD = {
+    **{"pairs": int, "accuracy": _SHARE, "longer_wins": _SHARE, "calibration_gap": _NUMBER},
+    "score_length_correlation": (*_NUMBER, type(None)),
+    "margin": {"mean": _NUMBER, "std": _NUMBER, "histogram": {"edges": [_NUMBER], "counts": [_NUMBER]}},
+    "by_length": [{"tokens": [_NUMBER], "accuracy": _SHARE}],
+    "calibration": [{"said": _NUMBER, "right": _NUMBER}],
+}
+_SPANS = [{"text": str, "supervised": bool, "special": bool}]
+FIRST_ROWS = {"legend": _SPANS, "rows": [{"place": str, "size": str, "parts": [{"name": str, "spans": _SPANS}]}]}
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Tell whether a value of JSON has a shape: a type, the shapes of some keys, or a list of one shape in brackets."""
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(key in value and fits(value[key], part) for key, part in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    return isinstance(value, shape)
 
 
 def shortened(text: Any) -> str:

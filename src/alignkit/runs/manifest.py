@@ -45,6 +45,7 @@ def _is_record(content: Any) -> bool:
         and all(isinstance(parent, dict) and isinstance(parent.get("path"), str) for parent in parents)
         and all(isinstance(start, dict) and _is_start(start) for start in starts)
         and content.get("eval_groups", "") in ("", *EvalGroups)
+        and all(isinstance(seconds, (int, float)) for seconds in content.get("timings", {}).values())
     )
 
 
