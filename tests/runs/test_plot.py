@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from alignkit.runs.plot import plot_losses, plot_panels
+from alignkit.runs.sweep_plot import plot_sweep
 
 HISTORY = [
     {"step": 0, "eval_loss": 4.0},
@@ -16,14 +17,18 @@ HISTORY = [
 ]
 
 
-def test_training_thin_and_smoothed_held_out_as_dots_axes_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[Figure] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures that were saved, filled as they come."""
+    found: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *args, **rest: (drawn.append(self), save(self, *args, **rest))[1]
+        Figure, "savefig", lambda self, *args, **rest: (found.append(self), save(self, *args, **rest))[1]
     )
+    return found
+
+
+def test_training_thin_and_smoothed_held_out_as_dots_axes_named(tmp_path: Path, drawn: list[Figure]) -> None:
     assert plot_losses(HISTORY, tmp_path / "loss.png", unit="nats")
     (axes,) = drawn[0].axes
     held_out, thin, smoothed = axes.lines
@@ -59,3 +64,12 @@ def test_panels_have_what_was_logged_of_them(tmp_path: Path, monkeypatch: pytest
     assert imread(tmp_path / "curves.png").std() > 0
     assert not plot_panels([{"step": 1}], panels, tmp_path / "none.png", xlabel="update")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_sweep_says_which_end_of_its_axis_is_better(tmp_path: Path, drawn: list[Figure]) -> None:
+    names, values = ["lr=0.1", "lr=0.01 " + "x" * 60], [5.94512, 1e-05]
+    plot_sweep(names, values, tmp_path / "sweep.png", figure="eval_loss", best=1, lower_is_better=True)
+    (axes,) = drawn[-1].axes
+    assert axes.get_xlabel() == "eval loss (lower is better; the best is orange)"
+    assert [text.get_text() for text in axes.texts] == ["5.9451", "1e-05"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.1", f"{names[1][:47]}…"]

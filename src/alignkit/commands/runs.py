@@ -191,12 +191,15 @@ def _count(node: Sequence[FoundRun], status: str) -> int:
     return sum(run.status == status for run in node)
 
 
+def _is_loss(run: FoundRun) -> bool:
+    return run.figure is not None and "loss" in run.figure[0]
+
+
 def _best(runs: Sequence[FoundRun]) -> FoundRun | None:
     """The best run of a sweep: the lowest loss, or the highest of any other figure."""
     if not runs:
         return None
-    lower = runs[0].figure is not None and "loss" in runs[0].figure[0]
-    return (min if lower else max)(runs, key=lambda run: run.figure[1] if run.figure else 0.0)
+    return (min if _is_loss(runs[0]) else max)(runs, key=lambda run: run.figure[1] if run.figure else 0.0)
 
 
 def _age(when: float) -> str:
@@ -313,7 +316,9 @@ def _show_sweep(folder: Path, *, as_json: bool, png: Path | None) -> None:
     if png is not None and best is not None and best.figure is not None:
         told = [", ".join(f"{k}={v}" for k, v in swept[run.folder].items()) for run in with_figures]
         values = [run.figure[1] for run in with_figures if run.figure is not None]
-        plot_sweep(told, values, png, figure=best.figure[0], best=with_figures.index(best))
+        plot_sweep(
+            told, values, png, figure=best.figure[0], best=with_figures.index(best), lower_is_better=_is_loss(best)
+        )
         _say(f"picture {png}")
 
 
