@@ -58,7 +58,9 @@ from pathlib import Path
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from alignkit.launch import compose_job
+from alignkit.ppo import record
 from alignkit.stages.ppo import run as ppo
+record.plot_panels = lambda *args, **kwargs: False
 
 def local(tensors):
     return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
@@ -152,6 +154,7 @@ def assert_halves(folder: Path, kind: str, *what: str) -> None:
             assert own < 0.55 * whole, (kind, part, held)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_shards_end_with_the_weights_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     train_both(folder, "adapter")
@@ -160,6 +163,7 @@ def test_two_shards_end_with_the_weights_of_one_process(folder: Path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_every_kind_ends_with_the_weights_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     kinds = [kind for kind in KINDS if kind != "adapter"]
