@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -412,9 +412,9 @@ def _wrong_option(group: str, value: str, config_dir: Path | None) -> Iterator[s
 def _wrong_type(dotted: str, key: str, value: Any, section: Any, *, typed: bool) -> Iterator[str]:
     if isinstance(value, str) and "${" in value:
         return
-    if isinstance(default := getattr(section, key), StrEnum):
-        names = [str(member) for member in type(default)]
-        if not isinstance(value, str) or value not in names:
+    default = getattr(section, key)
+    if names := _names_of(section, key):
+        if value not in names and not (value is None and default is None):
             yield f"{dotted} is {as_yaml(value)}: choose {', '.join(names)}{did_you_mean(str(value), names)}"
         return
     (kind,) = [str(item.type) for item in dataclasses.fields(section) if item.name == key]
@@ -426,6 +426,13 @@ def _wrong_type(dotted: str, key: str, value: Any, section: Any, *, typed: bool)
         node[key] = value
     except OmegaConfBaseException as error:
         yield f"{dotted} is {_shown(value)}: {_wanted(dotted, kind, value, typed=typed) or str(error).splitlines()[0]}"
+
+
+def _names_of(section: Any, key: str) -> list[str]:
+    """The names that a setting may have; none where it may have any value."""
+    kind = get_type_hints(type(section))[key]
+    kinds = (kind, *get_args(kind))
+    return [str(member) for one in kinds if isinstance(one, type) and issubclass(one, StrEnum) for member in one]
 
 
 def _shown(value: Any) -> str:

@@ -204,6 +204,7 @@ def test_mistakes_are_told_together() -> None:
         ("ppo.gamma=-0.1", "ppo.gamma is -0.1: it must be at least 0 and at most 1"),
         ("ppo.num_generations=0", "ppo.num_generations is 0: it must be at least 1"),
         ("ppo.advantage=GRPO", "ppo.advantage is 'GRPO': choose gae, grpo, dr_grpo, rloo, reinforce, reinforce_basel"),
+        ("ppo.loss_over=token", "ppo.loss_over is 'token': choose tokens, completions, constant; did you mean"),
         ("ppo.dual_clip=1", "ppo.dual_clip is 1.0: it must be above 1"),
         ("ppo.clip_range_high=0", "ppo.clip_range_high is 0.0: it must be above 0"),
         ("ppo.refill_flat_groups=-1", "ppo.refill_flat_groups is -1: it must be at least 0"),
