@@ -1,3 +1,4 @@
+import re
 import warnings
 from pathlib import Path
 
@@ -165,6 +166,19 @@ def test_modules_to_save_must_exist(gpt2: torch.nn.Module) -> None:
 def test_what_peft_refuses_is_one_line(gpt2: torch.nn.Module) -> None:
     with pytest.raises(ModelError, match=r"^lora: `layers_to_transform` cannot be used when"):
         build_lora({"target_modules": ".*c_attn", "layers_to_transform": [0]}, gpt2)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_matches_nothing_is_refused(gpt2: torch.nn.Module, key: str) -> None:
+    assert build_lora({"target_modules": ["c_attn"], key: {"c_attn": 2, "h.0.attn.c_attn": 4}}, gpt2)
+    assert build_lora({"target_modules": "all-linear", key: {"c_fc": 2}}, gpt2)
+    for pattern, line in {
+        "c_fc": "'c_fc' has no effect: it matches no layer that LoRA is put on",
+        "c_atn": "'c_atn' has no effect: it matches no layer that LoRA is put on; did you mean 'c_attn'?",
+        "c_attn(": "'c_attn(' is no regular expression: ",
+    }.items():
+        with pytest.raises(ModelError, match=f"^{re.escape(f'lora.{key}: {line}')}"):
+            build_lora({"target_modules": ["c_attn"], key: {pattern: 2}}, gpt2)
 
 
 def test_what_experts_that_are_parameters_cannot_have_is_named() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,9 @@ def build_lora(lora: dict[str, Any], model: PreTrainedModel | PeftModel, *, task
     problems += _start_problems(lora.get("init_lora_weights", True), model, transposed=transposed)
     problems += _token_problems(lora.get("trainable_token_indices"), model)
     problems += _parameter_problems(lora.get("target_parameters"), model)
+    is_named = targets != "all-linear" and not lora.get("target_parameters")  # else PEFT finds parameters, too
+    adapted = targeted if is_named else [*modules, *(name for name, _ in model.named_parameters())]
+    problems += [line for key in ("rank_pattern", "alpha_pattern") for line in _pattern_problems(key, lora, adapted)]
     if problems:
         raise ModelError(*problems)
     arguments.setdefault("fan_in_fan_out", transposed)
@@ -194,6 +197,19 @@ def _parameter_problems(names: Iterable[str] | None, model: PreTrainedModel) -> 
         for name in names or ()
         if not any(_ends_in(parameter, name) for parameter in known)
     ]
+
+
+def _pattern_problems(key: str, lora: Mapping[str, Any], adapted: Sequence[str]) -> Iterator[str]:
+    """Name the patterns that match nothing of what LoRA is put on, as PEFT matches them, one line each."""
+    for pattern in lora.get(key) or ():
+        try:
+            matches = any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted)
+        except re.error as error:
+            yield f"lora.{key}: '{pattern}' is no regular expression: {error}"
+            continue
+        if not matches:
+            near = did_you_mean(str(pattern), {name.rpartition(".")[2] for name in adapted})
+            yield f"lora.{key}: '{pattern}' has no effect: it matches no layer that LoRA is put on{near}"
 
 
 def _mismatch(target: str, model: PreTrainedModel) -> str:
