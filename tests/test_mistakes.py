@@ -294,7 +294,7 @@ def test_values_are_spelled_as_yaml_has_them() -> None:
         (
             "stop_after=4",
             "unknown key 'stop_after'; the settings are seed, batch_size, format, columns, logprobs, model, template, "
-            "sampling",
+            "data, sampling, engine",
         ),
     ],
 )
