@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,9 @@ def open_servers(job: PpoJob, prepared: Prepared) -> list[tuple[VllmServer, Serv
 def build_engine(job: PpoJob, servers: Sequence[VllmServer], run_dir: Path, *, eos_ids: Sequence[int]) -> Engine:
     """Put an engine together."""
     spread = Spread(servers, eos_ids=eos_ids, num_tokens=_num_tokens(job), seed=job.seed)
-    folder = run_dir / FOLDER
-    return Engine(
-        spread, AdapterFolder(folder, run_dir.name), KeptCompletions(folder / "completions.jsonl"), job.engine
-    )
+    folder, rank = run_dir / FOLDER, os.environ.get("RANK", "0")
+    kept = KeptCompletions(folder / f"completions-{rank}.jsonl")  # each process keeps its own
+    return Engine(spread, AdapterFolder(folder, run_dir.name), kept, job.engine)
 
 
 def _num_tokens(job: PpoJob) -> int:
