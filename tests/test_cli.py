@@ -278,6 +278,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_ends_as_a_failure(
     _, _, err = main("compare", *map(str, sorted(Path("runs/sft/grid").iterdir())), "--prompt", "Hi")
     assert err.splitlines() == [
         "alignkit: runs/sft/grid/multirun.yaml is skipped: it is no finished run of the sweep",
+        "alignkit: runs/sft/grid/report.html is skipped: it is no finished run of the sweep",
         "alignkit: runs/sft/grid/sweep.json is skipped: it is no finished run of the sweep",
         "alignkit: there is nothing to compare: name two models or more",
     ]

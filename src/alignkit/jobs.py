@@ -389,6 +389,6 @@ def _outside(name: str, value: float, metadata: Mapping[str, Any]) -> list[str]:
     if all(held.values()):
         return []
     wanted = " and ".join(f"{words[k]} {v:g}" for k, v in bounds.items())
-    percent = bounds.get("le", bounds.get("lt")) == 1 and 1 < value <= 100
+    percent = bounds.get("le", bounds.get("lt")) == 1 and 5 <= value <= 100
     meant = f"; {value:g} % is {value / 100:g}" if percent else ""
     return [f"{name} is {value}: it must be {wanted}{meant}"]

@@ -313,3 +313,14 @@ def test_a_classifier_gives_the_probability_of_its_label(classifier: Path) -> No
         assert positive + negative == pytest.approx(1.0)
         logits = [found[label, "logit"][row] or 0.0 for label in ("POSITIVE", "NEGATIVE")]
         assert math.log(positive / negative) == pytest.approx(logits[0] - logits[1], abs=1e-5)
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_another_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"function": "mine.py:length"}
+    assert problems([source]) == []  # what a check has started is for the scorer to come
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    Path("mine.py").write_text("def length(prompts, completions): return [0.0 for _ in completions]\n")
+    assert load(source).score([sample("abc")]).total == [0.0]

@@ -10,6 +10,7 @@ import pytest
 from alignkit.launch import launch
 
 SECRET = "hf_never_written_out"
+POWER = "1.1357924"
 
 
 def test_no_file_of_a_run_holds_what_an_interpolation_stands_for(
@@ -22,10 +23,12 @@ def test_no_file_of_a_run_holds_what_an_interpolation_stands_for(
     monkeypatch.setattr("alignkit.stages.sft.run.kept_step", lambda trainer: seen.append(trainer.args))
     name, nested = "train.run_name='my ${oc.env:ALIGNKIT_TEST_TOKEN}'", "train.lr_scheduler_kwargs"
     words = ["model=tiny_gpt2", "data.path=rows.jsonl", "samples=0", "train.max_steps=1", "hydra.run.dir=out", name]
-    launch("sft", [*words, f"+{nested}.note=${{oc.env:ALIGNKIT_TEST_TOKEN}}", "train.lr_scheduler_type=constant"])
-    assert seen[0].run_name == f"my {SECRET}"
+    monkeypatch.setenv("ALIGNKIT_TEST_POWER", POWER)
+    power = f"+{nested}.power='${{oc.decode:${{oc.env:ALIGNKIT_TEST_POWER}}}}'"
+    launch("sft", [*words, power, "train.lr_scheduler_type=polynomial"])
+    assert (seen[0].run_name, seen[0].lr_scheduler_kwargs) == (f"my {SECRET}", {"power": float(POWER)})
     files = [path for path in Path("out").rglob("*") if path.is_file()]
-    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert [path for path in files if any(one.encode() in path.read_bytes() for one in (SECRET, POWER))] == []
     (path,) = Path("out/checkpoints").glob("*/training_args.json")
     written = json.loads(path.read_text())
     assert written["run_name"] == "my ${oc.env:ALIGNKIT_TEST_TOKEN}"

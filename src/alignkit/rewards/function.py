@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 # What a check has started is for the scorer to come: a function's file is imported once a worker.
-_started: dict[tuple[str, str | int], tuple[Workers, Signature]] = {}
+_started: dict[tuple[str, str | int, str], tuple[Workers, Signature]] = {}
 
 
 def check_function(source: RewardSource) -> list[str]:
@@ -51,8 +52,9 @@ def _start(source: RewardSource) -> tuple[Workers, Signature]:
     return _started[_key(source)]
 
 
-def _key(source: RewardSource) -> tuple[str, str | int]:
-    return source.setting, id(source.function) if callable(source.function) else source.name
+def _key(source: RewardSource) -> tuple[str, str | int, str]:
+    function = id(source.function) if callable(source.function) else source.name
+    return source.setting, function, str(Path.cwd())  # a file of the same name elsewhere is another one
 
 
 def _setup(source: RewardSource) -> Setup:
