@@ -39,6 +39,7 @@ def test_more_seeds(fresh: Path, finished: Path, seed: int) -> None:
     assert differing(fresh, finished) == []
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_step_save_and_the_same_command_goes_on(fresh: Path, finished: Path) -> None:
     longer = "sft.train.max_steps=4000"  # so that the signal meets it
     process = start(fresh, longer)

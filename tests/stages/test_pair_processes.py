@@ -26,7 +26,7 @@ KINDS = {
     "dpo": ["data.batching=packed", "samples=0"],
     "dpo-kept": ["data.batching=grouped", "samples=0", "reference.keep=true"],
 }
-QUICK = ("reward", "dpo")
+QUICK = ("dpo",)
 NOT_THE_SAME = ("per_second", "runtime", "epoch")
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Its process of rank 1 is gone at the third step of the first attempt.
 FORMAT = """
 import os
@@ -26,6 +28,7 @@ def convert(row):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_started_again_go_on_with_their_run(tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {n}.", "completion": str(n)} for n in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
