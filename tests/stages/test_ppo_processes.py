@@ -48,24 +48,28 @@ ESTIMATORS = {
     "reinforce_baseline": ["ppo.advantage=reinforce_baseline", *GROUPS],
 }
 KINDS |= {name: [*KINDS["full"], *words] for name, words in ESTIMATORS.items()}
-# In one process group: its seconds of imports are paid once.
-BOTH = f"""
+QUICK = [*(kind for kind in KINDS if kind not in ESTIMATORS), "grpo"]
+BOTH = """
 from alignkit.launch import compose_job, launch
 from alignkit.stages.reward import run as reward
 from alignkit.stages.sft import run as sft
-for kind, words in {KINDS!r}.items():
-    launch("ppo", [f"name=two-{{kind}}", *{WORDS!r}, *words, "train.per_device_train_batch_size=4"])
+for kind, words in {kinds!r}.items():
+    launch("ppo", [f"name=two-{{kind}}", *{words!r}, *words, "train.per_device_train_batch_size=4"])
 """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs `one-…` and `two-…` of each kind, of as many processes: 8 completions at a time, and 4 on each."""
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs `one-…` and `two-…` of each kind that is asked for: of as many processes, 8 completions or 4 on each."""
     folder = tmp_path_factory.mktemp("ppo-processes")
     rows = [{"instruction": f"Say {'very ' * (n % 3)}{n}.", "output": str(n)} for n in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rewards.py").write_text(REWARDS)
-    (folder / "both.py").write_text(BOTH)
+    here = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
+    asked = {item.callspec.params["kind"] for item in here if hasattr(item, "callspec")}
+    kinds = {kind: words for kind, words in KINDS.items() if kind in asked}
+    # In one process group: its seconds of imports are paid once.
+    (folder / "both.py").write_text(BOTH.format(kinds=kinds, words=WORDS))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "no"} for row in rows]
@@ -83,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reward.run(compose_job("reward", [*short, *judge]), folder / "judge")
         adapter = ["model.name=base", "lora=ppo", "data.path=rows.jsonl", "samples=0", "train.learning_rate=1e-2"]
         sft.run(compose_job("sft", [*short, *adapter, "train.max_steps=4"]), folder / "adapter")
-        for kind, words in KINDS.items():
+        for kind, words in kinds.items():
             launch("ppo", [f"name=one-{kind}", *WORDS, *words, "train.per_device_train_batch_size=8"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = subprocess.run(
@@ -108,14 +112,18 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_two_processes_end_with_the_weights_of_one(folder: Path, kind: str) -> None:
     for file in WEIGHTS[kind]:
         one, two = load_file(folder / f"one-{kind}" / file), load_file(folder / f"two-{kind}" / file)
         assert max(float((one[key] - two[key]).abs().max()) for key in one) < 2e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_two_processes_draw_and_measure_what_one_does(folder: Path, kind: str) -> None:
     names = (f"one-{kind}", f"two-{kind}")
     one, two = (
