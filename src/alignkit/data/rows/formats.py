@@ -214,6 +214,8 @@ def _response(row: dict[str, Any], field: str, columns: Mapping[str, str]) -> li
 
 def _reasoning(row: dict[str, Any], columns: Mapping[str, str]) -> str:
     """Read the column of the reasoning; some data sets have a switch of that name, which is no thought."""
+    if "reasoning" not in columns and row.keys().isdisjoint(_REASONING):
+        return ""
     taken = used_up(columns)
     found = {name: row.get(name) for name in _REASONING if name not in taken}
     if "reasoning" in columns:
