@@ -48,6 +48,8 @@ def load_function(spec: str, setting: str = "data.format") -> Callable[..., Any]
         raise ConfigError(f"{setting}: {spec} cannot be imported: {type(error).__name__}: {error}") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
+        if name in vars(module):
+            raise ConfigError(f"{setting}: {spec} is no function: its type is {type(function).__name__}")
         guess = did_you_mean(name, [key for key, value in vars(module).items() if callable(value)])
         raise ConfigError(f"{setting}: {place} has no function '{name}'{guess}")
     return function

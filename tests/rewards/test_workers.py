@@ -19,6 +19,8 @@ from alignkit.rewards.load import check_rewards, load_rewards
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
+from alignkit.rewards.worker import Setup
+from alignkit.rewards.workers import Workers
 
 FUNCTIONS = """
 import asyncio, os, random, resource, signal, sys, threading, time
@@ -184,7 +186,7 @@ def test_a_function_of_python_may_close_over_what_can_be_sent() -> None:
         ("import nowhere", "mine.py:length cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("import sys; sys.exit(2)", "the function cannot be imported in a worker process: SystemExit: 2"),
         ("import os; os._exit(2)", "importing the function ended its process with exit status 2"),
-        ("length = 3", "mine.py has no function 'length'"),
+        ("length = 3", "mine.py:length is no function: its type is int"),
     ],
 )
 def test_a_function_that_cannot_be_imported_is_refused_before_a_model_is_loaded(text: str, said: str) -> None:
@@ -228,6 +230,25 @@ def test_a_script_without_a_guard_runs_once_and_leaves_no_worker(folder: Path) -
     done = subprocess.run([sys.executable, "script.py", "0"], capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == ("started\n[1.0]\n", "")
     assert not _is_running(int((folder / "pid").read_text()))
+
+
+def test_workers_may_be_collected_by_a_thread_of_their_own_pool(folder: Path) -> None:
+    workers = Workers(Setup("reward[0]", "mine.py:length"), 1)
+    found: list[object] = []
+
+    def close(future: Any) -> None:  # called by the pool's thread of messages
+        try:
+            found.append(workers.close())
+        except RuntimeError as error:
+            found.append(error)
+
+    pool = workers._pools[0]
+    pid = pool.schedule(os.getpid)
+    pid.add_done_callback(close)
+    number = pid.result(timeout=60)
+    _wait(lambda: found)
+    assert found == [None]
+    _wait(lambda: not _is_running(number))
 
 
 def test_a_run_that_is_killed_leaves_no_worker(folder: Path) -> None:

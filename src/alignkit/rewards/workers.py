@@ -10,6 +10,7 @@ from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.popen_spawn_posix import Popen
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -131,4 +132,7 @@ def _stop(pools: Sequence[ProcessPool]) -> None:
     for pool in pools:
         pool.stop()
     for pool in pools:
-        pool.join()
+        try:
+            pool.join()
+        except RuntimeError:  # collected by a thread of the pool's own, which cannot wait for its own end
+            Thread(target=pool.join, daemon=True).start()
