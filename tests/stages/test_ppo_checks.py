@@ -233,13 +233,18 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_policy_can_be_sharded(launched: pytest.MonkeyPatch) -> None:
     check_job(compose_job("ppo", [*BASIS, "train.fsdp=true", "ppo.gather=layers"]))
+    # what `accelerate config` proposes
+    proposed = {"RESHARD_AFTER_FORWARD": "true", "OFFLOAD_PARAMS": "false", "STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    proposed |= {"CPU_RAM_EFFICIENT_LOADING": "true", "ACTIVATION_CHECKPOINTING": "false", "VERSION": "2"}
+    for name, value in proposed.items():
+        launched.setenv(f"FSDP_{name}", value)
+    launched.setenv("ACCELERATE_USE_FSDP", "true")
+    check_job(compose_job("ppo", BASIS))
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("state_dict_type", "SHARDED_STATE_DICT"),
-        ("cpu_ram_efficient_loading", True),
         ("activation_checkpointing", True),
         ("reshard_after_forward", False),
         ("cpu_offload", True),

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from alignkit.launch import compose_job
 from alignkit.stages.ppo import run as ppo
@@ -38,10 +39,19 @@ KINDS = {
     "own": [*SMALL, *BY_LENGTH, "value.model=own"],
     "checkpointing": [*BASE, *BY_LENGTH, "value.model=adapter", "train.gradient_checkpointing=true"],
     "grpo": [*SMALL, *BY_LENGTH, "ppo.advantage=grpo", *GROUPS],
+    "dr_grpo": [*SMALL, *BY_LENGTH, "ppo.advantage=dr_grpo", *GROUPS[:2]],
+    "reinforce": [*SMALL, *BY_LENGTH, "ppo.advantage=reinforce"],
+    "reinforce_baseline": [*BASE, *BY_LENGTH, "ppo.advantage=reinforce_baseline", *GROUPS[:2]],
     "rloo": [*BASE, *BY_LENGTH, "ppo.advantage=rloo", *GROUPS, "ppo.refill_flat_groups=1"],
 }
 ONE = "train.per_device_train_batch_size=4"
 SHARDED = ["train.fsdp=true", "train.per_device_train_batch_size=2"]
+# as `accelerate launch` says it, from the answers that `accelerate config` proposes
+LAUNCHED = {
+    **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+    **{"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_OFFLOAD_PARAMS": "false"},
+    **{"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+}
 LAYERS = ("adapter", "grpo")  # gathered layer by layer
 ADAM = [*KINDS["adapter"], "train.optim=adamw_torch", "train.learning_rate=1e-3", "ppo.num_updates=6"]
 ADAM += ["train.adam_epsilon=1e-3"]  # above rounding: Adam would make whole steps of the last bits
@@ -52,7 +62,8 @@ WEIGHTS = {
     "lora": [ADAPTER, HEAD, "base/model.safetensors"],
     "own": ["model.safetensors", HEAD, "value/model.safetensors"],
     "checkpointing": [ADAPTER, HEAD, f"value/{ADAPTER}"],
-    "grpo": ["model.safetensors"],
+    **{kind: ["model.safetensors"] for kind in ("grpo", "dr_grpo", "reinforce")},
+    "reinforce_baseline": [ADAPTER],
     "rloo": [ADAPTER],
 }
 TWO = """
@@ -117,12 +128,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory, fsdp_on_cpu: str) -> Path:
     return folder
 
 
-def train_both(folder: Path, *kinds: str) -> None:
-    """Train each kind in one process, 4 completions in a pass, and in two, 2 in a pass of each."""
+def train_both(folder: Path, *kinds: str, **env: str) -> None:
+    """Train each kind in one process, 4 completions in a pass, and in two, 2 in a pass of each.
+
+    Args:
+        folder: of the runs.
+        kinds: of `KINDS`.
+        env: that shards them, in place of `train.fsdp`.
+    """
     for kind in kinds:
         ppo.run(compose_job("ppo", [*WORDS, *KINDS[kind], ONE]), folder / "one" / kind)
-    jobs = {kind: [*WORDS, *KINDS[kind], *SHARDED, *["ppo.gather=layers"] * (kind in LAYERS)] for kind in kinds}
-    two = run_two(folder, jobs)
+    sharded = SHARDED[1:] if env else SHARDED
+    jobs = {kind: [*WORDS, *KINDS[kind], *sharded, *["ppo.gather=layers"] * (kind in LAYERS)] for kind in kinds}
+    two = run_two(folder, jobs, **env)
     assert two.returncode == 0, two.stdout
 
 
@@ -159,7 +177,7 @@ def assert_halves(folder: Path, kind: str, *what: str) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_two_shards_end_with_the_weights_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    train_both(folder, "adapter")
+    train_both(folder, "adapter", **LAUNCHED)
     assert_same(folder, "adapter")
     assert_halves(folder, "adapter", "weights")
 
@@ -206,3 +224,31 @@ def test_killed_and_resumed_is_never_killed(folder: Path, monkeypatch: pytest.Mo
     for file in WEIGHTS["adapter"]:
         alone, whole = (load_file(folder / "two" / name / file) for name in ("alone", "whole"))
         assert max(float((alone[key] - whole[key]).abs().max()) for key in whole) < 1e-6
+
+
+class CopyAt(TrainerCallback):
+    """Copies a run as it is when its checkpoint of a step is written."""
+
+    def __init__(self, step: int, run_dir: Path, copy: Path) -> None:
+        self.step, self.run_dir, self.copy = step, run_dir, copy
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            shutil.copytree(self.run_dir, self.copy)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_what_one_process_began_two_shards_finish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "two").mkdir(exist_ok=True)
+    words = [*WORDS, *ADAM]
+    copied = CopyAt(2, folder / "one/whole", folder / "two/grown")
+    ppo.run(compose_job("ppo", [*words, ONE]), folder / "one/whole", callbacks=[copied])
+    assert [path.name for path in (folder / "two/grown/checkpoints").iterdir()] == ["checkpoint-2"]
+    resumed = run_two(folder, {"grown": [*words, *SHARDED, "resume=force"]})
+    assert resumed.returncode == 0, resumed.stdout
+    assert_halves(folder, "grown", "weights", "optimizer")
+    for file in WEIGHTS["adapter"]:
+        grown, whole = load_file(folder / "two/grown" / file), load_file(folder / "one/whole" / file)
+        assert max(float((grown[key] - whole[key]).abs().max()) for key in whole) < 1e-6

@@ -29,15 +29,18 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def prepare_policy(policy: Any, accelerator: Any) -> None:
-    """Settle, before accelerate shards a policy, in what precision each part of it computes.
+    """Settle, before accelerate shards a policy, in what precision each part of it computes, and that each is there.
 
     accelerate would round what a policy returns to half precision, log-probabilities and values, and its value head.
+    Every process has loaded all weights: transformers does so whatever FSDP's RAM-efficient loading says, by which
+    accelerate would send each weight to all processes again, and the value head of one.
 
     Args:
         policy: whole.
         accelerator: which reads FSDP's settings.
     """
     plugin = accelerator.state.fsdp_plugin
+    plugin.cpu_ram_efficient_loading = False
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=plugin.mixed_precision_policy.param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False

@@ -22,8 +22,6 @@ from alignkit.training.sharding import fsdp_settings, sharding_asked
 
 # What of FSDP a policy cannot have, and why.
 _UNSHARDED = {
-    ("state_dict_type", "sharded_state_dict"): "the checkpoints of PPO hold whole weights; take full_state_dict",
-    ("cpu_ram_efficient_loading", "true"): "every process puts the policy together before it is sharded; take false",
     ("activation_checkpointing", "true"): "it mixes up adapters; take train.gradient_checkpointing=true",
     ("reshard_after_forward", "false"): "scoring has no backward pass that would free the weights; take true",
     **dict.fromkeys([("offload_params", "true"), ("cpu_offload", "true")], "weights stay on the GPUs; take false"),

@@ -41,6 +41,8 @@ from alignkit.training.session import explain_full_disk, train
 
 logger = logging.getLogger(__name__)
 
+_SHARED = "; each process loads all of it, then holds its share; checkpoints hold whole weights"
+
 
 def run(
     job: PpoJob,
@@ -183,7 +185,7 @@ def _facts(job: PpoJob, trainer: PpoTrainer, prepared: Prepared) -> dict[str, st
         "rows": "; ".join(source.line(as_prompts=True) for source in data.read),
         "prompts": f"{len(data.train):,} to learn on, {len(data.held_out):,} held out",
         **({"reference": str(trainer.policy.reference)} if trainer.policy.reference else {}),
-        "memory": trainer.policy.held + ("; each process holds its share of it" if trainer.is_fsdp_enabled else ""),
+        "memory": trainer.policy.held + (_SHARED if trainer.is_fsdp_enabled else ""),
         "template": f"{prepared.template.name}; a turn ends in {prepared.template.end_token}",
         "reward": str(trainer.rewards),
         "advantage": describe_advantage(ppo),
