@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -421,11 +422,17 @@ def _wrong_type(dotted: str, key: str, value: Any, section: Any, *, typed: bool)
     if value in (None, "") and default == "???":
         yield f"{dotted} is empty: give it as {dotted}=…"
         return
-    node: DictConfig = OmegaConf.structured(section)
     try:
-        node[key] = value
+        _schema_of(section.__class__)[key] = value
     except OmegaConfBaseException as error:
         yield f"{dotted} is {_shown(value)}: {_wanted(dotted, kind, value, typed=typed) or str(error).splitlines()[0]}"
+
+
+@cache
+def _schema_of(kind: type) -> DictConfig:
+    """What takes a value of the right type only; made once, since to make one takes longer than all the rest."""
+    schema: DictConfig = OmegaConf.structured(kind)
+    return schema
 
 
 def _names_of(section: Any, key: str) -> list[str]:

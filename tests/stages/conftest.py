@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
 
 from alignkit.jobs import SftJob
 from alignkit.launch import compose_job
@@ -58,10 +59,17 @@ def fsdp_on_cpu() -> str:
     return _FSDP_ON_CPU
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves at the end of a run: to draw them takes as long as all the rest of a tiny one."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("alignkit.ppo.record.plot_panels", lambda *_, **__: False)
+        monkeypatch.setattr("alignkit.runs.report.plot_losses", lambda *_, **__: False)
+
+
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No curves at the end of a PPO run: to draw them takes as long as all the rest of a tiny one."""
-    monkeypatch.setattr("alignkit.ppo.record.plot_panels", lambda *_, **__: False)
+def drawn() -> None:
+    """Curves, for a test that looks at them."""
 
 
 @pytest.fixture
@@ -85,29 +93,42 @@ def pair_job(
     return lambda stage, *words: compose_job(stage, [*basis, *words])
 
 
-# Forks a process for each command line, so that the seconds of imports are paid once.
+# Forks a process for each environment of a line, so that the seconds of imports are paid once; like torchrun, it ends
+# the others when one of them fails.
 _FORKING = """
-import json, os, sys
+import gc, json, os, runpy, signal, sys
 import alignkit.launch, matplotlib.figure, matplotlib.backends.backend_agg
-import alignkit.stages.{stages}
-from alignkit import cli
+import {modules}
+gc.freeze()
+children = []
 for line in sys.stdin:
-    if pid := os.fork():
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    asked = json.loads(line)
+    for env in asked["envs"]:
+        children.append(os.fork())
+        if not children[-1]:
+            break
+    else:
+        print(json.dumps(children), flush=True)
+        statuses = []
+        while children:
+            pid, ended = os.wait()
+            statuses.append(os.waitstatus_to_exitcode(ended))
+            children.remove(pid)
+            for other in children if statuses[-1] else ():
+                os.kill(other, signal.SIGTERM)
+        print(next(filter(None, statuses), 0), flush=True)
         continue
-    sys.stdin.close()
-    os.dup2(os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(asked["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), 1)
     os.dup2(1, 2)
-    sys.argv = ["alignkit", *json.loads(line)]
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as done:
-        status = int(done.code or 0)
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
+    os.chdir(asked["folder"])
+    os.environ.update(env)
+    program, *_ = sys.argv = asked["words"]
+    if program == "alignkit":
+        runpy.run_module(program, run_name="__main__")
+    else:
+        runpy.run_path(program, run_name="__main__")
+    break
 """
 
 
@@ -119,25 +140,20 @@ class Ended:
     said: str
 
 
+@dataclass
 class ForkServer:
-    """Runs `alignkit …` in forked processes in `folder`, one at a time; their ids are there to send signals to."""
+    """Runs `alignkit …` or a program in forked processes in `folder`; their ids are there to send signals to."""
 
-    def __init__(self, folder: Path, stages: tuple[str, ...]) -> None:
-        self.folder = folder
-        program = _FORKING.format(stages=".run, alignkit.stages.".join(stages) + ".run")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
-        )
+    process: "subprocess.Popen[str]"
+    folder: Path
 
     def start(self, *words: str) -> int:
-        """Start a process, and return its id; `wait` must follow."""
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(words) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
+        """Start `alignkit` with these words, and return its process id; `wait` must follow."""
+        (pid,) = self._start(["alignkit", *words], [{}])
+        return pid
 
     def wait(self) -> Ended:
-        """Wait for the process that was started last."""
+        """Wait for what was started last."""
         return Ended(self._answer(), (self.folder / "said.txt").read_text())
 
     def run(self, *words: str, at: Path | None = None, number: int = 0) -> Ended:
@@ -148,15 +164,24 @@ class ForkServer:
             os.kill(pid, number)
         return self.wait()
 
-    def close(self) -> None:
-        """Let the server end."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+    def run_two(self, *words: str, **env: str) -> Ended:
+        """Run a program, or `alignkit`, in two processes that find each other as those of torchrun do."""
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+        self._start(words, [env | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
+        return self.wait()
 
-    def _answer(self) -> int:
+    def _start(self, words: Sequence[str], envs: Sequence[dict[str, str]]) -> list[int]:
+        assert self.process.stdin
+        asked = {"words": words, "envs": envs, "folder": str(self.folder), "said": str(self.folder / "said.txt")}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
         assert self.process.stdout
-        return int(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())
 
 
 def wait_for(path: Path, is_alive: Callable[[], bool]) -> None:
@@ -167,18 +192,18 @@ def wait_for(path: Path, is_alive: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.fixture(scope="session")
+def _forking() -> Iterator["subprocess.Popen[str]"]:
+    modules = ", ".join(f"alignkit.stages.{stage}.run" for stage in ("sft", "reward", "dpo", "ppo"))
+    program = [sys.executable, "-c", _FORKING.format(modules=modules)]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin
+    yield process
+    process.stdin.close()
+    process.wait()
+
+
 @pytest.fixture(scope="module")
-def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ForkServer]]:
-    """Start a server, in a folder of its own with these files, for command lines of these stages."""
-    servers = []
-
-    def start(files: dict[str, str], *stages: str) -> ForkServer:
-        folder = tmp_path_factory.mktemp("-".join(stages))
-        for name, text in files.items():
-            (folder / name).write_text(text)
-        servers.append(ForkServer(folder, stages))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+def fork_server(_forking: "subprocess.Popen[str]", tmp_path_factory: pytest.TempPathFactory) -> ForkServer:
+    """What runs forked processes, in a folder of the module's own."""
+    return ForkServer(_forking, tmp_path_factory.mktemp("forked"))

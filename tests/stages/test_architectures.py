@@ -99,7 +99,7 @@ Run = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..., Path], undrawn: None) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..., Path]) -> Run:
     """Run a stage, in a folder of its own, for two steps; its metrics."""
     monkeypatch.chdir(tmp_path)
     write_rows(ROWS, "rows.jsonl")

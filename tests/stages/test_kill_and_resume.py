@@ -40,10 +40,10 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def server(fork_server: Callable[..., Any]) -> Any:
-    files = {"rows": ROWS, "pairs": PAIRS}
-    texts = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in files.items()}
-    return fork_server(texts, "sft", "reward", "dpo")
+def server(fork_server: Any) -> Any:
+    for name, rows in {"rows": ROWS, "pairs": PAIRS}.items():
+        (fork_server.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return fork_server
 
 
 @pytest.fixture(scope="module")

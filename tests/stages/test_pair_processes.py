@@ -1,9 +1,6 @@
-"""`torchrun -m alignkit` on pairs trains and measures what one process does, each pair once."""
+"""`alignkit` in two processes on pairs trains and measures what one process does, each pair once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +28,8 @@ NOT_THE_SAME = ("per_second", "runtime", "epoch")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("processes")
+def folder(fork_server: Any) -> Path:
+    folder: Path = fork_server.folder
     for name, rows in (("pairs", PAIRS[:9]), ("held", PAIRS[9:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -49,23 +46,14 @@ def figures(run_dir: Path) -> list[dict[str, Any]]:
     "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
 def test_two_processes_train_and_measure_each_pair_once(
-    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    fork_server: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, *_ = kind.split("-")
     words = [*WORDS, *KINDS[kind]]
     one, two = folder / f"one-{kind}", folder / f"two-{kind}"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     spread = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "alignkit", stage, *words, *spread, f"hydra.run.dir={two.name}/run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout
+    done = fork_server.run_two("alignkit", stage, *words, *spread, f"hydra.run.dir={two.name}/run")
+    assert done.status == 0, done.said
     monkeypatch.chdir(folder)
     launch(stage, [*words, "train.per_device_train_batch_size=8", f"hydra.run.dir={one.name}/run"])
     for first, second in zip(figures(one / "run"), figures(two / "run"), strict=True):

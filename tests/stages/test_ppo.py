@@ -15,7 +15,6 @@ from alignkit.errors import AlignkitError, ConfigError, RewardError, TrainingErr
 from alignkit.jobs import PpoJob
 from alignkit.launch import compose_job
 from alignkit.models.tiny import byte_tokenizer
-from alignkit.runs.plot import plot_panels
 from alignkit.stages.ppo import run as ppo
 from alignkit.stages.sft import run as sft
 
@@ -55,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Job:
+def job(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job of three updates of eight completions on `sft`, in a folder of its own; words override."""
     for name in ("rows.jsonl", "rewards.py", "sft", "adapter"):
         (tmp_path / name).symlink_to(folder / name)
@@ -126,8 +125,8 @@ def test_the_same_seed_gives_the_same_bits(job):
     assert bits[0] == bits[1] != bits[2]
 
 
-def test_the_run_directory_is_a_model_and_has_what_was_measured(job, monkeypatch):
-    monkeypatch.setattr("alignkit.ppo.record.plot_panels", plot_panels)
+@pytest.mark.usefixtures("drawn")
+def test_the_run_directory_is_a_model_and_has_what_was_measured(job):
     run(job("data.eval_fraction=0.25", "train.eval_steps=1"))
     model = AutoModelForCausalLM.from_pretrained("out")
     assert model.num_parameters() > 0

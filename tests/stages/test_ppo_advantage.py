@@ -33,7 +33,7 @@ Job = Callable[..., PpoJob]
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> list[str]:
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of two updates of two prompts and four completions each, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     rows = [{"instruction": f"Say {'very ' * (n % 3)}{'even' if n % 2 == 0 else 'odd'} {n}."} for n in range(16)]

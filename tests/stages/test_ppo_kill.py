@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,11 @@ TIMED = ("seconds/", "tokens_per_second")
 
 
 @pytest.fixture(scope="module")
-def server(fork_server: Callable[..., Any]) -> Any:
+def server(fork_server: Any) -> Any:
     rows = [{"instruction": f"Say {n}.", "output": str(n)} for n in range(24)]
-    return fork_server({"rows.jsonl": "".join(json.dumps(row) + "\n" for row in rows), "rewards.py": REWARDS}, "ppo")
+    (fork_server.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (fork_server.folder / "rewards.py").write_text(REWARDS)
+    return fork_server
 
 
 def bits(run_dir: Path) -> dict[str, str]:

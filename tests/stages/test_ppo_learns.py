@@ -20,7 +20,6 @@ WORDS = [
 ]
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_toy_reward_is_learnt_on_at_least_four_of_five_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..., Path]

@@ -1,10 +1,8 @@
-"""`torchrun` learns by PPO what one process learns."""
+"""Two processes learn by PPO what one process learns."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -59,9 +57,9 @@ for kind, words in {kinds!r}.items():
 
 
 @pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, fork_server: Any) -> Path:
     """The runs `one-…` and `two-…` of each kind that is asked for: of as many processes, 8 completions or 4 on each."""
-    folder = tmp_path_factory.mktemp("ppo-processes")
+    folder: Path = fork_server.folder
     rows = [{"instruction": f"Say {'very ' * (n % 3)}{n}.", "output": str(n)} for n in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rewards.py").write_text(REWARDS)
@@ -89,17 +87,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         sft.run(compose_job("sft", [*short, *adapter, "train.max_steps=4"]), folder / "adapter")
         for kind, words in kinds.items():
             launch("ppo", [f"name=one-{kind}", *WORDS, *words, "train.per_device_train_batch_size=8"])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = subprocess.run(
-        [*torchrun, "both.py"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert two.returncode == 0, two.stdout
+    two = fork_server.run_two("both.py")
+    assert two.status == 0, two.said
     return folder / "runs/ppo"
 
 

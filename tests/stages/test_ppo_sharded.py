@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +93,10 @@ for name, words in json.loads(sys.argv[1]).items():
 """
 
 
-def run_two(folder: Path, jobs: dict[str, list[str]], **env: str) -> subprocess.CompletedProcess[str]:
-    """Train these jobs one after the other, in two processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run(
-        [*torchrun, "two.py", json.dumps(jobs)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-    )
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, fsdp_on_cpu: str) -> Path:
+def folder(fork_server: Any, fsdp_on_cpu: str) -> Path:
     """A folder with rows, a base, and a reward run on it."""
-    folder = tmp_path_factory.mktemp("ppo-sharded")
+    folder: Path = fork_server.folder
     rows = [{"instruction": f"Say {'very ' * (n % 3)}{n}.", "output": str(n)} for n in range(25)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rewards.py").write_text(REWARDS)
@@ -128,20 +112,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory, fsdp_on_cpu: str) -> Path:
     return folder
 
 
-def train_both(folder: Path, *kinds: str, **env: str) -> None:
+def train_both(server: Any, *kinds: str, **env: str) -> None:
     """Train each kind in one process, 4 completions in a pass, and in two, 2 in a pass of each.
 
     Args:
-        folder: of the runs.
+        server: of forked processes.
         kinds: of `KINDS`.
         env: that shards them, in place of `train.fsdp`.
     """
     for kind in kinds:
-        ppo.run(compose_job("ppo", [*WORDS, *KINDS[kind], ONE]), folder / "one" / kind)
+        ppo.run(compose_job("ppo", [*WORDS, *KINDS[kind], ONE]), Path("one", kind))
     sharded = SHARDED[1:] if env else SHARDED
     jobs = {kind: [*WORDS, *KINDS[kind], *sharded, *["ppo.gather=layers"] * (kind in LAYERS)] for kind in kinds}
-    two = run_two(folder, jobs, **env)
-    assert two.returncode == 0, two.stdout
+    two = server.run_two("two.py", json.dumps(jobs), **env)
+    assert two.status == 0, two.said
 
 
 def assert_same(folder: Path, kind: str) -> None:
@@ -174,20 +158,22 @@ def assert_halves(folder: Path, kind: str, *what: str) -> None:
             assert own < 0.55 * whole, (kind, part, held)
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_two_shards_end_with_the_weights_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_shards_end_with_the_weights_of_one_process(
+    fork_server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
-    train_both(folder, "adapter", **LAUNCHED)
+    train_both(fork_server, "adapter", **LAUNCHED)
     assert_same(folder, "adapter")
     assert_halves(folder, "adapter", "weights")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")
-def test_every_kind_ends_with_the_weights_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_ends_with_the_weights_of_one_process(
+    fork_server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     kinds = [kind for kind in KINDS if kind != "adapter"]
-    train_both(folder, *kinds)
+    train_both(fork_server, *kinds)
     for kind in kinds:
         assert_same(folder, kind)
         assert_halves(folder, kind, "weights")
@@ -205,15 +191,15 @@ def bits(run_dir: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_never_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_resumed_is_never_killed(fork_server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     words = [*WORDS, *ADAM, *SHARDED]
-    killed = run_two(folder, {"whole": words, "killed": words}, KILLED_AT="3")
-    assert "Signal 9 (SIGKILL)" in killed.stdout
+    killed = fork_server.run_two("two.py", json.dumps({"whole": words, "killed": words}), KILLED_AT="3")
+    assert killed.status == -signal.SIGKILL
     assert [path.name for path in (folder / "two/killed/checkpoints").iterdir()] == ["checkpoint-2"]
     shutil.copytree("two/killed", "two/alone")
-    resumed = run_two(folder, {"killed": [*words, "resume=true"]})
-    assert resumed.returncode == 0, resumed.stdout
+    resumed = fork_server.run_two("two.py", json.dumps({"killed": [*words, "resume=true"]}))
+    assert resumed.status == 0, resumed.said
     assert_halves(folder, "killed", "weights", "optimizer")
     assert bits(folder / "two/killed") == bits(folder / "two/whole")
     assert len(bits(folder / "two/killed")) >= 3 + 3
@@ -238,16 +224,17 @@ class CopyAt(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")
-def test_what_one_process_began_two_shards_finish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_process_began_two_shards_finish(
+    fork_server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     (folder / "two").mkdir(exist_ok=True)
     words = [*WORDS, *ADAM]
     copied = CopyAt(2, folder / "one/whole", folder / "two/grown")
     ppo.run(compose_job("ppo", [*words, ONE]), folder / "one/whole", callbacks=[copied])
     assert [path.name for path in (folder / "two/grown/checkpoints").iterdir()] == ["checkpoint-2"]
-    resumed = run_two(folder, {"grown": [*words, *SHARDED, "resume=force"]})
-    assert resumed.returncode == 0, resumed.stdout
+    resumed = fork_server.run_two("two.py", json.dumps({"grown": [*words, *SHARDED, "resume=force"]}))
+    assert resumed.status == 0, resumed.said
     assert_halves(folder, "grown", "weights", "optimizer")
     for file in WEIGHTS["adapter"]:
         grown, whole = load_file(folder / "two/grown" / file), load_file(folder / "one/whole" / file)

@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Job:
+def job(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job of two updates of eight completions on `sft` in float32, in a folder of its own; words override."""
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)

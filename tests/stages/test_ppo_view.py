@@ -27,7 +27,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("reviews.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in REVIEWS))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_prompts_shown_are_those_that_the_policy_is_fed(monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[list[int]] = []
     generate = rollout.generate

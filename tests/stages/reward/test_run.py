@@ -93,6 +93,7 @@ def test_the_layout_of_a_batch_changes_nothing_but_rounding(job: Job, batching: 
         assert first[key] == pytest.approx(second[key], abs=1e-5)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_learns_and_its_card_says_so(job: Job) -> None:
     reward.run(job(*TINY, "train.max_steps=40", "data.eval_fraction=0.25"), Path("run"))
     card = json.loads(Path("run/report_card.json").read_text())["eval"]

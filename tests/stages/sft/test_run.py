@@ -29,6 +29,7 @@ def largest_difference(one: str, other: str) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_directory_holds_everything_and_loads_with_plain_transformers(job, tmp_path, monkeypatch):
     run(job("data.eval_fraction=0.2", "samples=2", "sampling.max_new_tokens=5", "template=chatml"), Path("out"))
     out = Path("out").resolve()

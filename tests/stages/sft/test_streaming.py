@@ -1,10 +1,8 @@
 """`alignkit sft data.streaming=true`, with the real trainer."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,19 +163,13 @@ def test_all_that_needs_every_row_is_told_together(job: Callable[..., SftJob], w
     assert len(caught.value.problems) == 3
 
 
-def test_two_processes_train_what_one_does(job: Callable[..., SftJob], words: list[str]) -> None:
+def test_two_processes_train_what_one_does(job: Callable[..., SftJob], words: list[str], fork_server: Any) -> None:
     words = [*words, "train.max_steps=6", "train.bf16=false", "train.report_to=none", "train.learning_rate=1e-3"]
     run(job(*words), Path("one"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "alignkit"]
-    command += ["sft", "name=two", "model=tiny_gpt2", "data.path=rows.jsonl", "samples=0", *words]
-    both = subprocess.run(
-        [*command, "train.per_device_train_batch_size=4"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    basis = ["sft", "name=two", "model=tiny_gpt2", "data.path=rows.jsonl", "samples=0"]
+    both = replace(fork_server, folder=Path.cwd()).run_two(
+        "alignkit", *basis, *words, "train.per_device_train_batch_size=4"
     )
-    assert both.returncode == 0, both.stderr
+    assert both.status == 0, both.said
     assert largest_difference("one", "runs/sft/two") < 2e-5
     assert sources("runs/sft/two") == sources("one")
