@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch does not list them
@@ -18,9 +20,16 @@ def parted_at_exit() -> Iterator[None]:
     """Close the connections to the other processes at this one's exit, if the block ends as it does in all of them.
 
     Left to the interpreter, they are torn down while threads still use them: now and then a process aborts after its
-    result is written, and the launcher takes the run for a failed one. After an error nothing is closed: another
-    process may be waiting for this one, which closing would join.
+    result is written ("terminate called without an active exception"), and the launcher takes the run for a failed one.
+    After an error nothing is closed: another process may be waiting for this one, which closing would join.
+
+    To close is not enough. A thread of gloo that lets go of a tensor made in Python asks for the interpreter's lock,
+    and Python before 3.14 ends a thread that asks while the interpreter ends, which C++ answers with the abort. These
+    threads end with the group, and a group that shards weights never ends: DTensor's caches keep its device mesh, and
+    so does a model that a program still holds. So the exit waits, however it came, until none of them is at work.
     """
+    atexit.unregister(_await_gloo)
+    atexit.register(_await_gloo)  # before `_part`: the last that is registered is the first that is called
     try:
         yield
     except Interrupted:
@@ -81,3 +90,21 @@ def _part_at_exit() -> None:
 def _part() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _await_gloo() -> None:
+    for _ in range(1000):
+        time.sleep(
+            0.01
+        )  # the interpreter's lock is free meanwhile, for longer than a thread waits before it asks again
+        if not _gloo_works():
+            return
+
+
+def _gloo_works() -> bool:
+    """Whether a thread that runs gloo's collectives is awake; where the system does not tell (not Linux), none is."""
+    stats = []
+    for file in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # it has ended
+            stats.append(file.read_text())  # "4711 (pt_gloo_runloop) S …"
+    return any("(pt_gloo_runloop) " in stat and "(pt_gloo_runloop) S" not in stat for stat in stats)
