@@ -97,8 +97,9 @@ def test_a_run_whose_servers_die_says_so_and_goes_on_with_what_it_was_given(job:
     tiny = TinyVllm(base, dies_after=in_all - 4)  # in the second update
     url = serve(tiny)
     words = [f"engine.servers=[{url}]", "train.save_steps=2"]
-    with pytest.raises(TrainingError, match=r"no server of engine.servers is left: .* HTTP 500: EngineCore"):
+    with pytest.raises(TrainingError, match=r"no server of engine.servers is left: .* HTTP 500: EngineCore") as caught:
         ppo.run(job(*words), Path("out"))
+    assert str(caught.value).endswith("; start one again, and go on with resume=true")
     kept = len(Path("out/engine/completions-0.jsonl").read_text().splitlines())
     assert kept >= 9
     tiny.dies_after = None

@@ -64,6 +64,8 @@ class TinyVllm:
         if path == "/v1/load_lora_adapter":
             return self._load(body["lora_name"], body["lora_path"])
         if path == "/v1/unload_lora_adapter":
+            if body["lora_name"] not in self.adapters:
+                return 404, f"The lora adapter '{body['lora_name']}' cannot be found."
             self.adapters.remove(body["lora_name"])
             return "Success"
         if path == "/v1/completions":

@@ -263,12 +263,6 @@ def test_the_older_form_of_fsdp_is_refused(launched: pytest.MonkeyPatch) -> None
     assert line == "train.fsdp='shard_grad_op' with PPO: take train.fsdp=true, and train.fsdp_config for the rest"
 
 
-def test_an_engine_beside_sharded_weights_is_refused(launched: pytest.MonkeyPatch) -> None:
-    words = ["train.fsdp=true", "lora=ppo", "engine.name=vllm", "engine.servers=[http://localhost:8000]"]
-    *_, line = problems(*words)
-    assert line.startswith("engine.name=vllm: servers cannot be given an adapter that FSDP shards")
-
-
 def test_zero_is_refused(launched: pytest.MonkeyPatch) -> None:
     launched.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     find = importlib.util.find_spec

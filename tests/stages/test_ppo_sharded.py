@@ -17,6 +17,8 @@ from alignkit.launch import compose_job
 from alignkit.stages.ppo import run as ppo
 from alignkit.stages.reward import run as reward
 from alignkit.stages.sft import run as sft
+from serving import Serve
+from tiny_vllm import TinyVllm
 
 REWARDS = "def length(prompts, completions, **columns):\n    return [len(c) / 10 for c in completions]\n"
 SMALL = ["model=tiny_gpt2", "model.config.n_layer=2", "model.config.n_embd=32", "model.config.n_inner=32"]
@@ -63,7 +65,9 @@ WEIGHTS = {
     **{kind: ["model.safetensors"] for kind in ("grpo", "dr_grpo", "reinforce")},
     "reinforce_baseline": [ADAPTER],
     "rloo": [ADAPTER],
+    "served": [ADAPTER, HEAD, f"value/{ADAPTER}"],
 }
+PROBED = range(4)  # prompts, by each process
 TWO = """
 import json, os, signal, sys
 from pathlib import Path
@@ -101,6 +105,7 @@ def folder(fork_server: Any, fsdp_on_cpu: str) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "two.py").write_text(fsdp_on_cpu + TWO)
+    (folder / "whole.py").write_text(TWO)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "no"} for row in rows]
@@ -145,7 +150,7 @@ def assert_same(folder: Path, kind: str) -> None:
     for mine, other in zip(one, two, strict=True):
         assert mine.keys() == other.keys()
         for key, value in mine.items():
-            if not key.startswith(("seconds", "tokens_per_second")):
+            if "second" not in key:
                 assert other[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
 
 
@@ -181,6 +186,33 @@ def test_every_kind_ends_with_the_weights_of_one_process(
     for kind, opened in {"full": AutoModelForCausalLM, "checkpointing": AutoPeftModelForCausalLM}.items():
         one, two = (opened.from_pretrained(folder / processes / kind) for processes in ("one", "two"))
         assert (one(ids).logits - two(ids).logits).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_servers_draw_for_two_processes_what_they_draw_for_one(
+    folder: Path, fork_server: Any, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    monkeypatch.chdir(folder)
+    tiny = TinyVllm(folder / "base")
+    url = serve(tiny)
+    words = [*WORDS, *KINDS["adapter"], "engine.name=vllm", f"engine.servers=[{url}]"]
+    ppo.run(compose_job("ppo", [*words, ONE]), folder / "one/served")
+    asked, names = [body["seed"] for body in tiny.asked], tiny.names.copy()
+    for sharded, script in ((SHARDED[:1], "two.py"), ([], "whole.py")):
+        tiny.asked.clear()
+        shutil.rmtree(folder / "two/served", ignore_errors=True)
+        two = fork_server.run_two(script, json.dumps({"served": [*words, *SHARDED[1:], *sharded]}))
+        assert two.status == 0, two.said
+        assert_same(folder, "served")
+        # each process asks for its share, after probes of its own
+        assert set(asked) == {body["seed"] for body in tiny.asked}
+        assert len(tiny.asked) - len(asked) == len(PROBED)
+        assert tiny.adapters == []
+        assert f"{url}: {len(asked) - len(PROBED)} completions" in (folder / "two/served/log.txt").read_text()
+        if sharded:
+            assert_halves(folder, "served", "weights")
+    # the weights are those of one process to rounding, and so have names of their own; the first ones are the same
+    assert tiny.names.count(names[0]) == 3
 
 
 def bits(run_dir: Path) -> dict[str, str]:

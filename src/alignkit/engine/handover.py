@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from alignkit.engine.client import Refused, Unanswered
 from alignkit.engine.vllm_server import VllmServer
@@ -32,19 +33,24 @@ class AdapterFolder:
     def __init__(self, folder: Path, run: str) -> None:
         self.folder, self.run = folder, run
 
-    def name_of(self, adapters: Adapters) -> str:
-        """Name the adapter by its weights."""
+    def name_of(self, adapters: Adapters, held: Mapping[str, Tensor] | None = None) -> str:
+        """Name the adapter by its weights.
+
+        Args:
+            adapters: of the model.
+            held: its weights by the names of the model, where it holds a share of each only.
+        """
         digest = blake2b(digest_size=6)
         digest.update(json.dumps(adapters.model.peft_config[FIRST].to_dict(), default=_plain, sort_keys=True).encode())
-        for name, weight in sorted(adapters.weights(FIRST).items()):
+        for name, weight in sorted(adapters.weights(FIRST, held).items()):
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return f"{self.run}-{digest.hexdigest()}"
 
-    def write(self, model: PeftModel, name: str) -> Path:
-        """Write the adapter as every later command reads one; the folder is its result."""
+    def write(self, model: PeftModel, name: str, held: Mapping[str, Tensor] | None = None) -> Path:
+        """Write the adapter as every later command reads one; the folder is its result. Arguments as in `name_of`."""
         place = self.folder / name
-        model.save_pretrained(str(place), selected_adapters=[FIRST], save_embedding_layers=False)
+        model.save_pretrained(str(place), selected_adapters=[FIRST], save_embedding_layers=False, state_dict=held)
         return place.resolve()
 
     def remove_others(self, name: str) -> None:

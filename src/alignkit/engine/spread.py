@@ -55,14 +55,24 @@ class Spread:
         eos_ids: the tokens that end a response.
         num_tokens: of the vocabulary.
         seed: of every draw.
+        way_out: what to do where no server is left.
 
     Attributes:
         members: the servers, in the order they were named.
     """
 
-    def __init__(self, servers: Sequence[VllmServer], *, eos_ids: Sequence[int], num_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        servers: Sequence[VllmServer],
+        *,
+        eos_ids: Sequence[int],
+        num_tokens: int,
+        seed: int,
+        way_out: str = "start one again",
+    ) -> None:
         self.members = [Member(server) for server in servers]
         self.eos_ids, self.num_tokens, self.seed = list(eos_ids), num_tokens, seed
+        self.way_out = way_out
         self._adapter: tuple[str, Path] | None = None
         self._losing = Lock()
 
@@ -182,4 +192,4 @@ class Spread:
 
     def _none_left(self) -> TrainingError:
         reasons = "; ".join(f"{member.server.url} {member.lost}" for member in self.members)
-        return TrainingError(f"no server of engine.servers is left: {reasons}")
+        return TrainingError(f"no server of engine.servers is left: {reasons}; {self.way_out}")

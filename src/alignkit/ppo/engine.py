@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from typing import Any
@@ -22,12 +23,15 @@ from alignkit.engine.mismatch import mismatch_metrics, truncated_weights
 from alignkit.engine.probe import Probe, probe
 from alignkit.engine.request import Request
 from alignkit.engine.spread import Spread
-from alignkit.models.adapters import Adapters
+from alignkit.engine.vllm_server import VllmServer
+from alignkit.models.adapters import FIRST, Adapters
 from alignkit.ppo.experience import RolloutTensors
 from alignkit.ppo.rollout import Rollout
+from alignkit.ppo.sharded import gather_named
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import sampling_at
 
+SECONDS = "engine/seconds"  # the metric
 MAX_WEIGHT = 2.0  # of engine.correction=truncated, where none is given
 
 
@@ -61,33 +65,32 @@ class Engine:
             TrainingError: no server takes it.
         """
         place = self._written(adapters, writes=writes, wait=wait)
-        self.spread.load(self.name, place)
-        wait()
+        with _in_turn(is_first=writes, wait=wait):
+            self.spread.load(self.name, place)
         if writes:
             self.folder.remove_others(self.name)
 
-    def begin(
-        self,
-        adapters: Adapters,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        *,
-        writes: bool,
-        wait: Callable[[], None],
-    ) -> list[Probe]:
-        """Hand over the first adapter, and hold what each server draws against the policy.
+    def begin(self, adapters: Adapters, *, writes: bool, wait: Callable[[], None]) -> None:
+        """Hand over the first adapter; arguments as in `hand_over`.
+
+        Raises:
+            ConfigError: one line for each server that does not take it.
+        """
+        place = self._written(adapters, writes=writes, wait=wait)
+        with _in_turn(is_first=writes, wait=wait):
+            give_first(self._servers, self.name, place)
+            self.spread.load(self.name, place)
+
+    def probe(self, model: Any, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Probe]:
+        """Hold what each server draws against the policy.
 
         Raises:
             ConfigError: one line for each server that does not draw from the policy.
         """
-        place = self._written(adapters, writes=writes, wait=wait)
-        servers = [member.server for member in self.spread.members]
-        give_first(servers, self.name, place)
-        self.spread.load(self.name, place)
         ends = [sampling_at(sampling, 0.0), sampling_at(sampling, 1.0)]
         return probe(
-            servers,
-            adapters.model,
+            self._servers,
+            model,
             prompts,
             ends if ends[0] != ends[1] else ends[:1],
             eos_ids=self.spread.eos_ids,
@@ -95,14 +98,18 @@ class Engine:
             max_difference=self.section.max_mismatch,
         )
 
+    @property
+    def _servers(self) -> list[VllmServer]:
+        return [member.server for member in self.spread.members]
+
     def _written(self, adapters: Adapters, *, writes: bool, wait: Callable[[], None]) -> Any:
-        before, self.name = self.name, self.folder.name_of(adapters)
-        place = (self.folder.folder / self.name).resolve()
+        held = gather_named(adapters.model, FIRST)
+        before, self.name = self.name, self.folder.name_of(adapters, held)
         if self.name != before:
-            if writes:
-                self.folder.write(adapters.model, self.name)
-            wait()
-        return place
+            with _in_turn(is_first=writes, wait=wait):
+                if writes:
+                    self.folder.write(adapters.model, self.name, held)
+        return (self.folder.folder / self.name).resolve()
 
     def complete(
         self,
@@ -162,7 +169,7 @@ class Engine:
     def take_throughput(self) -> dict[str, float]:
         """Return what was measured since the last call, in seconds and in tokens per second, of each server too."""
         measured = {
-            "engine/seconds": self.seconds,
+            SECONDS: self.seconds,
             "engine/tokens_per_second": self.num_tokens / max(self.seconds, 1e-9),
         }
         for member in self.spread.members:
@@ -198,6 +205,19 @@ class ForgetKept(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.engine.kept.clear()
+
+
+@contextmanager
+def _in_turn(*, is_first: bool, wait: Callable[[], None]) -> Iterator[None]:
+    """Let one process go through the block before the others do, and all go on once all have left it."""
+    if not is_first:
+        wait()
+    try:
+        yield
+    finally:
+        if is_first:
+            wait()
+        wait()
 
 
 def _logprobs_of(rollouts: Sequence[Rollout], like_BT: Tensor) -> Tensor:

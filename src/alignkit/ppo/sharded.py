@@ -145,6 +145,12 @@ def gather_weights(policy: Any, *, frozen: bool = False) -> dict[str, Tensor] | 
     return {name: weight for name, weight in found.items() if name in kept}
 
 
+def gather_named(module: nn.Module, part: str) -> dict[str, Tensor]:
+    """Gather the weights that have this part in their names, in every process; every process must call this."""
+    weights = {name: weight for name, weight in module.named_parameters() if part in name.split(".")}
+    return {name: weight.full_tensor() if isinstance(weight, DTensor) else weight for name, weight in weights.items()}
+
+
 def below(weights: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
     """Return the weights whose names begin so, by the rest of their names."""
     if weights is None:

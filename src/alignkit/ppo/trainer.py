@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from alignkit.config import Gather, HealthPolicy, PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.engine.probe import Probe
-from alignkit.errors import RewardError, TrainingError
-from alignkit.ppo.engine import Engine
+from alignkit.engine.spread import Member
+from alignkit.errors import AlignkitError, RewardError, TrainingError
+from alignkit.ppo.engine import SECONDS, Engine
 from alignkit.ppo.experience import RolloutTensors
 from alignkit.ppo.groups import group_metrics, grouped, is_flat
 from alignkit.ppo.health import HealthMonitor
@@ -139,7 +141,7 @@ class PpoTrainer(Learner):
         of_engine: dict[str, float] = {}
         if self.engine is not None:
             tensors, of_engine = self.engine.compare(rollouts, tensors)
-            of_engine |= self.engine.take_throughput()
+            of_engine |= self._throughput(self.engine)
         with self._timed("update") as update_time:
             losses = self.learn(model, rollouts, rows, tensors, update)
         measured = kl_and_entropy(tensors) | losses | rollout_metrics(rollouts, tensors, shaped)
@@ -234,28 +236,22 @@ class PpoTrainer(Learner):
         """Completions with their scores, in the order of the requests, the same on every process."""
         share = requests[self.args.process_index :: self.args.world_size]
         rollouts: list[Rollout] = []
-        problem: RewardError | TrainingError | None = None
 
         def complete_share() -> None:
-            nonlocal rollouts, problem
-            try:
-                if self.engine is not None:
-                    self._hand_over(self.engine)
-                if share:
-                    with self.computing():
-                        rollouts = self.generator(
-                            self.policy.model, prompts, share, draw_stream=draw_stream, sampling=sampling
-                        )
-                    rollouts = add_scores(rollouts, prompts, self.rewards)
-            except (RewardError, TrainingError) as error:
-                problem = error
+            nonlocal rollouts
+            if share:
+                with self.computing():
+                    rollouts = self.generator(
+                        self.policy.model, prompts, share, draw_stream=draw_stream, sampling=sampling
+                    )
+                rollouts = add_scores(rollouts, prompts, self.rewards)
 
-        call_alone(self.policy, complete_share, self.ppo.gather or Gather.once)
-        (failed,) = self.largest(problem is not None)
-        if problem is not None:
-            raise problem
-        if failed:
-            raise TrainingError("a reward or a server failed on another process, which reports the reason")
+        if self.engine is not None:
+            self._on_all(partial(self._hand_over, self.engine))
+        if self.engine is None or self.rewards.share_policy:
+            self._on_all(complete_share, alone=True)
+        else:
+            self._on_all(complete_share)
         if self.args.world_size == 1:
             return rollouts
         own = range(self.args.process_index, len(requests), self.args.world_size)
@@ -275,17 +271,57 @@ class PpoTrainer(Learner):
         Raises:
             ConfigError: one line for each server that does not draw from the policy.
         """
-        assert self.policy.adapters is not None
-        prompts = [prompt.ids for prompt in self.prompts]
+        adapters, found = self.policy.adapters, list[Probe]()
+        assert adapters is not None
         self.policy.eval()
-        with self.accelerator.autocast():
-            return engine.begin(
-                self.policy.adapters,
-                prompts,
-                self.sampling,
-                writes=self.is_world_process_zero(),
-                wait=self.accelerator.wait_for_everyone,
-            )
+
+        def ask() -> None:
+            with self.computing():
+                found.extend(engine.probe(adapters.model, [prompt.ids for prompt in self.prompts], self.sampling))
+
+        writes, wait = self.is_world_process_zero(), self.accelerator.wait_for_everyone
+        self._on_all(partial(engine.begin, adapters, writes=writes, wait=wait))
+        self._on_all(ask, alone=True)
+        return found
+
+    def servers(self, engine: Engine) -> list[str]:
+        """Say what each server did for all processes, a line each; every process must call this."""
+        shares = gather_object([[(m.lost, m.num_completions, m.num_tokens, m.seconds) for m in engine.spread.members]])
+        lines = []
+        for member, of_each in zip(engine.spread.members, zip(*shares, strict=True), strict=True):
+            lost, completions, tokens, seconds = zip(*of_each, strict=True)
+            whole = Member(member.server, max(lost, key=len), sum(completions), sum(tokens), max(seconds))
+            lines.append(str(whole))
+        return lines
+
+    def _throughput(self, engine: Engine) -> dict[str, float]:
+        """What the servers did for all processes since the last call, which ask them side by side."""
+        shares: list[dict[str, float]] = gather_object([engine.take_throughput()])
+        return {name: (max if name == SECONDS else sum)(share[name] for share in shares) for name in shares[0]}
+
+    def _on_all(self, function: Callable[[], None], *, alone: bool = False) -> None:
+        """Call a function that may fail on some processes; then it fails on all, or they would wait for each other.
+
+        Args:
+            function: to call.
+            alone: it passes through the model as often as this process needs (`call_alone`).
+        """
+        problem: AlignkitError | None = None
+
+        def attempt() -> None:
+            nonlocal problem
+            try:
+                function()
+            except AlignkitError as error:
+                problem = error
+
+        by_default = Gather.once if self.engine is None else Gather.layers
+        call_alone(self.policy, attempt, self.ppo.gather or by_default) if alone else attempt()
+        told: list[Sequence[str]] = gather_object([problem.problems if problem is not None else ()])
+        if problem is not None:
+            raise problem
+        if elsewhere := next(filter(None, told), None):
+            raise TrainingError(*elsewhere)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[list[float]]:

@@ -75,6 +75,7 @@ class RewardRun:
         template: its own, bound to the tokenizer.
         rules: how it reads: tools and reasoning in the forms of its training, and what a policy says is never a turn of
             its own making.
+        is_shared: its weights are those of a policy, and an adapter.
     """
 
     def __init__(self, model: ModelConfig, template: TemplateConfig = _NATIVE) -> None:
@@ -88,6 +89,7 @@ class RewardRun:
         self.rules = EncodeRules(TrainOn.last_turn, ControlTokens.neutralise, *forms)
         self.tokenizer = reward_tokenizer(tokenizer, end_id=self.template.end_id)
         self._model: Any = None
+        self.is_shared = False
         self._pad_id = int(self.tokenizer.pad_token_id or 0)
         self._computing: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -104,6 +106,7 @@ class RewardRun:
         # Its tokenizer's own may be the one id too many for this vocabulary; what fills up a row is never looked at.
         self._pad_id = 0
         self._computing = partial(backbone.adapters.computing, name)
+        self.is_shared = True
         return self
 
     @property

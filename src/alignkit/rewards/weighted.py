@@ -43,6 +43,11 @@ class Rewards:
         parts = [f"{source.weight:g} × {source.name}" for source, _ in self.sources]
         return " + ".join(map("".join, zip(parts, held, strict=True)))
 
+    @property
+    def share_policy(self) -> bool:
+        """Whether scoring passes through the backbone of the policy."""
+        return any(isinstance(scorer, RewardRunScorer) and scorer.run.is_shared for _, scorer in self.sources)
+
     def truncations(self) -> list[str]:
         """Return one line for each source that could not read every answer whole."""
         return [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 
-from alignkit.config import EngineName
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.errors import AlignkitError, ConfigError, as_yaml
 from alignkit.estimators import estimator_of, needs_reference
@@ -123,13 +122,7 @@ def _sharding_problems(job: PpoJob) -> list[str]:
         case "FSDP":
             found, asked = fsdp_settings(job.train), job.train.get("fsdp") or True
             words = f"train.fsdp={as_yaml(asked)} with PPO: take train.fsdp=true, and train.fsdp_config for the rest"
-            problems = [words] * (asked is not True)
-            if job.engine.name is not EngineName.local:
-                problems.append(
-                    f"engine.name={job.engine.name}: servers cannot be given an adapter that FSDP shards: leave one of "
-                    "the two out"
-                )
-            return problems + [
+            return [words] * (asked is not True) + [
                 f"fsdp_{name}={value} cannot be set with PPO: {why}"
                 for (name, value), why in _UNSHARDED.items()
                 if found.get(name) == value

@@ -45,7 +45,8 @@ def open_servers(job: PpoJob, prepared: Prepared) -> list[tuple[VllmServer, Serv
 
 def build_engine(job: PpoJob, servers: Sequence[VllmServer], run_dir: Path, *, eos_ids: Sequence[int]) -> Engine:
     """Put an engine together."""
-    spread = Spread(servers, eos_ids=eos_ids, num_tokens=_num_tokens(job), seed=job.seed)
+    way_out = "start one again, and go on with resume=true"
+    spread = Spread(servers, eos_ids=eos_ids, num_tokens=_num_tokens(job), seed=job.seed, way_out=way_out)
     folder, rank = run_dir / FOLDER, os.environ.get("RANK", "0")
     kept = KeptCompletions(folder / f"completions-{rank}.jsonl")  # each process keeps its own
     return Engine(spread, AdapterFolder(folder, run_dir.name), kept, job.engine)
@@ -56,13 +57,19 @@ def _num_tokens(job: PpoJob) -> int:
     return len(embeddings.weight)
 
 
-def engine_facts(job: PpoJob, served: Sequence[Served], probes: Sequence[Probe]) -> dict[str, str]:
-    """Say on the first screen which servers there are, a line each, and what they change."""
+def engine_facts(job: PpoJob, served: Sequence[Served], probes: Sequence[Probe] | None) -> dict[str, str]:
+    """Say on the first screen which servers there are, a line each, and what they change.
+
+    Args:
+        job: the settings.
+        served: what each server says of itself.
+        probes: what was seen of each; None before.
+    """
     weights = f", weighed by min(π/π_engine, {job.engine.max_weight or MAX_WEIGHT:g})"
     how = weights if job.engine.correction is Correction.truncated else ""
     lines = {
         f"server {number}": f"vLLM {one.version}, {one.root}; {seen}"
-        for number, (one, seen) in enumerate(zip(served, probes, strict=True), start=1)
+        for number, (one, seen) in enumerate(zip(served, probes or job.engine.servers, strict=True), start=1)
     }
     exact = "completions are drawn by servers, whose rounding is their own: seed and settings do not fix their bits"
     return {"engine": f"vllm: an adapter of a new name after each update{how}; {exact}", **lines}

@@ -89,13 +89,17 @@ def run(
         facts = _facts(job, trainer, prepared)
         if engine is not None:
             stack.callback(engine.close)
-            facts |= engine_facts(job, [served for _, served in servers], trainer.probe(engine))
+            probes = None if trainer.is_fsdp_enabled else trainer.probe(engine)
+            facts |= engine_facts(job, [served for _, served in servers], probes)
         log_plan(prepared.data.ledger, trainer, job, facts, entry)
         if engine is not None and entry.resuming:
             warn(engine.resumed())
         before: list[Rollout] = []
 
         def show_start() -> None:
+            if engine is not None and trainer.is_fsdp_enabled:  # only now do the processes hold what can be asked
+                for seen in trainer.probe(engine):
+                    logger.info("%-9s %s", "server", seen)
             before.extend(_samples(job, trainer))
             show_before_training(before, trainer.held_out or trainer.prompts)
 
@@ -108,8 +112,8 @@ def run(
         after = _samples(job, trainer)
         _save(trainer, run_dir, prepared)
         if engine is not None:
-            for member in engine.spread.members:
-                logger.info("%-17s %s", "server", member)
+            for line in trainer.servers(engine):
+                logger.info("%-17s %s", "server", line)
             engine.remove()
         entry.result = conclude(
             run_dir,
