@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import AlignkitError
-from alignkit.pipeline.chain import Chain, run_chain
+from alignkit.pipeline.chain import Chain, run_chain, show_plan
 from alignkit.pipeline.decision import Action
 from alignkit.pipeline.file import read_pipeline
 from alignkit.repeat import repeat
@@ -105,6 +105,10 @@ def test_a_step_that_is_left_out_and_would_run_is_named() -> None:
     pipeline = read_pipeline(["config=chain.yaml"])
     outdated = {name: str(decision) for name, decision in Chain.of(pipeline, only="ppo").outdated().items()}
     assert outdated == {"reward": "the data train pairs.jsonl has changed"}
+    assert show_plan(Chain.of(pipeline, only="ppo"), as_json=True) == [
+        {"step": "reward", "does": "take", "would": "run", "why": ["the data train pairs.jsonl has changed"]},
+        {"step": "ppo", "does": "run", "why": ["asked for"]},
+    ]
     assert Chain.of(pipeline, only="reward").outdated() == {}  # sft has not changed, and on reward it does not build
     assert Chain.of(pipeline).outdated() == {}
     replace("rows.jsonl", "one, two", "one, too")

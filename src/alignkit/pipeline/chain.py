@@ -118,15 +118,19 @@ def show_plan(chain: Chain, *, as_json: bool) -> list[dict[str, Any]]:
     """Print what each step would do and why, and check what would run.
 
     Returns:
-        The same, an object for each step.
+        The same, an object for each step; before them those that are taken as they are, and would run.
     """
-    plan = chain.plan()
-    _say_outdated(chain)
+    plan, outdated = chain.plan(), chain.outdated()
     if not as_json:
+        _say_outdated(chain, outdated)
         for name, decision in plan.items():
             _say(f"{name} {_WOULD[decision.action]}: {decision}")
     chain.check(plan)
-    return [
+    taken = [
+        {"step": name, "does": "take", "would": str(decision.action), "why": list(decision.reasons)}
+        for name, decision in outdated.items()
+    ]
+    return taken + [
         {"step": name, "does": str(decision.action), "why": list(decision.reasons)} for name, decision in plan.items()
     ]
 
@@ -141,7 +145,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         AlignkitError: a step failed or was stopped; the same command goes on.
     """
     chain.check(chain.plan())
-    _say_outdated(chain)
+    _say_outdated(chain, chain.outdated())
     folder = chain.pipeline.folder
     with hold(folder, folder / LOCK), _Record.kept(chain) as record:
         for name in chain.chosen:
@@ -154,8 +158,8 @@ def run_chain(chain: Chain) -> dict[str, Any]:
     return {"folder": str(folder), **record.content()}
 
 
-def _say_outdated(chain: Chain) -> None:
-    for name, decision in chain.outdated().items():
+def _say_outdated(chain: Chain, outdated: Mapping[str, Decision]) -> None:
+    for name, decision in outdated.items():
         _say(f"{name} is taken as it is; without {chain.option} it {_WOULD[decision.action]}: {decision}")
 
 
