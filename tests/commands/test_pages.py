@@ -166,3 +166,39 @@ def test_what_a_model_says_runs_nowhere(report: Path) -> None:
     assert title[1].endswith("could-end")
     assert done.stdout.count("<canvas") == 2
     assert "CONSOLE" not in done.stderr  # nor was anything refused that tried to run
+
+
+# The lines of the table, how many runs the first picture shows, whether it is painted, and each line leads to a run.
+SWEPT = """<script>addEventListener("load", () => setTimeout(() => {
+  const all = (what) => [...document.querySelectorAll(what)], canvas = document.querySelector("canvas");
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const led = all(".pipeline a").map((link) => document.querySelector(link.getAttribute("href")));
+  document.title = JSON.stringify([all(".pipeline tr").length,
+    all("figure")[0].querySelectorAll(".u-series").length - 1,
+    pixels.some((part) => part), led.every((step) => step), document.documentElement.scrollWidth, innerWidth,
+    all("img").length]);
+}, 100));</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_of_a_sweep_lays_the_curves_of_its_runs_over_each_other(tmp_path: Path, width: int) -> None:
+    folder, runs = tmp_path / "runs" / "sft" / "rates", []
+    for number, rate in enumerate(("1e-3", "1e-2")):
+        run = Run(folder / str(number), "sft", Given({"name": f"{number}"}), result={"kept_step": 9})
+        run.begin()
+        metrics = [{"step": n, "loss": 1 / (n + number)} for n in range(1, 10)]
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
+        run.write("finished")
+        given = [f"train.learning_rate={rate}", f"model.name={HOSTILE}"]
+        runs.append({"folder": str(run.folder), "overrides": given, "value": 0.1 + number, "problem": None})
+    (folder / "multirun.yaml").write_text("{}\n")
+    record = {"figure": "train_loss", "best": runs[0]["folder"], "runs": runs}
+    (folder / "sweep.json").write_text(json.dumps(record))
+    write_report(folder)
+    found = json.loads(f"[{','.join(told(folder / REPORT, tmp_path, width, SWEPT))}]")
+    num_lines, num_laid, is_painted, leads, scrolled, inner, num_images = found
+    assert (num_lines, num_laid, is_painted, leads) == (2, 2, True, True)
+    assert inner == width
+    assert scrolled <= width
+    assert num_images == 0
