@@ -82,6 +82,23 @@ def test_a_wrong_lora_setting_is_one_line() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("lora", "lines"),
+    [
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, ["layers_to_transform"]),
+        ({"target_modules": ".*c_attn", "layers_to_transform": 0, "layers_pattern": "h"}, ["layers_to_", "layers_pat"]),
+        ({"target_modules": ["c_attn"], "layers_pattern": "h"}, ["layers_pattern has no effect without"]),
+        ({"target_modules": "attention", "layers_to_transform": [0]}, []),
+        ({"layers_to_transform": [0], "layers_pattern": "h"}, []),
+        ({"target_modules": "all-linear"}, []),
+    ],
+)
+def test_what_chooses_layers_is_refused_where_it_has_no_effect(lora: dict[str, object], lines: list[str]) -> None:
+    found = upstream.idle_layers(lora)
+    assert len(found) == len(lines)
+    assert all(line.startswith(f"lora.{start}") for line, start in zip(found, lines, strict=True))
+
+
 def test_what_upstream_itself_refuses_names_the_section() -> None:
     with pytest.raises(ConfigError, match=r"^train: trl\.SFTConfig refuses these settings: .*sometimes"):
         build(SFT_CONFIG, {"eval_strategy": "sometimes", "bf16": False}, "train", output_dir="unused")

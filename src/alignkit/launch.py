@@ -37,6 +37,7 @@ from alignkit.quoting import with_text_quoted
 from alignkit.recipes import find_config
 from alignkit.runs.directory import finished_problems, was_restarted
 from alignkit.runs.given import Given, mask_words
+from alignkit.upstream import idle_layers
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,7 @@ def typed(
         job = with_home(OmegaConf.to_object(node))
     problems = [f"{key} is missing: give it as {key}=…{_group_hint(key)}" for key in missing]
     problems += [*_name_problems(job), *path_problems(job), *out_of_bounds(job)]
+    problems += idle_layers(getattr(job, "lora", {}))
     if named:
         problems += named_problems(job)
     if problems := [*problems, *also(job)]:

@@ -262,6 +262,20 @@ def problems(
     return lines
 
 
+def idle_layers(lora: Mapping[str, Any]) -> list[str]:
+    """List what chooses layers and has no effect beside the rest of the section `lora`, one line each."""
+    targets, chosen = lora.get("target_modules"), lora.get("layers_to_transform")
+    if chosen is None and lora.get("layers_pattern"):
+        return ["lora.layers_pattern has no effect without lora.layers_to_transform: give both or none"]
+    choosing = [key for key in ("layers_to_transform", "layers_pattern") if lora.get(key) is not None]
+    if not isinstance(targets, str) or targets == "attention":  # alignkit makes a list of these
+        return []
+    return [
+        f"lora.{key} has no effect beside lora.target_modules={targets}: name the modules in a list, or take attention"
+        for key in choosing
+    ]
+
+
 def build(cls: ArgumentClass, values: Mapping[str, Any], section: str, **ours: Any) -> Any:
     """Upstream's object from checked values and the arguments that are ours to set.
 

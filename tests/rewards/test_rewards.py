@@ -38,6 +38,7 @@ def made(prompts, completions): return (len(c) for c in completions)
 def made_late(prompts, completions): yield time.sleep(30)
 def made_badly(prompts, completions): yield 1 / 0
 def several(prompts, completions): return np.ones((len(completions), 2))
+def too_large(prompts, completions): return [1e308 for c in completions]
 def huge(prompts, completions): return [10**400 for c in completions]
 def whole(prompts, completions):
     if len(completions) > 1: raise KeyError("only one at a time")
@@ -128,6 +129,8 @@ def test_a_mistake_is_a_line_before_anything_is_loaded(reward: Any, line: str, c
         ("made_badly", "raised ZeroDivisionError: division by zero"),
         ("several", "gave array([1., 1.]) for"),
         ("huge", "a score must be a finite number"),
+        ("too_large", "gave 1e+308 for rows.jsonl:1"),
+        ("too_large", "a score must be a finite number, times its weight 1e+15 at most; on_error: skip leaves"),
         ("number", "returned int"),
     ],
 )
@@ -136,6 +139,14 @@ def test_what_a_function_returns_is_read_in_its_time_and_checked(name: str, said
     with pytest.raises(RewardError) as caught:
         rewards.score([sample("a")])
     assert said in str(caught.value)
+
+
+def test_a_weight_that_makes_a_score_too_large_is_a_line() -> None:
+    rewards = load({"function": "mine.py:too_large", "weight": 1e-300})
+    assert rewards.score([sample("a")]).total == [pytest.approx(1e8)]
+    rewards = load({"function": "mine.py:made", "weight": 1e16})
+    with pytest.raises(RewardError, match=r"^reward\[0\]: mine.py:made gave 1 for .*, times its weight 1e\+15 at most"):
+        rewards.score([sample("a")])
 
 
 def test_a_generator_is_as_good_as_a_list() -> None:

@@ -15,6 +15,8 @@ from alignkit.rewards.sample import RewardScorer, Sample
 from alignkit.rewards.source import RewardSource
 from alignkit.rewards.worker import Failure
 
+_LARGEST = 1e15  # training squares scores, and sums the squares, in float32: 3e38 is its largest number
+
 
 @dataclass
 class Scores:
@@ -122,11 +124,12 @@ def _checked(source: RewardSource, given: Sequence[Any], samples: Sequence[Sampl
     """Only finite numbers, or why there is none where `on_error` is skip."""
     scores: list[float | Failure] = []
     for score, sample in zip(given, samples, strict=True):
-        is_number = _is_finite(score)
+        is_number = _is_finite(score) and abs(source.weight * score) <= _LARGEST
         if not is_number and source.on_error is OnError.stop:
             way_out = "" if source.is_option else "; on_error: skip leaves such completions out"
             raise RewardError(
-                f"{source.setting}: {source.name} gave {score!r} for {sample}: a score must be a finite number{way_out}"
+                f"{source.setting}: {source.name} gave {score!r} for {sample}: a score must be a finite number, "
+                f"times its weight {_LARGEST:.0e} at most{way_out}"
             )
         failure = score if isinstance(score, Failure) else Failure(f"gave {score!r}")
         scores.append(float(score) if is_number else failure)

@@ -40,6 +40,7 @@ def check_sections(job: StageJob, stage: str) -> list[str]:
     problems += check_report_to(job.train)
     for section, (argument_class, owned) in upstream.OPEN_SECTIONS[stage].items():
         problems += upstream.problems(getattr(job, section), argument_class, section, owned)
+    problems += upstream.idle_layers(job.lora)
     problems += check_sharding(job.train, job.model.quantization)
     if not job.lora and job.model.quantization is not Quantization.none:
         problems.append("model.quantization: quantized weights cannot train, LoRA on top of them can: lora=qlora")
