@@ -23,7 +23,8 @@ from alignkit.jobs import PpoJob, SftJob
 from alignkit.ppo.trainer import PpoTrainer
 from alignkit.training.sft import SftTrainer
 
-TINY = ["model=tiny_gpt2", "data=demo", "data.limit=16", "samples=0", "train.per_device_train_batch_size=4"]
+SMALL = ["model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
+TINY = ["model=tiny_gpt2", *SMALL, "data=demo", "data.limit=16", "samples=0", "train.per_device_train_batch_size=4"]
 QUICK = [*TINY, "train.max_steps=2", "train.logging_steps=1"]
 PAIRS = ["data=demo_pairs", "template=instruction"]
 PPO = ["config=smoke/ppo", "ppo.num_updates=1", "samples=0", "sampling.max_new_tokens=4"]

@@ -22,6 +22,8 @@ ROWS: list[dict[str, Any]] = [
     for i, (a, b) in enumerate((a, b) for a in NUMBERS for b in NUMBERS[:3])
 ]
 
+SMALL = ["model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
+
 Job = Callable[..., SftJob]
 
 # accelerate turns FSDP off on a CPU, though torch's works there: it is told that the processes are on GPUs.
@@ -47,8 +49,10 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..
     write_rows(ROWS)
 
     def make(*words: str) -> SftJob:
-        basis = ["model=tiny_gpt2", "data.path=rows.jsonl", "samples=0", "train.max_steps=4", "train.report_to=none"]
-        return compose_job("sft", [*basis, "train.learning_rate=1e-3", "train.logging_steps=1", *words])
+        basis = ["model=tiny_gpt2", *SMALL, "data.path=rows.jsonl", "samples=0", "train.max_steps=4"]
+        return compose_job(
+            "sft", [*basis, "train.report_to=none", "train.learning_rate=1e-3", "train.logging_steps=1", *words]
+        )
 
     return make
 

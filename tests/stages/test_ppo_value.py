@@ -30,7 +30,7 @@ REWARDS = """
 def length(prompts, completions, **columns):
     return [len(completion) / 10 for completion in completions]
 """
-SMALL = ["model=tiny_gpt2", "model.config.n_layer=2", "model.config.n_embd=64", "model.config.n_inner=64"]
+SMALL = ["model=tiny_gpt2", "model.config.n_layer=2", "model.config.n_embd=32", "model.config.n_inner=32"]
 ADAPTER, HEAD, WEIGHTS = "adapter_model.safetensors", "value_head.safetensors", "model.safetensors"
 _SHARED = "one copy of the backbone: with its adapter it is the policy, without it the reference"
 _TWINS = "one copy of the backbone: policy and reference are two adapters on it"

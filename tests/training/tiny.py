@@ -4,6 +4,7 @@
 train, and answers with their exit codes. Forking costs nothing of the seconds that imports take.
 """
 
+import gc
 import hashlib
 import json
 import logging
@@ -155,7 +156,7 @@ def start(rank: int, num_processes: int, run_dir: Path, words: dict[str, Any]) -
         os.dup2(said, 2)
         if num_processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getppid() % 20000)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(10000 + os.getppid() % 20000)}
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
         disable_progress_bar()
         torch.set_num_threads(1)
@@ -171,6 +172,7 @@ def start(rank: int, num_processes: int, run_dir: Path, words: dict[str, Any]) -
 
 
 def serve() -> None:
+    gc.freeze()  # no process that is forked looks through what was imported
     for line in sys.stdin:
         words = json.loads(line)
         run_dir, num_processes = Path(words.pop("run_dir")), words.pop("num_processes", 1)

@@ -243,6 +243,7 @@ def test_sources_weights_and_held_out_sets_are_those_of_sft(load: Load, write_ro
     assert data.lint.duplicates == []  # a copy by weight repeats nothing
 
 
+@pytest.mark.slow  # test_sft has its like
 def test_several_processes_encode_what_one_does(
     load: Load, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ Path(f"rank{os.environ['RANK']}.txt").write_text(repr(sets))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_same_pairs_and_leave_nothing_behind(write_rows: Callable[..., Path]) -> None:
     write_rows([row(f"p{i}", "b", "c", margin=i) for i in range(4)])
     Path("two.py").write_text(TWO)

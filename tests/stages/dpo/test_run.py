@@ -27,10 +27,10 @@ Job = Callable[..., DpoJob]
 Rows = list[dict[str, Any]]
 # In float32, so that values can be compared closely wherever the tests run.
 FLOAT32 = ["model.dtype=float32", "train.bf16=false"]
-TINY = ["model=tiny_gpt2", "template=instruction", *FLOAT32]
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
 LLAMA |= {"num_attention_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3}
 SMALL = ["model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
+TINY = ["model=tiny_gpt2", *SMALL, "template=instruction", *FLOAT32]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def sft_run(job: Job, write_rows: Callable[..., Path], pairs: Rows) -> Callable[
 
     def train(*words: str) -> str:
         write_rows([{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
-        basis = ["model=tiny_gpt2", "data.path=rows.jsonl", "samples=0", "train.learning_rate=1e-2"]
+        basis = ["model=tiny_gpt2", *SMALL, "data.path=rows.jsonl", "samples=0", "train.learning_rate=1e-2"]
         sft.run(compose_job("sft", [*basis, "train.max_steps=8", "train.report_to=none", *words]), Path("sft"))
         return "model.name=sft"
 
@@ -127,7 +127,7 @@ def test_the_loss_of_two_pairs_is_rafailov_s(job: Job, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("loss", [*LOSSES, "[sigmoid,sft]"])
 def test_every_loss_of_upstream_trains(job: Job, loss: str) -> None:
     more = ["train.label_smoothing=1e-3"] if loss in ("exo_pair",) else []
-    dpo.run(job(*TINY, *SMALL, "train.max_steps=1", f"train.loss_type={loss}", *more), Path("run"))
+    dpo.run(job(*TINY, "train.max_steps=1", f"train.loss_type={loss}", *more), Path("run"))
     assert math.isfinite(metrics("run")[0]["loss"])
 
 
@@ -135,7 +135,7 @@ def test_kept_log_probabilities_are_found_again_until_a_byte_changes(
     job: Job, write_rows: Callable[..., Path], pairs: Rows
 ) -> None:
     def kept(name: str, *words: str) -> set[str]:
-        dpo.run(job(*TINY, *SMALL, "train.max_steps=1", "reference.keep=true", *words), Path("runs/dpo", name))
+        dpo.run(job(*TINY, "train.max_steps=1", "reference.keep=true", *words), Path("runs/dpo", name))
         return {path.name for path in Path("runs/dpo/.reference").iterdir()}
 
     first = kept("a")
@@ -161,7 +161,7 @@ def test_kept_log_probabilities_are_of_what_the_forward_pass_reads(
     job: Job, sft_run: Callable[..., str], file: str, key: str, value: Any
 ) -> None:
     if file == "adapter_config.json":
-        sft_run("lora=default", *SMALL, "train.max_steps=1")
+        sft_run("lora=default", "train.max_steps=1")
     else:
         random_model(LLAMA, tokenizer=byte_tokenizer(), seed=0).save_pretrained("sft")
         byte_tokenizer().save_pretrained("sft")

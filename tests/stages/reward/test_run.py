@@ -33,7 +33,8 @@ Job = Callable[..., RewardJob]
 Rows = list[dict[str, Any]]
 # In float32, so that values can be compared closely wherever the tests run.
 FLOAT32 = ["model.dtype=float32", "train.bf16=false"]
-TINY = ["model=tiny_gpt2", "template=instruction", *FLOAT32]
+SMALL = ["model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
+TINY = ["model=tiny_gpt2", *SMALL, "template=instruction", *FLOAT32]
 
 
 @pytest.fixture
@@ -95,7 +96,8 @@ def test_the_layout_of_a_batch_changes_nothing_but_rounding(job: Job, batching: 
 
 @pytest.mark.usefixtures("drawn")
 def test_it_learns_and_its_card_says_so(job: Job) -> None:
-    reward.run(job(*TINY, "train.max_steps=40", "data.eval_fraction=0.25"), Path("run"))
+    words = ["model=tiny_gpt2", "template=instruction", *FLOAT32, "train.max_steps=40", "data.eval_fraction=0.25"]
+    reward.run(job(*words), Path("run"))
     card = json.loads(Path("run/report_card.json").read_text())["eval"]
     assert card["accuracy"]["value"] == 1.0
     assert card["pairs"] == 8

@@ -166,10 +166,9 @@ def test_all_that_needs_every_row_is_told_together(job: Callable[..., SftJob], w
 def test_two_processes_train_what_one_does(job: Callable[..., SftJob], words: list[str], fork_server: Any) -> None:
     words = [*words, "train.max_steps=6", "train.bf16=false", "train.report_to=none", "train.learning_rate=1e-3"]
     run(job(*words), Path("one"))
-    basis = ["sft", "name=two", "model=tiny_gpt2", "data.path=rows.jsonl", "samples=0"]
-    both = replace(fork_server, folder=Path.cwd()).run_two(
-        "alignkit", *basis, *words, "train.per_device_train_batch_size=4"
-    )
+    small = ["model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
+    words += ["name=two", *small, "data.path=rows.jsonl", "samples=0", "train.per_device_train_batch_size=4"]
+    both = replace(fork_server, folder=Path.cwd()).run_two("alignkit", "sft", *words)
     assert both.status == 0, both.said
     assert largest_difference("one", "runs/sft/two") < 2e-5
     assert sources("runs/sft/two") == sources("one")
