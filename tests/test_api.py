@@ -163,6 +163,8 @@ def test_a_run_goes_on_with_the_function_that_it_began_with_alone() -> None:
     ("reward", "line"),
     [
         ([{"function": lambda texts: [0.0]}], r"reward\[0\]: <lambda>\(texts\) has the wrong signature: it is called"),
+        ([inspect.getsource], r"^reward\[0\] is the function inspect:getsource: give it as {'function': getsource}$"),
+        ([lambda prompts, completions: []], r"^reward\[0\] is the function .*<lambda>: give it as {'function': …}$"),
         ([{"function": 3}], r"reward\[0\].function is 3: it must be a name"),
         ([{"function": lambda prompts, texts, colour: texts}], r"asks for 'colour', which is no column of the prompts"),
     ],

@@ -133,7 +133,9 @@ def parse_option(name: str, *, batch_size: int) -> RewardSource:
 
 def _mistakes(item: Any, setting: str) -> list[str]:
     if callable(item):
-        return [f"{setting} is the function {function_name(item)}: give it as {{'function': {function_name(item)}}}"]
+        called = getattr(item, "__name__", "")
+        written = called if called.isidentifier() else "…"
+        return [f"{setting} is the function {function_name(item)}: give it as {{'function': {written}}}"]
     if not isinstance(item, Mapping):
         return [f"{setting} is {as_yaml(item)}: it must be a source, such as {_meant(item)}"]
     known = [entry.name for entry in fields(RewardSource) if entry.name != "setting"]
