@@ -180,7 +180,7 @@ def _is_dead(content: dict[str, object]) -> bool:
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number that large
         return True
     except OSError:
         pass
