@@ -94,9 +94,7 @@ def _part() -> None:
 
 def _await_gloo() -> None:
     for _ in range(1000):
-        time.sleep(
-            0.01
-        )  # the interpreter's lock is free meanwhile, for longer than a thread waits before it asks again
+        time.sleep(0.01)  # the interpreter's lock is free meanwhile: whoever waits for it gets on
         if not _gloo_works():
             return
 
