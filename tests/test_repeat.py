@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.cli import app
 from alignkit.errors import RunError
 from alignkit.launch import launch
 from alignkit.repeat import repeat
@@ -44,6 +45,13 @@ def test_what_came_out_otherwise_is_named(folder: Path) -> None:
     assert result.found.first_step is not None
     assert result.found.first_step[:3] == (2, "loss", 1.0)
     assert not result.is_same
+
+
+def test_a_run_is_found_by_its_name(folder: Path) -> None:
+    app(["repeat", "a", "--into", str(folder / "again")], standalone_mode=False)
+    assert (folder / "again/model.safetensors").is_file()
+    with pytest.raises(RunError, match=r"^there is no run b below runs"):
+        app(["repeat", "b"], standalone_mode=False)
 
 
 def test_a_byte_of_the_data_that_changed_is_named(folder: Path) -> None:

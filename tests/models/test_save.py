@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import AutoTokenizer
 
 from alignkit.config import Dtype, Init, ModelConfig
 from alignkit.models.load import check_model, load_model, load_tokenizer
@@ -176,6 +177,15 @@ def test_the_last_batch_leaves_no_trace_in_the_tokenizer(tmp_path: Path) -> None
     save_model(load(RANDOM), tokenizer, tmp_path, jinja=JINJA, stop_ids=[END])
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
     assert (saved["padding"], saved["truncation"]) == (None, None)
+
+
+def test_the_way_a_tokenizer_was_loaded_leaves_no_trace_in_it(tmp_path: Path) -> None:
+    save(load(RANDOM), tmp_path)
+    first = (tmp_path / "tokenizer_config.json").read_text()
+    for offline in (False, True):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=offline)
+        save_model(load(RANDOM), tokenizer, tmp_path, jinja=JINJA, stop_ids=[END])
+        assert (tmp_path / "tokenizer_config.json").read_text() == first
 
 
 def test_gathered_weights_are_what_is_written(tmp_path: Path) -> None:

@@ -119,8 +119,9 @@ def report(
 
 
 def repeat(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
+    run: Name,
     into: Annotated[Path | None, typer.Option(help="The new run directory; RUN-repeat if left out.")] = None,
+    root: Root = _ROOT,
     json: Annotated[bool, typer.Option("--json", help="Print what differs as one JSON object.")] = False,
 ) -> None:
     """Train a finished run again, and compare the results.
@@ -131,10 +132,11 @@ def repeat(
     """
     from alignkit.repeat import repeat as again
     from alignkit.repeat import report
+    from alignkit.runs.found import named_run
     from alignkit.terminal import for_the_result_alone
 
     with for_the_result_alone() if json else contextlib.nullcontext():
-        result = again(Path(expand_home(run)), into)
+        result = again(named_run(expand_home(run), root).folder, into)
     report(result, as_json=json)
     if not result.is_same:
         raise typer.Exit(1)

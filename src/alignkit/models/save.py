@@ -116,4 +116,6 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, out_dir: Path, jinja: st
         # the last batch's padding and truncation would be written along, and applied by whoever reads the file
         backend.no_padding()
         backend.no_truncation()
+    for how in ("local_files_only", "is_local"):  # it was loaded: no part of what it is, and repeated otherwise offline
+        tokenizer.init_kwargs.pop(how, None)
     tokenizer.save_pretrained(out_dir)
