@@ -34,6 +34,13 @@ def test_alone_ppo_counts_its_work_and_holds_one_backbone(tmp_path: Path) -> Non
     assert 1.0 < found["lora"]["figures"]["backbones held"] < 1.2
 
 
+@pytest.mark.slow
+def test_sums_tell_what_is_right_before_on_the_way_and_after() -> None:
+    before, *later = run("sums", "--sft-steps=2", "--updates=4").split(" → ")
+    assert before.startswith("grpo 0.0% (0.0% to ")
+    assert len(later) == 4
+
+
 def test_the_parts_of_ppo_are_told_with_the_machine() -> None:
     small = ["--layers=1", "--hidden=64", "--inner=64", "--completions=8", "--tokens=4", "--updates=2"]
     said = run("ppo_parts", *small, "--together=2")
