@@ -7,4 +7,4 @@ import os
 
 def expand_home(path: str) -> str:
     """Write the home folder for a leading `~` or `~user`; a user who is not known stays as typed."""
-    return os.path.expanduser(path)  # noqa: PTH111  # a Path drops "./", and refuses users that it does not know
+    return os.path.expanduser(path)  # noqa: PTH111  # Path.expanduser drops a leading "./" and raises for an unknown user

@@ -28,7 +28,8 @@ class Commands(TyperGroup):
         except Exception as error:
             # Of the parser's errors only that of an unknown option has these two; its class has no public name.
             if hasattr(error, "option_name") and hasattr(error, "possibilities"):
-                error.message += _settings_hint(error)  # type: ignore[attr-defined]  # see above
+                unknown_option: Any = error
+                unknown_option.message += _settings_hint(error)
             raise
 
 

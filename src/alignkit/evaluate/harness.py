@@ -13,7 +13,7 @@ from alignkit.sampling.padding import sees_left_padding
 from alignkit.sampling.settings import stop_ids
 
 
-class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval ships no annotations
+class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval has no type annotations
     """A loaded model, prompted in the template of its training and stopped by its stop ids.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignkit.config import DataConfig, EvalGroups, ModelConfig, TemplateConfig
 from alignkit.data.files.shipped import shipped_file
@@ -20,7 +20,10 @@ from alignkit.json_files import get, read_objects
 from alignkit.runs.manifest import parent_folders, read_manifest, recorded_groups
 from alignkit.runs.template import recorded_kwargs
 
-Section = TypeVar("Section")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 
 _NUM_ROWS = 16
 
@@ -140,10 +143,7 @@ def example_rows(policy: ServedModel) -> list[Row]:
 
 def _section(section: type[Section], values: dict[str, Any]) -> Section:
     """A dataclass of settings from its record, where an enum is a word."""
-    kinds: dict[str, Any] = {
-        item.name: type(item.default)
-        for item in dataclasses.fields(section)  # type: ignore[arg-type]  # a TypeVar cannot ask for a dataclass
-    }
+    kinds: dict[str, Any] = {item.name: type(item.default) for item in dataclasses.fields(section)}
     return section(
         **{
             name: kinds[name](value) if issubclass(kinds[name], StrEnum) else value

@@ -121,7 +121,7 @@ class ModelSource:
 def local_folder(name: str) -> Path | None:
     """Return the folder that a name means, or None where it can only be a hub id."""
     path = expand_home(name)
-    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112  # what no file system takes is no folder either
+    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112  # Path.is_dir raises where a name is too long
 
 
 def tokenizer_folder(model: ModelConfig) -> Path | None:
@@ -139,7 +139,7 @@ def config_folder(model: ModelConfig) -> Path | None:
 def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Read which weights a safetensors file holds, and their shapes, from its header alone."""
     with safe_open(file, framework="np") as weights:  # "pt" would import torch
-        return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # the file has no iterator
+        return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # it has keys() and cannot be iterated
 
 
 def near_models(name: str) -> str:
@@ -265,7 +265,7 @@ def _weight_problems(folder: Path, files: list[Path]) -> list[str]:
 
 def _hub_problems(model: ModelConfig) -> list[str]:
     name, path, near = model.name, expand_home(model.name), near_models(model.name)
-    if os.path.isfile(path):  # noqa: PTH113  # see `local_folder`
+    if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises where a name is too long
         return [f"model.name: {name} is a {kind_of_file(Path(path).name)}"]
     try:
         siblings = model_info(name, revision=model.revision, timeout=_HUB_TIMEOUT).siblings or []

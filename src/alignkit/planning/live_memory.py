@@ -24,7 +24,7 @@ class LiveMemory(TorchDispatchMode):
     """
 
     def __init__(self, there: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it bare
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {id(tensor.untyped_storage()): 0 for tensor in there}
 

@@ -39,7 +39,7 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         computed = x.to(torch.bfloat16) if self.kind is Quantization.nf4 else x
-        result: Tensor = _Product.apply(computed, self.weight, self)  # type: ignore[no-untyped-call]  # torch leaves it bare
+        result: Tensor = _Product.apply(computed, self.weight, self)  # type: ignore[no-untyped-call]  # torch does not annotate it
         result = result if self.bias is None else result + self.bias.to(result.dtype)
         return result.to(x.dtype)
 

@@ -182,6 +182,7 @@ class Rehearsed:
             weight.grad = torch.zeros_like(weight)
         try:
             optimizer.step()
+        # What optimizers raise over tensors without values: some look at one, some have no kernel for them.
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise

@@ -63,7 +63,7 @@ def allocate(modules: Iterable[nn.Module], device: torch.device) -> None:
                 if tensor is not None and tensor.device.type == "meta":
                     # the one that is left is kept too, lest another gets its id
                     made.setdefault(id(tensor), (tensor, _like(tensor, device)))
-                    tensors[name] = made[id(tensor)][1]  # type: ignore[assignment]  # a parameter comes back as one
+                    tensors[name] = made[id(tensor)][1]  # type: ignore[assignment]  # a dict of parameters gets parameters, one of buffers buffers
 
 
 def _like(tensor: Tensor, device: torch.device) -> Tensor:

@@ -104,7 +104,7 @@ class Policy(nn.Module):
         self.value.gradient_checkpointing_enable(**how)
         for module in self.modules():
             if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                module._gradient_checkpointing_func = _in_evaluation(module)  # type: ignore[assignment]  # set from outside, as upstream does
+                module._gradient_checkpointing_func = _in_evaluation(module)  # type: ignore[assignment]  # transformers, too, sets it from outside of its class
         if self.adapters is not None:  # the frozen embeddings would cut the graph that is recomputed
             self.model.enable_input_require_grads()
 

@@ -101,7 +101,7 @@ class PolicyTrainer(DurableTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.policy)  # type: ignore[arg-type]  # any module will do
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.policy)  # type: ignore[arg-type]  # declared for a PreTrainedModel, it takes any module
             decaying = set(self.get_decay_parameter_names(self.policy))
             values = set(map(id, self.policy.value.weights()))
             groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

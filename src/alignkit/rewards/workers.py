@@ -27,7 +27,7 @@ class _Popen(Popen):
         # A worker needs nothing of the program that trains, which may be a script that would train once more.
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
-            super()._launch(process_obj)  # type: ignore[misc]  # it has no annotations
+            super()._launch(process_obj)  # type: ignore[misc]  # typeshed leaves out private methods
         finally:
             sys.modules["__main__"] = main
 

@@ -110,7 +110,7 @@ def find_runs(root: Path) -> list[FoundRun]:
     Raises:
         RunError: there is no such folder.
     """
-    if not os.path.isdir(root):  # noqa: PTH112  # a name that no file system takes is an error of a Path
+    if not os.path.isdir(root):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         raise RunError(f"there is no folder {root}: runs are written to runs/STAGE/NAME; --root DIR looks elsewhere")
     found = [FoundRun(folder, manifest) for folder in _folders(root) if (manifest := _record(folder)) is not None]
     return sorted(found, key=lambda run: (str(run.manifest.get("started", "")), str(run.folder)))

@@ -79,7 +79,7 @@ class RoomyLayer(DynamicLayer):
     values: Tensor
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # upstream's is bare
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
         self._hold()

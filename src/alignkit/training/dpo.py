@@ -77,7 +77,7 @@ def check_losses(train: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL ships no annotations
+class DpoTrainer(PairTrainer, UpstreamTrainer):  # type: ignore[misc]  # TRL has no type annotations
     """`trl.DPOTrainer` for pairs that are already encoded.
 
     The reference is `ref_model` where there is one; else the policy with its adapters off, or with the frozen copy of

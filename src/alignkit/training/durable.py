@@ -174,7 +174,7 @@ class DurableTrainer(WatchedTrainer):
         if self._had_ended:
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # upstream's is bare
+            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # transformers does not annotate it
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
@@ -272,7 +272,7 @@ def own_names(model: Any) -> Iterator[None]:
     if not isinstance(model, PreTrainedModel):
         yield
         return
-    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]  # `_save` of upstream takes no options for it
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]  # of this one object: upstream's `_save` passes no options on
     try:
         yield
     finally:

@@ -136,7 +136,7 @@ def cross_entropy(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> tu
     """
     if not torch.is_grad_enabled():
         hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
-    loss, num_correct = _CrossEntropy.apply(hidden_NH, weight_VH, targets_N)  # type: ignore[no-untyped-call]  # torch leaves apply bare
+    loss, num_correct = _CrossEntropy.apply(hidden_NH, weight_VH, targets_N)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return loss, num_correct
 
 

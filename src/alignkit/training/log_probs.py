@@ -63,7 +63,7 @@ def token_scores(
     if not torch.is_grad_enabled():
         hidden_NH, weight_VH = hidden_NH.detach(), weight_VH.detach()
     distribution = _Distribution(temperature, blocked)
-    return TokenScores(*_TokenScoresFunction.apply(hidden_NH, weight_VH, targets_N, distribution))  # type: ignore[no-untyped-call]  # torch leaves apply bare
+    return TokenScores(*_TokenScoresFunction.apply(hidden_NH, weight_VH, targets_N, distribution))  # type: ignore[no-untyped-call]  # torch does not annotate it
 
 
 class _Distribution(NamedTuple):

@@ -78,7 +78,7 @@ class PairTrainer(MeasuredTrainer):
         if "row_index" not in batch_samples[0]:
             return torch.tensor(self._num_counted)
         num_pairs = torch.stack([self.loss_weight(batch) for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(num_pairs[None]).sum()  # type: ignore[no-any-return]  # accelerate leaves it bare
+        return self.accelerator.gather(num_pairs[None]).sum()  # type: ignore[no-any-return]  # accelerate does not annotate it
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

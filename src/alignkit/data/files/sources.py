@@ -191,7 +191,7 @@ def files_of(path: str) -> list[str]:
         return [path]
     folder = path.rstrip("/")
     found = [f"{folder}/{entry.name}" for entry in Path(path).iterdir()] if Path(path).is_dir() else []
-    found = found or glob.glob(path, recursive=True)  # noqa: PTH207  # Path.glob drops "./" and refuses a pattern from "/"
+    found = found or glob.glob(path, recursive=True)  # noqa: PTH207  # Path.glob drops a leading "./" and refuses "/…"
     return sorted(file for file in found if _holds_rows(Path(file)))
 
 
