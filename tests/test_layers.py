@@ -23,6 +23,7 @@ FLOORS = {
         training rewards engine
         pages
         data models sampling runs
+        wrong_values
         quoting yaml_size upstream terminal user_functions jobs json_files digests
         estimators home
         errors config conf
@@ -55,7 +56,7 @@ MEASURED = {
 HEAVY = dict.fromkeys(["torch", "transformers", "trl", "peft", "datasets", "accelerate", "pyarrow"], MEASURED)
 HEAVY |= {"rich": {*MEASURED, "demo"}}
 # What no file elsewhere imports, not even in a function.
-HYDRA = {"hydra": {"launch"}, "omegaconf": {"launch", "mistakes", "jobs"}}
+HYDRA = {"hydra": {"launch"}, "omegaconf": {"launch", "wrong_values", "mistakes", "jobs"}}
 
 
 def floors(folder: str) -> dict[str, int]:

@@ -9,22 +9,21 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from enum import StrEnum
-from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignkit import upstream
 from alignkit.config import FormsConfig
 from alignkit.errors import ConfigError, as_yaml, close_to, did_you_mean
 from alignkit.jobs import JOBS, StageJob, settings
-from alignkit.quoting import as_element, delimiters, quoted, repaired, typed_word, with_text_quoted
+from alignkit.quoting import delimiters, quoted, repaired, typed_word, with_text_quoted
 from alignkit.runs.manifest import flat
+from alignkit.wrong_values import LISTS, wrong_type
 from alignkit.yaml_size import size_problem
 
 GROUPS = ("model", "data", "template", "lora", "sampling")
@@ -32,15 +31,6 @@ GROUPS = ("model", "data", "template", "lora", "sampling")
 # Sections of `hydra` that place and launch runs; the others (callbacks, logging factories) can run code from a file.
 _HYDRA_SECTIONS = ("run", "sweep", "sweeper", "launcher", "mode", "job")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[^=\s]+)(?:=(?P<value>.*))?", re.DOTALL)
-_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-_LISTS = {"list[float]": "a list of numbers", "list[str]": "a list of texts", "list[Any]": "a list of sources"}
-_EXAMPLES = {
-    "columns": "{input: question}",
-    "kwargs": "{enable_thinking: false}",
-    "config": "{model_type: gpt2}",
-    "lora": "{r: 8}",
-    "train": "{max_steps: 100}",
-}
 
 
 def groups_of(stage: str) -> list[str]:
@@ -190,7 +180,7 @@ def _several(stage: str, key: str, value: str) -> str:
     kind, ways = _kind_of(stage, key), []
     if re.fullmatch(r"-?\d+,\d+(e-?\d+)?", value) and kind == "float":
         ways.append(f"a number has a point: {key}={value.replace(',', '.')}")
-    if kind in (*_LISTS, "Any"):
+    if kind in (*LISTS, "Any"):
         ways.append(f"a list is typed {typed_word(key, f'[{value}]')}")
     if kind in ("str", "Any"):
         ways.append(f"one text is typed {_as_text(key, value)}")
@@ -342,7 +332,7 @@ def _in_mapping(
             argument_class, owned = open_sections[dotted]
             yield from upstream.problems(value, argument_class, dotted, owned)
         else:
-            yield from _wrong_type(dotted, key, value, section, typed=typed)
+            yield from wrong_type(dotted, key, value, section, typed=typed)
 
 
 def _in_defaults(value: Any, config_dir: Path | None) -> Iterator[str]:
@@ -408,77 +398,3 @@ def _wrong_option(group: str, value: str, config_dir: Path | None) -> Iterator[s
         }.get(group, "")
         hint = did_you_mean(value, options) or way_out
         yield f"no option '{value}' in the group '{group}', which has {', '.join(options)}{hint}"
-
-
-def _wrong_type(dotted: str, key: str, value: Any, section: Any, *, typed: bool) -> Iterator[str]:
-    if isinstance(value, str) and "${" in value:
-        return
-    default = getattr(section, key)
-    if names := _names_of(section, key):
-        if value not in names and not (value is None and default is None):
-            yield f"{dotted} is {as_yaml(value)}: choose {', '.join(names)}{did_you_mean(str(value), names)}"
-        return
-    (kind,) = [str(item.type) for item in dataclasses.fields(section) if item.name == key]
-    if value in (None, "") and default == "???":
-        yield f"{dotted} is empty: give it as {dotted}=…"
-        return
-    try:
-        _schema_of(section.__class__)[key] = value
-    except OmegaConfBaseException as error:
-        yield f"{dotted} is {_shown(value)}: {_wanted(dotted, kind, value, typed=typed) or str(error).splitlines()[0]}"
-
-
-@cache
-def _schema_of(kind: type) -> DictConfig:
-    """What takes a value of the right type only; made once, since to make one takes longer than all the rest."""
-    schema: DictConfig = OmegaConf.structured(kind)
-    return schema
-
-
-def _names_of(section: Any, key: str) -> list[str]:
-    """The names that a setting may have; none where it may have any value."""
-    kind = get_type_hints(type(section))[key]
-    kinds = (kind, *get_args(kind))
-    return [str(member) for one in kinds if isinstance(one, type) and issubclass(one, StrEnum) for member in one]
-
-
-def _shown(value: Any) -> str:
-    return "empty" if value is None else as_yaml(value)
-
-
-def _wanted(dotted: str, kind: str, value: Any, *, typed: bool) -> str:
-    """What a setting of a kind takes, with the value as it may have been meant."""
-    kind = kind.removesuffix(" | None")
-    if kind in _LISTS:
-        is_one = not isinstance(value, list) and value is not None and (kind != "list[float]" or _is_number(value))
-        what, meant = _LISTS[kind], f"[{_elements(dotted, value)}]" if is_one else ""
-    elif kind.startswith("dict"):
-        pairs = isinstance(value, str) and re.fullmatch(r"\s*[\w.]+:\s*\S[^,]*(,\s*[\w.]+:\s*\S[^,]*)*", value)
-        spaced = re.sub(r":\s*", ": ", str(value))
-        what, meant = "keys with values", f"{{{spaced}}}" if pairs else _EXAMPLES.get(dotted.split(".")[-1], "")
-    else:
-        return f"it must be {_WANTED[kind]}" if kind in _WANTED else ""
-    if not meant:
-        return f"it must be {what}"
-    return f"it must be {what}: write {typed_word(dotted, meant) if typed else f'{dotted}: {meant}'}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _elements(dotted: str, value: Any) -> str:
-    if dotted != "reward":
-        parts = value.split(",") if isinstance(value, str) and value.strip(", ") else [str(value)]
-        return ", ".join(as_element(part.strip() or part) for part in parts)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {as_element(str(item))}" for key, item in value.items()) + "}"
-    return source_of_text(str(value))
-
-
-def source_of_text(text: str) -> str:
-    """Write the source of a reward that a text stands for: `file.py:function`, `classifier#label`, or a run."""
-    before, mark, label = text.partition("#")
-    if mark:
-        return f"{{classifier: {as_element(before)}, label: {as_element(label)}}}"
-    return f"{{{'function' if ':' in text else 'model'}: {as_element(text)}}}"
