@@ -29,7 +29,7 @@ def imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module.split(".")[0])
     known = packages_distributions()
-    ours = names - sys.stdlib_module_names - {"alignkit"}
+    ours = names - sys.stdlib_module_names - {"alignkit", "_typeshed"}  # the last is there for type checkers alone
     return {distribution(known.get(name, [name])[0]) for name in ours}
 
 
