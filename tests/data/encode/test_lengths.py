@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from alignkit.config import Overlength, TemplateConfig, TrainOn
-from alignkit.data.encode.lengths import apply_length
+from alignkit.data.encode.lengths import apply_length, needed_length
 from alignkit.data.encode.masking import EncodeRules, Encoding, encode
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message
@@ -144,6 +144,11 @@ def test_no_row_is_ever_longer_and_a_response_with_loss_is_whole(
         return
     assert len(kept.labels) == len(kept.input_ids) <= max_length
     assert all(label in (NO, i) for i, label in zip(kept.input_ids, kept.labels, strict=True))
+    assert (kept.cuts == {}) == (reason == "")
+    if kept.cuts:
+        before, behind = kept.input_ids[: kept.cuts["input_ids"]], kept.input_ids[kept.cuts["input_ids"] :]
+        assert whole.input_ids[: len(before)] == before
+        assert whole.input_ids[: needed_length(whole)][-len(behind) :] == behind or not behind
     if reason != "cut_end":
         start, stop = whole.responses[-1]
         assert kept.responses[-1][1] - kept.responses[-1][0] == stop - start

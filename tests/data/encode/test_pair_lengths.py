@@ -79,9 +79,12 @@ def test_what_holds_for_every_pair(
         assert policy is Overlength.keep_end
         assert (kept.chosen_ids, kept.rejected_ids) == (chosen, rejected)
         assert kept.prompt_ids[:head] == prompt[:head]
+        assert kept.cuts == {"prompt_ids": head}
         assert not cue or kept.prompt_ids[-cue:] == prompt[-cue:]
         assert len(kept.prompt_ids) + max(len(chosen), len(rejected)) == max_length  # no more than needed
     if reason == "cut_end":
         assert policy is Overlength.keep_start
         room = max_length - len(prompt)
+        cuts = {"chosen_ids": len(chosen), "rejected_ids": len(rejected)}
+        assert kept.cuts == {side: room for side, length in cuts.items() if length > room}
         assert (kept.prompt_ids, kept.chosen_ids, kept.rejected_ids) == (prompt, chosen[:room], rejected[:room])

@@ -17,6 +17,7 @@ class Word:
     text: str
     notes: tuple[str, ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cuts: Mapping[str, int] = field(default_factory=dict)
 
     def prompt_key(self) -> str:
         return self.text
@@ -70,8 +71,8 @@ def test_a_set_becomes_a_data_set_with_numbers_and_sources() -> None:
     outcomes: dict[str, Iterator[EncodeOutcome[Word]]] = encode_sets(rows, whole, num_proc=1)
     datasets = to_datasets(record_sets(rows, outcomes, Ledger()), columns)
     assert datasets["train"].to_list() == [
-        {"text": "a", "row_index": 0, "template_kwargs": "{}", "source": "words.txt:1"},
-        {"text": "b", "row_index": 1, "template_kwargs": "{}", "source": "words.txt:2"},
+        {"text": "a", "row_index": 0, "template_kwargs": "{}", "cuts": "{}", "source": "words.txt:1"},
+        {"text": "b", "row_index": 1, "template_kwargs": "{}", "cuts": "{}", "source": "words.txt:2"},
     ]
-    assert datasets["eval"].column_names == ["text", "row_index", "template_kwargs", "source"]
+    assert datasets["eval"].column_names == ["text", "row_index", "template_kwargs", "cuts", "source"]
     assert len(datasets["eval"]) == 0

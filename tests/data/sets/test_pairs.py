@@ -107,6 +107,7 @@ def test_a_pair_of_each_format_by_value(
         "row_index": [0],
         "source": ["rows.jsonl:1"],
         "template_kwargs": ["{}"],
+        "cuts": ["{}"],
     }
     assert {str(f.feature.dtype) for name, f in data.train.dataset.features.items() if name.endswith("_ids")} == {
         "int32"

@@ -381,7 +381,7 @@ def test_fillers_make_batches_whole_and_carry_no_loss(
     filled = rows.filled(4)
     assert len(filled.dataset) == 4
     filler = {"input_ids": [0, 0], "labels": [-100, -100], "row_index": -1, "source": "filler"}
-    assert filled.dataset[3] == filler | {"part": 1, "num_parts": 1, "template_kwargs": "{}"}
+    assert filled.dataset[3] == filler | {"part": 1, "num_parts": 1, "template_kwargs": "{}", "cuts": "{}"}
     assert filled.num_supervised == rows.num_supervised == 6
     assert rows.filled(3) is rows
 

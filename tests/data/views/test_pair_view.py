@@ -74,6 +74,7 @@ def test_json_rows_by_value(make: Make, capsys: pytest.CaptureFixture[str]) -> N
         "part": 1,
         "num_parts": 1,
         "template_kwargs": {},
+        "cuts": {},
         "set": "train",
     }
     assert [(row["set"], row["source"]) for row in rows] == [

@@ -71,6 +71,7 @@ def test_json_rows_by_value(asked: PromptView, texts: PromptView, capsys: pytest
             "part": 1,
             "num_parts": 1,
             "template_kwargs": {},
+            "cuts": {},
             "set": set_,
         }
         for name, words, set_ in (("rows", "Hi", "train"), ("held", "Held", "eval"))

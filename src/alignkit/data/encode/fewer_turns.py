@@ -85,8 +85,9 @@ def without_first_turns(
         cut |= {number} if end != before else set()
         if isinstance(row, RowRefused):
             refused.add(number)
-        else:
-            found[number] = [*found.get(number, []), *row]
+            continue
+        parts = row if end == before else [replace(part, cuts={"input_ids": part.lead_length}) for part in row]
+        found[number] = [*found.get(number, []), *parts]
     return {number: found[number] for number in cut - refused}
 
 

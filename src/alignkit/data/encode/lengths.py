@@ -65,6 +65,7 @@ def _keep_end(encoding: Encoding, max_length: int) -> Encoding | None:
         input_ids=encoding.input_ids[:num_prefix] + encoding.input_ids[start:],
         labels=labels[:num_prefix] + labels[start:],
         responses=tuple(responses),
+        cuts={"input_ids": num_prefix},
     )
 
 
@@ -75,4 +76,5 @@ def _keep_start(encoding: Encoding, max_length: int) -> Encoding:
         labels=encoding.labels[:max_length],
         responses=tuple((a, min(b, max_length)) for a, b in encoding.responses if a < max_length),
         suffix_length=0,
+        cuts={"input_ids": max_length},
     )

@@ -27,7 +27,16 @@ from alignkit.data.encode.trained_turns import TrainedTurn, leaves, prompt_text,
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.tools_as_text import tools_as_text
 
-__all__ = ["EncodeRules", "Encoding", "RowRefused", "encode", "encode_prompt", "encode_prompts", "encode_rows"]
+__all__ = [
+    "EncodeRules",
+    "Encoding",
+    "RowRefused",
+    "encode",
+    "encode_prompt",
+    "encode_prompts",
+    "encode_rows",
+    "lead_length",
+]
 
 NEUTRALIZED = "neutralized control tokens"
 
@@ -58,21 +67,25 @@ class Encoding:
         input_ids: the tokens.
         labels: the same ids where there is loss, else -100.
         responses: `(start, stop)` of every assistant turn with loss, end token included.
-        prefix_length: tokens that begin the row before the first user's content: bos, system message, first heading.
+        lead_length: tokens that begin the row before the first user's turn: bos, system message.
+        prefix_length: tokens that begin the row before the first user's content: the first heading, too.
         suffix_length: tokens right before the last response that every prompt ends with, such as its heading.
         notes: what happened to the row that does not change its fate; of a row in parts, the first one has them.
         part: which part of its row it is, and of how many.
         template_kwargs: the row's own arguments of the template.
+        cuts: where tokens were left out: the index of the token that now follows, by the name of the list of tokens.
     """
 
     input_ids: list[int]
     labels: list[int]
     responses: tuple[tuple[int, int], ...] = ()
+    lead_length: int = 0
     prefix_length: int = 0
     suffix_length: int = 0
     notes: tuple[str, ...] = ()
     part: tuple[int, int] = (1, 1)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cuts: Mapping[str, int] = field(default_factory=dict)
 
 
 def encode_rows(
@@ -124,6 +137,18 @@ def encode_prompts(
     tokens = ids_of_pieces(sound, tokenizer)
     rows = iter(encoder.forgery(row, ids) or flat(ids) for row, ids in zip(sound, tokens, strict=True))
     return [next(rows) if isinstance(prompt, list) else prompt for prompt in prompts]
+
+
+def lead_length(
+    conversation: Conversation,
+    ids: list[int],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    rules: EncodeRules,
+) -> int:
+    """Count the tokens that begin an encoded prompt before its first user's turn: bos, system message."""
+    (lead,) = ids_of_texts([_Encoder(template, tokenizer, rules).lead(conversation)], tokenizer)
+    return _num_shared(lead, ids)
 
 
 def encode_prompt(
@@ -218,6 +243,14 @@ class _Encoder:
         _check_marks(text, mark)
         return [_pieces(text, mark)]
 
+    def lead(self, conversation: Conversation) -> str:
+        """Return what the text begins with before the first user's turn."""
+        conversation, template, *_ = self._as_rendered(conversation)
+        return self._without_heading(self._prefix(template, conversation))
+
+    def _without_heading(self, prefix: str) -> str:
+        return prefix.removesuffix(self.template.user_heading)
+
     def _as_rendered(self, conversation: Conversation) -> tuple[Conversation, Template, str, tuple[str, ...]]:
         """The conversation in the forms the rules ask for, the template that renders it, the mark, and notes."""
         template, notes = self.template, conversation.notes
@@ -260,8 +293,10 @@ class _Encoder:
     def encodings(self, drafts: Sequence[_Draft]) -> list[list[Encoding] | RowRefused]:
         tokens = ids_of_pieces([draft.stretches() for draft in drafts], self.tokenizer)
         prefixes = list(dict.fromkeys(draft.prefix for draft in drafts))
-        *prefix_ids, suffix_ids = ids_of_texts([*prefixes, self.template.prompt_suffix], self.tokenizer)
-        ids_of_prefix = dict(zip(prefixes, prefix_ids, strict=True))
+        leads = map(self._without_heading, prefixes)
+        *opening_ids, suffix_ids = ids_of_texts([*leads, *prefixes, self.template.prompt_suffix], self.tokenizer)
+        openings = zip(opening_ids[: len(prefixes)], opening_ids[len(prefixes) :], strict=True)
+        ids_of_prefix = dict(zip(prefixes, openings, strict=True))
         rows: list[list[Encoding] | RowRefused] = []
         for draft, ids in zip(drafts, tokens, strict=True):
             try:
@@ -269,8 +304,7 @@ class _Encoder:
             except RowRefused as refusal:
                 rows.append(refusal)
                 continue
-            prefix = ids_of_prefix[draft.prefix]
-            rows.append(_described(parts, draft, prefix, suffix_ids))
+            rows.append(_described(parts, draft, *ids_of_prefix[draft.prefix], suffix_ids))
         return rows
 
     def _parts(self, draft: _Draft, tokens: list[list[int]]) -> list[Encoding]:
@@ -363,7 +397,9 @@ def _pieces(text: str, mark: str) -> Pieces:
     return text.split(mark) if mark else [text]
 
 
-def _described(parts: list[Encoding], draft: _Draft, prefix: list[int], suffix: list[int]) -> list[Encoding]:
+def _described(
+    parts: list[Encoding], draft: _Draft, lead: list[int], prefix: list[int], suffix: list[int]
+) -> list[Encoding]:
     """The parts of a row with what is known of them: which of how many, their lengths, and on the first the notes."""
     described = []
     for number, part in enumerate(parts, start=1):
@@ -373,6 +409,7 @@ def _described(parts: list[Encoding], draft: _Draft, prefix: list[int], suffix: 
                 part,
                 part=(number, len(parts)),
                 template_kwargs=draft.conversation.template_kwargs,
+                lead_length=_num_shared(lead, part.input_ids),
                 prefix_length=_num_shared(prefix, part.input_ids),
                 suffix_length=_num_shared(suffix[::-1], fed[::-1]),
                 notes=draft.notes if number == 1 else part.notes,

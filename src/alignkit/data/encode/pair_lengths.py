@@ -25,6 +25,7 @@ class EncodedPair:
         margin: by how much the chosen one is better; None where the row does not say.
         notes: what happened to the row that does not change its fate.
         template_kwargs: the row's own arguments of the template.
+        cuts: where tokens were left out: the index of the token that now follows, by the name of the list of tokens.
     """
 
     prompt_ids: list[int]
@@ -35,6 +36,7 @@ class EncodedPair:
     margin: float | None = None
     notes: tuple[str, ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cuts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def scored(self) -> tuple[list[int], list[int]]:
@@ -68,11 +70,12 @@ def apply_pair_length(
         return pair, ""
     if policy is Overlength.keep_end and excess <= num_prompt - prefix_length - suffix_length:
         prompt = pair.prompt_ids[:prefix_length] + pair.prompt_ids[prefix_length + excess :]
-        return replace(pair, prompt_ids=prompt), "cut_start"
+        return replace(pair, prompt_ids=prompt, cuts={"prompt_ids": prefix_length}), "cut_start"
     room = max_length - num_prompt
     if policy is not Overlength.keep_start or room <= 0:
         return None, "too_long"
-    cut = replace(pair, chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
+    cuts = {side: room for side in ("chosen_ids", "rejected_ids") if len(getattr(pair, side)) > room}
+    cut = replace(pair, chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room], cuts=cuts)
     scored, other = cut.scored
     if not scored or not other:
         return None, "nothing_to_learn"

@@ -66,7 +66,10 @@ def probed(draft: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     template = _with_ends(template, marked.rpartition(_WORDS)[2], tokenizer, may_be_open=not marks)
     turn = trained_turn(template, answered, 1)
     template = replace(
-        template, response_lead=turn.response.partition(_WORDS)[0], prompt_suffix=prompt.rpartition(PLACEHOLDER)[2]
+        template,
+        response_lead=turn.response.partition(_WORDS)[0],
+        user_heading=_user_heading(template, text),
+        prompt_suffix=prompt.rpartition(PLACEHOLDER)[2],
     )
     placed = replace(template, uses_input=True)
     with_input = placed.text(Conversation((Message("user", PLACEHOLDER, input=_EXTRA),)), add_generation_prompt=True)
@@ -84,6 +87,15 @@ def is_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a text is one token."""
     ids = token_ids(text, tokenizer)
     return len(ids) == 1 and tokenizer.decode(ids) == text
+
+
+def _user_heading(draft: Template, answered: str) -> str:
+    try:
+        text = draft.text(Conversation((QUESTION, ANSWER, QUESTION)))
+    except RowRefused:  # it is for single turns
+        return ""
+    end, behind = answered.rpartition(_WORDS)[2], text.rpartition(PLACEHOLDER)[0].rpartition(_WORDS)[2]
+    return behind.removeprefix(end).lstrip() if behind.startswith(end) else ""
 
 
 def _wants_text(draft: Template) -> bool:

@@ -76,6 +76,7 @@ class Template:
         stop_ids: their ids; they belong into the generation config.
         next_tokens: where turns have no end of their own, the token that comes next: after an `answer`, after a `call`.
         response_lead: what the assistant says before the content, such as an empty thought.
+        user_heading: what stands before a user's content behind an answer; empty where that is not told.
         prompt_suffix: what the generation prompt ends with after the last user's content.
         uses_input: the template places `Message.input` itself; else it follows the content after an empty line.
         calls_as_text: the template wants a call's arguments as JSON text; else as an object.
@@ -96,6 +97,7 @@ class Template:
     stop_ids: tuple[int, ...] = ()
     next_tokens: Mapping[str, str] = field(default_factory=dict)
     response_lead: str = ""
+    user_heading: str = ""
     prompt_suffix: str = ""
     uses_input: bool = False
     calls_as_text: bool = False

@@ -31,6 +31,8 @@ class _Noted(Protocol):
     def notes(self) -> tuple[str, ...]: ...
     @property
     def template_kwargs(self) -> Mapping[str, Any]: ...
+    @property
+    def cuts(self) -> Mapping[str, int]: ...
 
 
 Encoded = TypeVar("Encoded", bound=_Noted)
@@ -136,7 +138,8 @@ def to_datasets(
         columns: encodings as columns of a table.
 
     Returns:
-        `columns`, and with them `row_index` (0, 1, …), `source` (`file:N`), `template_kwargs` (JSON, no documents).
+        `columns`, and with them `row_index` (0, 1, …), `source` (`file:N`), `template_kwargs` and `cuts` (JSON,
+        no documents).
     """
     return {name: _to_dataset(rows, columns) for name, rows in kept.items()}
 
@@ -144,16 +147,18 @@ def to_datasets(
 def _to_dataset(
     kept: Iterator[tuple[str, Encoded]], columns: Callable[[list[Encoded]], dict[str, pa.Array]]
 ) -> Dataset:
-    tables, sources, kwargs = [pa.table(columns([]))], [], []
+    tables, sources, kwargs, cuts = [pa.table(columns([]))], [], [], []
     while chunk := list(islice(kept, CHUNK)):
         sources += [source for source, _ in chunk]
         kwargs += [_as_text(encoding.template_kwargs) for _, encoding in chunk]
+        cuts += [_as_text(encoding.cuts) for _, encoding in chunk]
         tables.append(pa.table(columns([encoding for _, encoding in chunk])))
     table = pa.concat_tables(tables)
     table = table.append_column("row_index", pa.array(range(len(sources)), pa.int32()))
     table = table.append_column("template_kwargs", pa.array(kwargs, pa.string()))
+    table = table.append_column("cuts", pa.array(cuts, pa.string()))
     return Dataset(table.append_column("source", pa.array(sources, pa.string())))
 
 
-def _as_text(kwargs: Mapping[str, Any]) -> str:
-    return json.dumps({name: value for name, value in kwargs.items() if name != "documents"}) if kwargs else "{}"
+def _as_text(values: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in values.items() if name != "documents"}) if values else "{}"

@@ -25,8 +25,8 @@ class EncodedSet:
     """Encoded rows of one set.
 
     Attributes:
-        dataset: a row each; of its columns three are `row_index` (the row's number), `source` (`file:N`) and
-            `template_kwargs` (its own arguments of the template, as JSON).
+        dataset: a row each; of its columns four are `row_index` (the row's number), `source` (`file:N`),
+            `template_kwargs` (its own arguments of the template, as JSON) and `cuts` (see `Encoding`, as JSON).
     """
 
     dataset: Dataset
@@ -47,6 +47,11 @@ class EncodedSet:
         kwargs: dict[str, Any] = json.loads(self.dataset[index]["template_kwargs"])
         return kwargs
 
+    def cuts(self, index: int) -> dict[str, int]:
+        """Return where tokens of a row were left out."""
+        cuts: dict[str, int] = json.loads(self.dataset[index]["cuts"])
+        return cuts
+
     @property
     def num_fillers(self) -> int:
         """Rows at the end that are fillers."""
@@ -60,7 +65,7 @@ class EncodedSet:
         missing = -len(self.dataset) % multiple
         if not missing:
             return self
-        row = {**self.filler, "row_index": FILLER, "source": "filler", "template_kwargs": "{}"}
+        row = {**self.filler, "row_index": FILLER, "source": "filler", "template_kwargs": "{}", "cuts": "{}"}
         columns = {name: [row[name]] * missing for name in self.dataset.column_names}
         fillers = Dataset.from_dict(columns, features=self.dataset.features)
         return replace(self, dataset=concatenate_datasets([self.dataset, fillers]))

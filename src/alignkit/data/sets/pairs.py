@@ -170,8 +170,7 @@ def encode_pairs(
     cut = _without_first_turns(preferences, rows, encode, max_length)
     rows = encode([side for preference in cut.values() for side in preference.sides()])
     for index, preference, *sides in zip(cut, cut.values(), rows[::2], rows[1::2], strict=True):
-        found = outcome(preference, *sides)
-        outcomes[index] = replace(found, reason=found.reason or CUT_TURNS)
+        outcomes[index] = outcome(preference, *sides, before=CUT_TURNS)
     return outcomes
 
 
@@ -204,7 +203,9 @@ def _outcome(
     rejected_side: list[Encoding] | RowRefused,
     data: DataConfig,
     max_length: int,
+    before: str = "",
 ) -> EncodeOutcome[EncodedPair]:
+    """Fit a pair from its two sides; `before` says how it was cut before that."""
     if isinstance(chosen_side, RowRefused):
         return EncodeOutcome.left_out(chosen_side)
     if isinstance(rejected_side, RowRefused):
@@ -223,10 +224,11 @@ def _outcome(
         preference.margin,
         tuple(dict.fromkeys(chosen.notes + rejected.notes)),
         chosen.template_kwargs,
+        {"prompt_ids": chosen.lead_length} if before else {},
     )
     lengths = {"prefix_length": chosen.prefix_length, "suffix_length": chosen.suffix_length, "max_length": max_length}
     kept, reason = apply_pair_length(pair, **lengths, policy=data.overlength)
-    return EncodeOutcome([] if kept is None else [kept], reason)
+    return EncodeOutcome([] if kept is None else [kept], reason or before)
 
 
 def _num_masked(side: Encoding) -> int:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.config import DataConfig, Overlength, PromptDataConfig, PromptLength
 from alignkit.data.encode.fewer_turns import CUT_TURNS, longest_ends
-from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
+from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts, lead_length
 from alignkit.data.encode.templates import Template, adds_bos
 from alignkit.data.rows.conversation import Conversation
 from alignkit.data.rows.formats import to_conversation
@@ -50,6 +50,7 @@ class Prompt:
         text: the question: the content of the last user turn, or the beginning of a plain text.
         conversation: the messages; of plain text, the text as it was cut.
         columns: the row as it was read, for rewards that are functions.
+        cuts: under `prompt_ids`, the index of the token before which others were left out; empty where none were.
     """
 
     source: str
@@ -57,6 +58,7 @@ class Prompt:
     text: str
     conversation: Conversation
     columns: Mapping[str, Any]
+    cuts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -185,7 +187,8 @@ def _encode(
     seed: int,
 ) -> list[EncodeOutcome[Prompt]]:
     """Encode the prompts of a set with one call of the tokenizer, and cut each."""
-    encode = partial(encode_prompts, template=template, tokenizer=tokenizer, rules=EncodeRules.of(data))
+    rules = EncodeRules.of(data)
+    encode = partial(encode_prompts, template=template, tokenizer=tokenizer, rules=rules)
     encoded = encode([item.item.conversation for item in items])
     cut: set[int] = set()
     if data.overlength is Overlength.keep_end:
@@ -197,8 +200,16 @@ def _encode(
             outcomes.append(EncodeOutcome.left_out(ids))
             continue
         kept, reason = _cut(ids, item, data, num_bos, max_length=max_length, seed=seed)
-        reason = reason or (CUT_TURNS if index in cut else "")
-        outcomes.append(EncodeOutcome([_prompt(item, kept, num_bos, tokenizer)] if kept else [], reason))
+        if not kept:
+            outcomes.append(EncodeOutcome([], reason))
+            continue
+        prompt = _prompt(item, kept, num_bos, tokenizer)
+        if reason == "cut_start":
+            prompt = dataclasses.replace(prompt, cuts={"prompt_ids": num_bos})
+        elif index in cut:
+            at = lead_length(item.item.conversation, kept, template, tokenizer, rules)
+            prompt, reason = dataclasses.replace(prompt, cuts={"prompt_ids": at}), reason or CUT_TURNS
+        outcomes.append(EncodeOutcome([prompt], reason))
     return outcomes
 
 

@@ -27,7 +27,8 @@ class PromptRowView(RowView):
         return f"{len(self.prompt_ids)} tokens"
 
     def parts(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[Span]]]:
-        return [("", [*spans_of(self.prompt_ids, [False] * len(self.prompt_ids), tokenizer), _ANSWER])]
+        spans = spans_of(self.prompt_ids, [False] * len(self.prompt_ids), tokenizer, self.cuts.get("prompt_ids"))
+        return [("", [*spans, _ANSWER])]
 
     def as_json(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         return {
@@ -56,7 +57,7 @@ class PromptView(View):
         for prompt in islice(self.sets[name], num_rows):
             kwargs = {**self.template_kwargs, **prompt.template_kwargs}
             kwargs.pop("documents", None)
-            yield PromptRowView(prompt.source, prompt.ids, prompt.text, template_kwargs=kwargs)
+            yield PromptRowView(prompt.source, prompt.ids, prompt.text, template_kwargs=kwargs, cuts=prompt.cuts)
 
     def lengths(self) -> dict[str, list[int]]:
         return {"a prompt": [len(prompt.ids) for prompts in self.sets.values() for prompt in prompts]}

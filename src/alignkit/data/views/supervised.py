@@ -32,7 +32,8 @@ class SftRowView(RowView):
         return f"{len(self.input_ids)} tokens, {num_supervised} supervised"
 
     def parts(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[Span]]]:
-        return [("", spans_of(self.input_ids, [label != IGNORED for label in self.labels], tokenizer))]
+        supervised = [label != IGNORED for label in self.labels]
+        return [("", spans_of(self.input_ids, supervised, tokenizer, self.cuts.get("input_ids")))]
 
     def as_json(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         supervised = [token for token, label in zip(self.input_ids, self.labels, strict=True) if label != IGNORED]
@@ -62,7 +63,13 @@ class PairRowView(RowView):
         prompt = (self.prompt_ids, [IGNORED] * len(self.prompt_ids))
         parts = (("", prompt), ("chosen", self.chosen), ("rejected", self.rejected))
         return [
-            (name, spans_of(ids, [label != IGNORED for label in labels], tokenizer)) for name, (ids, labels) in parts
+            (
+                name,
+                spans_of(
+                    ids, [label != IGNORED for label in labels], tokenizer, self.cuts.get(f"{name or 'prompt'}_ids")
+                ),
+            )
+            for name, (ids, labels) in parts
         ]
 
     def as_json(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -113,7 +120,7 @@ class BatchView(View):
             batch = self.collator([dataset[i] for i in range(start, min(start + self.batch_size, num_shown))])
             for index, row in sorted(self.rows_in(batch, sources), key=lambda numbered: numbered[0]):
                 kwargs = {**self.template_kwargs, **of_set.template_kwargs(index)}
-                yield replace(row, part=of_set.part(index), template_kwargs=kwargs)
+                yield replace(row, part=of_set.part(index), template_kwargs=kwargs, cuts=of_set.cuts(index))
 
 
 @dataclass(frozen=True)

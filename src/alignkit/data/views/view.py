@@ -34,15 +34,30 @@ class Span:
     special: bool
 
 
-def spans_of(ids: Sequence[int], supervised: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-    """Decode tokens into spans, cut where supervision starts or stops and around every special token."""
-    special_ids, spans, run = _shown_alone(tokenizer), [], []
+CUT_HERE = Span("✂ cut here", False, True)
+
+
+def spans_of(
+    ids: Sequence[int], supervised: Sequence[bool], tokenizer: PreTrainedTokenizerBase, cut: int | None = None
+) -> list[Span]:
+    """Decode tokens into spans, divided where supervision starts or stops and around every special token.
+
+    Args:
+        ids: the tokens.
+        supervised: which of them carry loss.
+        tokenizer: of the model.
+        cut: the index of the token before which others were left out; None where none were.
+    """
+    special_ids, run = _shown_alone(tokenizer), []
+    spans = [CUT_HERE] if cut == 0 else []
     for index, token in enumerate(ids):
         run.append(token)
         special, last = token in special_ids, index + 1 == len(ids)
-        if last or special or ids[index + 1] in special_ids or supervised[index + 1] != supervised[index]:
+        cuts = index + 1 == cut
+        if last or special or cuts or ids[index + 1] in special_ids or supervised[index + 1] != supervised[index]:
             # Runs, not tokens, are decoded: a character may be made of several byte tokens.
             spans.append(Span(str(tokenizer.decode(run)), supervised[index], special))
+            spans += [CUT_HERE] if cuts else []
             run = []
     return spans
 
@@ -67,11 +82,13 @@ class RowView(ABC):
         source: `file:N`.
         part: which part of its source row it is, and of how many.
         template_kwargs: the arguments that its template had, the row's own among them.
+        cuts: where tokens were left out: the index of the token that now follows, by the name of the list of tokens.
     """
 
     source: str
     part: tuple[int, int] = field(default=(1, 1), kw_only=True)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    cuts: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def place(self) -> str:
@@ -80,8 +97,10 @@ class RowView(ABC):
         return f"{self.source} part {number} of {count}" if count > 1 else self.source
 
     def rendered(self) -> dict[str, Any]:
-        """Return what `--json` prints about how the row was rendered."""
-        return {"part": self.part[0], "num_parts": self.part[1], "template_kwargs": dict(self.template_kwargs)}
+        """Return what `--json` prints about how the row was rendered and cut."""
+        number, count = self.part
+        kwargs, cuts = dict(self.template_kwargs), dict(self.cuts)
+        return {"part": number, "num_parts": count, "template_kwargs": kwargs, "cuts": cuts}
 
     @property
     @abstractmethod
