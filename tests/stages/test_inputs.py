@@ -111,6 +111,22 @@ def test_changed_data_can_be_forced_and_are_recorded(folder: Path, monkeypatch: 
     assert record["starts"][-1]["changes"] == ["the data train rows.jsonl has changed since runs/sft/it began"]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_rows_that_another_version_held_out_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    start(stage, monkeypatch)
+    path = Path(f"runs/{stage}/it/rows.jsonl")
+    path.write_text("".join([*path.read_text().splitlines(keepends=True)[1:], '{"set": "eval", "fate": "dropped"}\n']))
+    moved = f"rows.jsonl:8 was kept (eval) when runs/{stage}/it began, and is kept (train) (2 rows have changed)"
+    with pytest.raises(RunError) as caught:
+        launch(stage, words(stage, "resume=true"))
+    assert caught.value.problems[0] == f"resume=true: {moved}"
+    launch(stage, words(stage, "resume=force"))
+    record = json.loads(Path(f"runs/{stage}/it/run.json").read_text())
+    assert (record["status"], record["starts"][-1]["changes"]) == ("finished", [moved])
+
+
 def test_a_module_that_the_file_of_a_function_imports_is_part_of_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def parted_at_exit() -> Iterator[None]:
     """
     atexit.unregister(_await_gloo)
     atexit.register(_await_gloo)  # before `_part`: the last that is registered is the first that is called
+    atexit.unregister(_part)  # of an earlier run of a sweep
     try:
         yield
     except Interrupted:

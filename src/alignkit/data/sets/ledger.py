@@ -142,13 +142,13 @@ class Ledger:
     def write(self, path: Path) -> None:
         """Write one JSON object per row and line: `source`, `fate`, `reason`, `set`; in the order of the sources."""
         with path.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(asdict(row)) + "\n" for row in self._in_source_order())
+            stream.writelines(json.dumps(asdict(row)) + "\n" for row in self.in_source_order())
 
     def table(self) -> str:
         """Return the summary as plain text: a line for each fate and reason, a column for each set, and examples."""
         counts = self.counts()
         lines = [["", *counts, ""]]
-        for label, sources in _by_label(self._in_source_order()).items():
+        for label, sources in _by_label(self.in_source_order()).items():
             numbers = [f"{counts[name].get(label, 0):,}" for name in counts]
             lines.append([_SAID.get(label, label), *numbers, "" if label == "kept" else _examples(sources)])
         lines.append(["all rows", *(f"{sum(labels.values()):,}" for labels in counts.values()), ""])
@@ -160,8 +160,8 @@ class Ledger:
         notes = [f"{note}: {count:,}" for note, count in self.notes.items()]
         return "\n".join(map(in_a_line, ["  ".join(line).rstrip() for line in aligned] + notes + self.keys.lines()))
 
-    def _in_source_order(self) -> list[LedgerRow]:
-        """Rows are entered when work on them ends, so malformed ones come early; a reader looks for file and number."""
+    def in_source_order(self) -> list[LedgerRow]:
+        """Sort the rows by file and number, as a reader looks for them; they are entered when work on them ends."""
         places = [row.source.rpartition(":") for row in self.rows]
         self.expect(row.source for row in self.rows)
         keys = [(self._files[file], int(number)) for file, _, number in places]

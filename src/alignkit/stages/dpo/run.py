@@ -18,6 +18,7 @@ from alignkit.runs.report import conclude
 from alignkit.stages.dpo.check import check_job
 from alignkit.stages.dpo.data import prepare
 from alignkit.stages.dpo.reference import build_reference, describe_reference
+from alignkit.stages.fates import check_fates
 from alignkit.stages.opening import open_run
 from alignkit.stages.pair_batches import build_collator, choose_layout, epoch_orders
 from alignkit.stages.pairs import write_ledger_and_plan
@@ -61,6 +62,7 @@ def run(
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
+        check_fates(entry, prepared.data.ledger)
         ours = {"max_length": None, "precompute_ref_log_probs": job.reference.keep}
         args = build_arguments(job, "dpo", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **ours)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)

@@ -29,6 +29,7 @@ from alignkit.rewards.reply import ReplyDecoder
 from alignkit.rewards.source import parse_rewards
 from alignkit.rewards.weighted import Rewards
 from alignkit.runs.given import Given
+from alignkit.stages.fates import check_fates
 from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.ppo.advantage import describe_advantage, settled_given
 from alignkit.stages.ppo.arguments import build_ppo_arguments
@@ -70,6 +71,7 @@ def run(
         if entry.finished:
             return
         prepared = prepare(job, now=entry.now)
+        check_fates(entry, prepared.data.ledger)
         args = build_ppo_arguments(job, run_dir, record=entry.record, held_out=bool(prepared.data.held_out))
         servers = open_servers(job, prepared) if job.engine.name is EngineName.vllm else []
         policy = _policy(job, prepared)

@@ -20,6 +20,7 @@ from alignkit.models.source import ModelSource
 from alignkit.runs.given import Given
 from alignkit.runs.log import is_main_process
 from alignkit.runs.report import conclude
+from alignkit.stages.fates import check_fates
 from alignkit.stages.opening import open_run
 from alignkit.stages.pair_batches import build_collator, choose_layout, epoch_orders
 from alignkit.stages.pairs import PreparedPairs, write_ledger_and_plan
@@ -61,6 +62,7 @@ def run(
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
+        check_fates(entry, prepared.data.ledger)
         args = build_arguments(
             job, "reward", run_dir, record=entry.record, held_out=bool(prepared.data.evals), max_length=None
         )

@@ -17,6 +17,7 @@ from alignkit.models.load import load_model
 from alignkit.models.lora import build_lora
 from alignkit.runs.given import Given
 from alignkit.runs.report import conclude
+from alignkit.stages.fates import check_fates
 from alignkit.stages.opening import log_plan, open_run, warn
 from alignkit.stages.samples import answer_samples, before_and_after, leave_out_unanswerable
 from alignkit.stages.sections import build_arguments, template_mismatches
@@ -58,6 +59,8 @@ def run(
         if entry.finished:
             return
         prepared = prepare(job, run_dir, now=entry.now)
+        if prepared.stream is None:
+            check_fates(entry, prepared.data.ledger)
         skip = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         args = build_arguments(job, "sft", run_dir, record=entry.record, held_out=bool(prepared.data.evals), **skip)
         model = load_model(job.model, tokenizer=prepared.tokenizer, seed=job.seed, trainable=not job.lora)
