@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole check: style, types, tests. Installs into .venv first. Arguments go to pytest:
-# -m slow runs the tests that take about a minute or more each, which are left out otherwise;
+# -m slow runs the longest tests, of up to some minutes each, which are left out otherwise;
 # --hypothesis-profile=random draws new examples for property-based tests, which are the same ones in each run otherwise.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -41,6 +41,7 @@ def test_sums_tell_what_is_right_before_on_the_way_and_after() -> None:
     assert len(later) == 4
 
 
+@pytest.mark.slow
 def test_the_parts_of_ppo_are_told_with_the_machine() -> None:
     small = ["--layers=1", "--hidden=64", "--inner=64", "--completions=8", "--tokens=4", "--updates=2"]
     said = run("ppo_parts", *small, "--together=2")

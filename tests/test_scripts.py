@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 FEWER = {"dpo": ["sft", "dpo"], "rlhf": ["sft", "reward", "ppo"]}
 
 
-@pytest.mark.parametrize("script", ["dpo", pytest.param("rlhf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["dpo", "rlhf"])
 def test_a_chain_leaves_a_finished_run_of_each_stage(script: str, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(

@@ -68,14 +68,14 @@ def train(name: str, updates: int, learning_rate: float) -> str:
     sizes = [f"ppo.num_updates={updates}", f"ppo.num_prompts={COMPLETIONS // size}", f"ppo.num_generations={size}"]
     rest = [f"ppo.advantage={name}", f"train.learning_rate={learning_rate}", f"train.eval_steps={updates // 4}"]
     launch("ppo", [f"name={name}", *PPO, *sizes, *rest])
-    logged = [json.loads(line) for line in Path(f"runs/ppo/{name}/metrics.jsonl").read_text().splitlines()]
-    return " → ".join(share(entry["eval_score"]) for entry in logged if "eval_score" in entry)
+    return shares(Path("runs/ppo", name), HELD_OUT)
 
 
-def share(right: float) -> str:
-    """Write a share of right answers with its interval."""
-    found = rate_interval(right * HELD_OUT, HELD_OUT)
-    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+def shares(run_dir: Path, number: int) -> str:
+    """Write the share of right answers to a number of held-out problems at each evaluation, with its interval."""
+    logged = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = [rate_interval(entry["eval_score"] * number, number) for entry in logged if "eval_score" in entry]
+    return " → ".join(f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})" for rate in found)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def test_sigterm_lets_the_step_save_and_the_same_command_goes_on(fresh: Path, fi
     assert [step["does"] for step in steps[1:]] == ["run", "run", "run"]
 
 
+@pytest.mark.slow
 def test_a_killed_chain_leaves_no_step_behind(fresh: Path) -> None:
     process = start(fresh, "sft.train.max_steps=4000")
     assert wait_for(fresh / "runs/chain/sft/checkpoints/checkpoint-2", process)

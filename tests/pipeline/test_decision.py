@@ -133,6 +133,7 @@ def test_what_a_later_alignkit_wrote_is_refused(file: str) -> None:
         plan()
 
 
+@pytest.mark.slow
 def test_steps_whose_parent_came_out_the_same_are_skipped(project: Path) -> None:
     """Byte for byte: the weights are written anew, and what starts from them is as it was."""
     before = (project / "runs/chain/sft/model.safetensors").read_bytes()

@@ -30,6 +30,7 @@ POINTS = {
     "ppo llama full": ("ppo", "model=tiny_llama", *PPO),
     "ppo gpt2 lora": ("ppo", "model=tiny_gpt2", "lora=ppo", "value.model=adapter", *PPO),
 }
+SLOW = ("sft llama lora recomputed", "dpo llama full", "ppo llama full")
 
 
 def words_of(stage: str, *words: str) -> list[str]:
@@ -78,7 +79,7 @@ def trained(stage: str, *words: str) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [pytest.param(point, marks=[pytest.mark.slow] * (point in SLOW)) for point in POINTS])
 def test_a_plan_is_what_training_takes(point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stage, *words = POINTS[point]

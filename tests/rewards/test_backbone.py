@@ -109,7 +109,10 @@ def backbone(name: str) -> Backbone:
 
 @pytest.mark.parametrize(
     ("run", "policy"),
-    [("gpt2-lora", "gpt2"), ("gpt2-lora", "adapter"), ("gpt2-all", "gpt2"), ("llama-dora", "llama")],
+    [
+        pytest.param("gpt2-lora", "gpt2", marks=pytest.mark.slow),
+        *(("gpt2-lora", "adapter"), ("gpt2-all", "gpt2"), ("llama-dora", "llama")),
+    ],
 )
 def test_the_scores_are_those_of_a_model_of_its_own_bit_for_bit(run: str, policy: str) -> None:
     """In float32 and on the CPU; GPT-2's run pads with an id that the policy's vocabulary does not have."""

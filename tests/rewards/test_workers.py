@@ -225,6 +225,7 @@ print(rewards.score([sample]).total)
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_runs_once_and_leaves_no_worker(folder: Path) -> None:
     (folder / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py", "0"], capture_output=True, text=True, timeout=60, check=True)

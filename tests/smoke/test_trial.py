@@ -36,7 +36,7 @@ def tried(stage: str, *words: str) -> Trial:
     return try_out(api.job(stage, f"config=smoke/{stage}", *words), keep=None)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("reward", marks=pytest.mark.slow), "dpo", "ppo"])
 def test_a_sound_job_passes_and_leaves_nothing(stage: str, folder: Path) -> None:
     before = sorted(folder.rglob("*.*"))
     trial = tried(stage)

@@ -131,6 +131,7 @@ def test_rows_are_read_and_encoded_by_one_process(said: tuple[Path, str]) -> Non
     assert not list(said[0].rglob(".encoded"))
 
 
+@pytest.mark.slow
 def test_rows_that_a_killed_run_left_half_exchanged_are_not_read(said: tuple[Path, str], runs: dict[str, Path]) -> None:
     run_dir = said[0] / "runs/sft/after-a-kill"
     for name in ("000000 train", "000001 gone"):

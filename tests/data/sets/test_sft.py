@@ -234,6 +234,7 @@ def test_several_held_out_sets_have_their_own_columns_in_the_ledger(
         load(eval_path={"near": "near.jsonl"})
 
 
+@pytest.mark.slow
 def test_two_processes_encode_what_one_does(
     load: Callable[..., SftData], write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
