@@ -100,6 +100,8 @@ def test_a_run_is_found_by_each_of_its_names(root: Path) -> None:
         named_run("a", root)
     with pytest.raises(RunError, match=r"there is no run sft/aa below .*; did you mean 'sft/a'?"):
         named_run("sft/aa", root)
+    with pytest.raises(RunError, match=r"there is no run aa below .*; alignkit runs lists them$"):
+        named_run("aa", root)  # 'a' would be refused, too
 
 
 @pytest.mark.parametrize(

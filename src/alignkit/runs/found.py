@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -133,8 +134,9 @@ def named_run(name: str, root: Path) -> FoundRun:
         return alike[0]
     if alike:
         raise RunError(f"{len(alike)} runs are called {name}: {', '.join(str(run.folder) for run in alike)}")
+    names = Counter(run.folder.name for run in runs)
     known = [str(run.folder.relative_to(root)) for run in runs]
-    hint = did_you_mean(name, [*known, *(run.folder.name for run in runs)])
+    hint = did_you_mean(name, [*known, *(name for name, number in names.items() if number == 1)])
     raise RunError(f"there is no run {name} below {root}{hint or '; alignkit runs lists them'}")
 
 
