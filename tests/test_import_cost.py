@@ -49,3 +49,19 @@ def test_a_typo_is_found_without_the_trainers() -> None:
         "try:\n    launch('sft', ['lerning_rate=1', 'train.lerning_rate=1'])\nexcept ConfigError:\n    pass"
     )
     assert loaded(statement) & {"torch", "transformers", "trl", "peft", "datasets"} == set()
+
+
+def test_a_finished_run_is_refused_with_what_is_wrong_in_its_rows_without_torch(tmp_path: Path) -> None:
+    for name in ("ppo", "sft"):
+        (tmp_path / "runs" / name / "x").mkdir(parents=True)
+        (tmp_path / "runs" / name / "x" / "run.json").write_text('{"format": 1, "status": "finished", "job": {}}')
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{\n')
+    statement = (
+        f"import os\nos.chdir({str(tmp_path)!r})\n"
+        "from alignkit.launch import launch\nfrom alignkit.errors import ConfigError\n"
+        "for stage, words in (('sft', []), ('ppo', ['reward=[{length: true}]'])):\n"
+        "    try:\n        launch(stage, ['name=x', 'model=tiny_gpt2', 'data.path=d.jsonl', *words])\n"
+        "    except ConfigError as error:\n        assert 'finished' in str(error) and 'd.jsonl:2: ' in str(error)\n"
+        "    else:\n        raise SystemExit('done')"
+    )
+    assert loaded(statement) & {"torch", "transformers", "trl", "peft", "datasets"} == set()

@@ -1,5 +1,6 @@
 """Every mistake in files and overrides is answered in one line, all at once, before anything heavy is imported."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from alignkit.launch import compose_job, launch
 SOUND = ["model.name=m", "data.path=d.jsonl"]
 
 
-def refusal(*words: str, config_dir: Path | None = None, multirun: bool = False) -> list[str]:
+def refusal(*words: str, stage: str = "sft", config_dir: Path | None = None, multirun: bool = False) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        launch("sft", list(words), config_dir=config_dir, multirun=multirun)
+        launch(stage, list(words), config_dir=config_dir, multirun=multirun)
     return list(caught.value.problems)
 
 
@@ -307,3 +308,27 @@ def test_a_setting_that_a_command_does_not_have_is_answered_with_those_it_has(wo
 def test_what_a_file_may_hold_that_was_not_read_is_not_called_missing() -> None:
     (found,) = refusal("m/my.yaml")
     assert found == "'m/my.yaml' is not key=value: a configuration file is given as config=m/my.yaml"
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
+def test_where_a_run_is_finished_its_rows_are_looked_at_too(stage: str) -> None:
+    run = Path("runs", stage, "x")
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"format": 1, "status": "finished", "job": {}}', encoding="utf-8")
+    sound, wrong = ({"prompt": words, "completion": "b", "chosen": "b", "rejected": "c"} for words in ("a", 3))
+    of_stage = {"sft": ("chosen", "rejected"), "ppo": ("chosen", "rejected")}.get(stage, ("completion",))
+    rows = [{key: value for key, value in row.items() if key not in of_stage} for row in (sound, wrong)]
+    Path("d.jsonl").write_text("\n".join([*map(json.dumps, rows), "{"]), encoding="utf-8")
+    words = ["model.name=m", "data.path=d.jsonl", "name=x", "train.learning_rate=-1"]
+    words += ["reward=[r.py:score]"] if stage == "ppo" else []
+    Path("r.py").write_text("def score(prompts, completions):\n    return [0.0]\n", encoding="utf-8")
+    problems = refusal(*words, stage=stage)
+    assert sum("x is a finished run" in line for line in problems) == 1
+    assert sum("learning_rate" in line for line in problems) == 1
+    assert [line for line in problems if "d.jsonl" in line or "malformed" in line] == [
+        "2 malformed rows: fix them, or leave them out with data.malformed=drop",
+        "d.jsonl:2: 'prompt' is a number where text belongs",
+        "d.jsonl:3: the last line is cut short",
+    ]
+    dropping = refusal(*words, "data.malformed=drop", stage=stage)
+    assert dropping == [line for line in problems if "d.jsonl" not in line and "malformed" not in line]

@@ -1,4 +1,4 @@
-"""The files and folders that a job names, looked for before anything heavy is imported."""
+"""The files and folders that a job names, and the rows in them, looked at before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 from alignkit.config import Init, ModelConfig
 from alignkit.data.rows.preferences import PAIRS
-from alignkit.data.rows.row_kind import CONVERSATIONS
+from alignkit.data.rows.prompts import prompt_kind
+from alignkit.data.rows.row_kind import CONVERSATIONS, RowKind
+from alignkit.data.sets.items import parse_sets, read_sets
+from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.section import check_data
 from alignkit.errors import AlignkitError, did_you_mean
 from alignkit.jobs import DpoJob, MergeJob, PpoJob, RewardJob, SftJob, StageJob
@@ -37,6 +40,20 @@ def named_problems(job: Any) -> list[str]:
     if hasattr(job, "reward"):
         problems += _reward_problems(job.reward)
     return problems
+
+
+def row_problems(job: StageJob) -> list[str]:
+    """List what is wrong with the first rows of each source, one line each, as far as no tokenizer is needed."""
+    kind: RowKind[Any] = CONVERSATIONS if isinstance(job, SftJob) else PAIRS
+    kind = prompt_kind(job.data.prompt_length) if isinstance(job, PpoJob) else kind
+    if not job.data.path or check_data(job.data, kind):
+        return []  # which `named_problems` tells
+    try:
+        rows = read_sets(replace(job.data, streaming=True), kind, seed=job.seed)  # the first ones alone
+        parse_sets(rows, kind, Ledger(), malformed=job.data.malformed)
+    except AlignkitError as error:
+        return list(error.problems)
+    return []
 
 
 def _template_problems(file: Path) -> list[str]:

@@ -24,6 +24,7 @@ from alignkit.jobs import StageJob
 from alignkit.launch.compose import ALONE, StepLayers, as_given, composed, prepare, read_overlays
 from alignkit.launch.typed import Also, nothing, typed
 from alignkit.launch.words import hydra_words, swept
+from alignkit.named_files import row_problems
 from alignkit.origins import origins
 from alignkit.runs.directory import finished_problems, was_restarted
 from alignkit.runs.given import Given, mask_words
@@ -165,12 +166,16 @@ class _Launched:
 
 
 def _finished(job: StageJob, *, words: list[str], config_dir: Path | None) -> list[str]:
-    """Say that a run is finished, where its folder is the usual one: with all other mistakes, not after them."""
+    """Say that a run is finished, where its folder is the usual one: with all other mistakes, not before or after them.
+
+    Those of its rows are told, too, which nobody would look at where the run is refused.
+    """
     overlays, _ = read_overlays(words, config_dir)
     elsewhere = any(word.startswith("hydra") for word in words) or any("hydra" in one for one in overlays.values())
     if elsewhere or job.overwrite or str(job.resume).lower() != Resume.false or was_restarted():
         return []
-    return finished_problems(Path("runs", job.stage, job.name), job.stage)
+    finished = finished_problems(Path("runs", job.stage, job.name), job.stage)
+    return [*finished, *row_problems(job)] if finished else []
 
 
 def _together(failures: list[tuple[Path, Exception]]) -> Exception:

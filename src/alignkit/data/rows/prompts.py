@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from alignkit.config import PromptLength
 from alignkit.data.rows.columns import fields_of
 from alignkit.data.rows.conversation import Conversation
-from alignkit.data.rows.formats import OF_RESPONSES, converted_readers, detect_format, to_prompt
+from alignkit.data.rows.formats import OF_RESPONSES, converted_readers, detect_format, to_conversation, to_prompt
 from alignkit.data.rows.keys import FIELDS, PAIR_FIELDS, Fields
 from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.own_format import read_converted
 from alignkit.data.rows.preferences import converted_pair_format, detect_pairs, to_pair_prompt
+from alignkit.data.rows.row_kind import RowKind
+from alignkit.data.rows.values import RowError
 
 PROMPT_FIELDS: Fields = {**FIELDS, **PAIR_FIELDS}
 
@@ -63,3 +68,40 @@ def read_prompt(row: Any, format: str, columns: Mapping[str, str], seen: KeysSee
     readers = {("chosen", "rejected"): lambda made: to_pair_prompt(made, converted_pair_format(made), {}, seen)}
     returns = "{'messages'}, {'prompt'} or {'prompt', 'chosen', 'rejected'}"
     return read_converted(row, format, readers | converted_readers(seen, unread=OF_RESPONSES), returns)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """The prompt of a row, and the row."""
+
+    conversation: Conversation
+    columns: Mapping[str, Any]
+
+    def with_system(self, words: str) -> PromptRow:
+        return replace(self, conversation=self.conversation.with_system(words))
+
+    def prompt_key(self) -> str:
+        return self.conversation.prompt_key()
+
+    def beginning_key(self) -> str:
+        return self.conversation.beginning_key()
+
+    def exchange_chains(self) -> list[list[str]]:
+        return self.conversation.exchange_chains()
+
+
+def prompt_kind(length: PromptLength) -> RowKind[PromptRow]:
+    """Return what PPO parses rows into; only with a length is plain text a prompt."""
+    return RowKind(PROMPT_FIELDS, detect_prompts, partial(_to_prompt_row, length=length), fallback="prompt")
+
+
+def _to_prompt_row(
+    row: Any, format_: str, columns: Mapping[str, str], seen: KeysSeen, *, length: PromptLength
+) -> PromptRow:
+    if format_ != "text":
+        if length.max is not None:
+            raise RowError("data.prompt_length cuts plain text (a column 'text'), and this row is a conversation")
+        return PromptRow(read_prompt(row, format_, columns, seen), row)
+    if length.max is None:
+        raise RowError("plain text holds no prompt: data.prompt_length={min: 2, max: 8} asks for its first tokens")
+    return PromptRow(to_conversation(row, format_, columns, seen), row)

@@ -11,16 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import DataConfig, Overlength, PromptDataConfig, PromptLength
+from alignkit.config import DataConfig, Overlength, PromptDataConfig
 from alignkit.data.encode.fewer_turns import CUT_TURNS, longest_ends
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts, lead_length
 from alignkit.data.encode.templates import Template, adds_bos
 from alignkit.data.rows.conversation import Conversation
-from alignkit.data.rows.formats import to_conversation
 from alignkit.data.rows.keys_seen import KeysSeen
-from alignkit.data.rows.prompts import PROMPT_FIELDS, detect_prompts, read_prompt
-from alignkit.data.rows.row_kind import RowKind
-from alignkit.data.rows.values import RowError
+from alignkit.data.rows.prompts import PromptRow, prompt_kind
 from alignkit.data.sets.encode_sets import EncodeOutcome, record_sets
 from alignkit.data.sets.items import SourcedItem, parse_sets, read_sets, stop_if_malformed
 from alignkit.data.sets.ledger import Ledger
@@ -88,29 +85,9 @@ class PromptData:
     read: list[SourceRead] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _PromptRow:
-    """The prompt of a row, and the row."""
-
-    conversation: Conversation
-    columns: Mapping[str, Any]
-
-    def with_system(self, words: str) -> _PromptRow:
-        return dataclasses.replace(self, conversation=self.conversation.with_system(words))
-
-    def prompt_key(self) -> str:
-        return self.conversation.prompt_key()
-
-    def beginning_key(self) -> str:
-        return self.conversation.beginning_key()
-
-    def exchange_chains(self) -> list[list[str]]:
-        return self.conversation.exchange_chains()
-
-
 def check_prompts(data: PromptDataConfig) -> list[str]:
     """List what is wrong with the section before a row is read, one line each; empty where all is well."""
-    problems = check_data(data, _row_kind(data.prompt_length))
+    problems = check_data(data, prompt_kind(data.prompt_length))
     if isinstance(data.eval_path, dict):
         problems.append("data.eval_path: one set of held-out prompts is scored; give a path or a list of paths")
     defaults = {item.name: item.default for item in dataclasses.fields(DataConfig)}
@@ -147,7 +124,7 @@ def load_prompts(
     """
     ledger = Ledger(data.overlength, only_prompts=True)
     ledger.keys = KeysSeen("columns that no prompt uses, which a reward may read")
-    kind = _row_kind(data.prompt_length)
+    kind = prompt_kind(data.prompt_length)
     encode = partial(_encode, data=data, template=template, tokenizer=tokenizer, max_length=max_length, seed=seed)
     rows = read_sets(data, kind, seed=seed)
     items, read = parse_sets(rows, kind, ledger, malformed=data.malformed)
@@ -161,24 +138,8 @@ def load_prompts(
     return PromptData(prompts["train"], prompts.get("eval", []), ledger, read)
 
 
-def _row_kind(length: PromptLength) -> RowKind[_PromptRow]:
-    return RowKind(PROMPT_FIELDS, detect_prompts, partial(_to_prompt_row, length=length), fallback="prompt")
-
-
-def _to_prompt_row(
-    row: Any, format_: str, columns: Mapping[str, str], seen: KeysSeen, *, length: PromptLength
-) -> _PromptRow:
-    if format_ != "text":
-        if length.max is not None:
-            raise RowError("data.prompt_length cuts plain text (a column 'text'), and this row is a conversation")
-        return _PromptRow(read_prompt(row, format_, columns, seen), row)
-    if length.max is None:
-        raise RowError("plain text holds no prompt: data.prompt_length={min: 2, max: 8} asks for its first tokens")
-    return _PromptRow(to_conversation(row, format_, columns, seen), row)
-
-
 def _encode(
-    items: list[SourcedItem[_PromptRow]],
+    items: list[SourcedItem[PromptRow]],
     *,
     data: PromptDataConfig,
     template: Template,
@@ -214,11 +175,11 @@ def _encode(
 
 
 def _without_first_turns(
-    items: list[SourcedItem[_PromptRow]],
+    items: list[SourcedItem[PromptRow]],
     encoded: list[list[int] | RowRefused],
     encode: Callable[[list[Conversation]], list[list[int] | RowRefused]],
     max_length: int,
-) -> tuple[list[SourcedItem[_PromptRow]], list[list[int] | RowRefused], set[int]]:
+) -> tuple[list[SourcedItem[PromptRow]], list[list[int] | RowRefused], set[int]]:
     """Leave out the first turns of prompts that are too long; return all items, their tokens, and which were cut."""
 
     def is_short(ids: list[int] | RowRefused) -> bool:
@@ -239,7 +200,7 @@ def _without_first_turns(
 
 
 def _cut(
-    ids: list[int], row: SourcedItem[_PromptRow], data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
+    ids: list[int], row: SourcedItem[PromptRow], data: PromptDataConfig, num_bos: int, *, max_length: int, seed: int
 ) -> tuple[list[int], str]:
     """Cut the ids to feed (none where the row is dropped), and say why."""
     length = data.prompt_length
@@ -257,7 +218,7 @@ def _cut(
     return ids[:num_bos] + ids[len(ids) - max_length + num_bos :], "cut_start"
 
 
-def _prompt(row: SourcedItem[_PromptRow], ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _prompt(row: SourcedItem[PromptRow], ids: list[int], num_bos: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     conversation = row.item.conversation
     if conversation.plain:
         message = dataclasses.replace(conversation.messages[0], content=str(tokenizer.decode(ids[num_bos:])))
