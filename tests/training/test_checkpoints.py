@@ -1,6 +1,5 @@
 """Sealed, damaged, rotated, left over: what is told apart on disk."""
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from alignkit.training.checkpoints import (
     checkpoints,
     clear_leftovers,
     damage,
-    is_disk_full,
     newest_sound,
     rotate,
     seal,
@@ -137,14 +135,3 @@ def test_leftovers_go_but_a_sealed_one_only_lacked_its_name(tmp_path: Path) -> N
     clear_leftovers(tmp_path)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-5", "checkpoint-x"]
     assert newest_sound(tmp_path) == (tmp_path / "checkpoint-10", [])
-
-
-def test_a_full_disk_is_known_by_errno_by_words_and_by_what_led_to_an_error() -> None:
-    assert is_disk_full(OSError(errno.ENOSPC, "x"))
-    assert is_disk_full(OSError(errno.EDQUOT, "x"))
-    assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
-    assert not is_disk_full(OSError(errno.EACCES, "x"))
-    assert not is_disk_full(RuntimeError("shapes differ"))
-    caused = ValueError("cannot write")
-    caused.__cause__ = OSError(errno.ENOSPC, "x")
-    assert is_disk_full(caused)

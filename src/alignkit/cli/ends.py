@@ -39,7 +39,7 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     except Exception as error:
         if os.environ.get("ALIGNKIT_DEBUG"):
             raise
-        tell(f"internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}")
+        tell(_shortage(error) or f"internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}")
         sys.exit(1)
 
 
@@ -58,6 +58,17 @@ def _end_if_output_is_lost(name: str, error: OSError) -> None:
     if isinstance(error, BrokenPipeError):
         sys.exit(128 + signal.SIGPIPE)  # as if it had not been caught: `| head -1` has what it wanted
     raise OutputError(f"{name} cannot be written: {error.strerror}") from error
+
+
+def _shortage(error: Exception) -> str | None:
+    """Say what the machine has too little of, where that ended a command that has no words of its own for it."""
+    from alignkit.models.memory import is_out_of_memory
+    from alignkit.runs.full_disk import disk_trouble
+
+    if is_out_of_memory(error):
+        return "out of memory: lower batch_size, data.max_length or sampling.max_new_tokens, or take a smaller model"
+    trouble = disk_trouble(error)
+    return trouble and f"{trouble}: free space there, or write elsewhere (TMPDIR is the folder of temporary files)"
 
 
 def _brief(error: Exception) -> str:

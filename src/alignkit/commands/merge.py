@@ -30,13 +30,13 @@ from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.save import save_model
 from alignkit.models.source import ModelSource, unmergeable
 from alignkit.runs.directory import Run
+from alignkit.runs.full_disk import is_disk_full
 from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
 from alignkit.runs.log import run_log
 from alignkit.runs.manifest import lineage
 from alignkit.runs.result import seal_result
 from alignkit.runs.template import recorded_kwargs, run_columns, run_forms, run_template_kwargs
-from alignkit.training.checkpoints import is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _explained(out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_disk_full(error):
+        if isinstance(error, AlignkitError) or not is_disk_full(error):  # standard output has words of its own
             raise
         raise OutputError(f"{out} cannot be written: its disk is full; nothing is left of it") from error
 

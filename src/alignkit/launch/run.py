@@ -31,7 +31,10 @@ from alignkit.runs.given import Given, mask_words
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.sweep import SweptRun, announce, conclude_sweep, mask_sweep
 
-_FOLDER_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+_FOLDER_ERRORS = (
+    *(errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
+    *(errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+)
 
 
 def launch(

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.config import Resume
-from alignkit.errors import Interrupted, RunError, StopSignal, as_yaml
+from alignkit.errors import AlignkitError, Interrupted, RunError, StopSignal, TrainingError, as_yaml
 from alignkit.jobs import JOBS, StageJob
+from alignkit.runs.full_disk import disk_trouble
 from alignkit.runs.given import Given, mask_settings
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
@@ -115,7 +116,11 @@ class Run:
         this["launcher"] = _launcher()
         self._starts = [*self.earlier.get("starts", []), this | {"git": git_commit(Path.cwd())}]
         self._add_time("prepare", self._opened)
-        self.write("running")  # first: what is left of a run that is being deleted must not say that it is finished
+        try:
+            self.write("running")  # first: what is left of a run that is being deleted must not say that it is finished
+        except OSError:
+            self.begun = False
+            raise
         for path in self.folder.iterdir() if not self.resuming else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -170,8 +175,13 @@ class Run:
             "ended": None if status == "running" else _now(),
         }
         aside = self.folder / f".{MANIFEST}"
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.replace(self.folder / MANIFEST)
+        try:
+            aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            aside.replace(self.folder / MANIFEST)
+        except OSError:  # a full disk
+            with suppress(OSError):
+                aside.unlink()
+            raise
 
 
 def versions() -> dict[str, str]:
@@ -205,7 +215,21 @@ def guard_run(folder: Path, *, stage: str, given: Given, resume: Resume, overwri
         masked = replace(given, settings=mask_settings(given.settings))
         run = Run(folder, stage, masked)
         run.now = given.now or run.now
-        yield from _guarded(run, resume=resume, overwrite=overwrite)
+        with _explain_full_disk(run):
+            yield from _guarded(run, resume=resume, overwrite=overwrite)
+
+
+@contextmanager
+def _explain_full_disk(run: Run) -> Iterator[None]:
+    """Say in one line what a full or read-only disk raises outside of a training step, which has words of its own."""
+    try:
+        yield
+    except Exception as error:
+        trouble = None if isinstance(error, AlignkitError) else disk_trouble(error)
+        if trouble is None:
+            raise
+        then = "go on with resume=true" if run.begun else "start again"
+        raise TrainingError(f"{run.stage}, outside of a step: {trouble}; free space, then {then}") from error
 
 
 def _guarded(run: Run, *, resume: Resume, overwrite: bool) -> Iterator[Run]:

@@ -78,6 +78,8 @@ def try_out(job: StageJob, *, keep: Path | None) -> Trial:
     trial = Trial(job.stage, folder=keep)
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise RunError(f"--keep {keep} is there already: name a new folder")
+    if keep is not None:
+        _make(keep)
     with contextlib.ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alignkit-smoke-")))
         for stream in (contextlib.redirect_stdout, contextlib.redirect_stderr):
@@ -87,6 +89,13 @@ def try_out(job: StageJob, *, keep: Path | None) -> Trial:
         except AlignkitError as error:
             trial.error = error
     return trial
+
+
+def _make(keep: Path) -> None:
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--keep {keep} cannot be written: {error.strerror}") from error
 
 
 def _try_all(trial: Trial, job: StageJob, folder: Path) -> None:

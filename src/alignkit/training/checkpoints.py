@@ -6,7 +6,6 @@ renamed to `checkpoint-N`. What is to go is renamed to `checkpoint-N.discarded`:
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -18,9 +17,6 @@ from pathlib import Path
 
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"checkpoint-(\d+)(\.partial|\.discarded)?")
-
-# What the C++ and Rust writers below us say instead of an errno; torch's names no cause at all.
-_FULL_WORDS = ("No space left", "File too large", "quota exceeded", "iostream error", "inline_container.cc")
 
 
 def step_of(folder: Path) -> int:
@@ -130,17 +126,6 @@ def clear_leftovers(run_dir: Path) -> None:
             folder.rename(final)
         elif folder.suffix:
             shutil.rmtree(folder)
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that led to it, means that a file system would take no more bytes."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        if any(words in str(error) for words in _FULL_WORDS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _folders(run_dir: Path) -> Iterator[Path]:

@@ -23,6 +23,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from alignkit.errors import TrainingError
+from alignkit.runs.full_disk import is_disk_full
 from alignkit.training import checkpoints
 from alignkit.training.watched import WatchedTrainer, at_epoch_end
 
@@ -71,7 +72,7 @@ class DurableTrainer(WatchedTrainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
-            if checkpoints.is_disk_full(error):
+            if is_disk_full(error):
                 raise self._disk_full() from error
             raise
 

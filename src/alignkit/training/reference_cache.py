@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from alignkit.data.batches.batching import FILLER
 from alignkit.data.sets.pairs import PairSet
-from alignkit.training.checkpoints import is_disk_full
+from alignkit.runs.full_disk import is_disk_full
 from alignkit.training.dpo import REFERENCE_ADAPTER, DpoTrainer
 
 logger = logging.getLogger(__name__)

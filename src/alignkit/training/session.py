@@ -15,7 +15,8 @@ from alignkit.data.encode.templates import Template
 from alignkit.errors import Interrupted, TrainingError
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.save import save_model
-from alignkit.training.checkpoints import checkpoints, is_disk_full, newest_sound, step_of
+from alignkit.runs.full_disk import is_disk_full
+from alignkit.training.checkpoints import checkpoints, newest_sound, step_of
 from alignkit.training.durable import DurableTrainer
 from alignkit.training.processes import explain_lost_process
 from alignkit.training.sharding import gathered
