@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
-from alignkit.sampling.generate import Completion, _warn_alone, _warn_slow, cut_at_stop, generate
+from alignkit.sampling.generate import Completion, _warn_alone, _warn_choosy, _warn_slow, cut_at_stop, generate
+from alignkit.sampling.padding import sees_left_padding
 from alignkit.sampling.settings import generation_config
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -369,13 +370,14 @@ def test_a_model_without_a_cache_answers_slowly(
 
 SMALL = {"hidden_size": 32, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32, "initializer_range": 0.2}
-ODD: dict[str, dict[str, Any]] = {  # what they keep between tokens is in no cache of transformers' own
+ODD: dict[str, dict[str, Any]] = {  # what they keep between tokens is in no cache of transformers' own, or of no use
     "minimax": {
         **{**HEADS, "num_hidden_layers": 2, "num_local_experts": 2, "num_experts_per_tok": 1},
         **{"head_dim": 16, "block_size": 8, "layer_types": ["linear_attention", "full_attention"]},
     },
     "recurrent_gemma": {**HEADS, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8},
     "rwkv": {"attention_hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32},
+    "cpmant": {"num_hidden_layers": 2, "dim_ff": 32, "num_attention_heads": 2, "dim_head": 16, "init_std": 0.3},
 }
 
 
@@ -398,3 +400,35 @@ def test_a_model_with_a_memory_of_its_own_answers_row_by_row(model_type: str, ca
         found = generate(model, prompts, sampling, eos_ids=[], pad_id=0, seed=0, batch_size=3)
         assert [completion.token_ids for completion in found] == wanted
     assert len([line for line in caplog.messages if "it generates one response at a time" in line]) == 1
+
+
+CHOOSY: dict[str, dict[str, Any]] = {  # the most tokens that they attend to is below what a prompt and a response have
+    "doge": {**SMALL, **HEADS, "num_hidden_layers": 2, "keep_window_size": 8},
+    "deepseek_v32": {
+        **{**SMALL, **HEADS, "num_hidden_layers": 2, "num_key_value_heads": 2, "mlp_layer_types": ["dense", "dense"]},
+        **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+        **{"index_topk": 8, "index_n_heads": 2, "index_head_dim": 16, "n_routed_experts": 2, "n_group": 1},
+        **{"topk_group": 1, "moe_intermediate_size": 16, "num_experts_per_tok": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", CHOOSY)
+def test_a_batch_changes_no_response_of_a_model_that_chooses_what_it_attends_to(
+    model_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **CHOOSY[model_type])).eval()
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 50, (length,), generator=generator).tolist() for length in (13, 10, 15, 3, 8, 13)]
+    sampling = SamplingConfig(do_sample=False, max_new_tokens=8)
+    for said in (_warn_alone, _warn_choosy, _warn_slow):
+        said.cache_clear()
+    config = generation_config(sampling, eos_ids=[], pad_id=0)
+    found = generate(model, rows, sampling, eos_ids=[], pad_id=0, seed=0, batch_size=4)
+    for row, completion in zip(rows, found, strict=True):
+        theirs = model.generate(torch.tensor([row]), generation_config=config)[0, len(row) :].tolist()
+        assert completion.token_ids == theirs
+    assert len([line for line in caplog.messages if "it generates one response at a time" in line]) == 1
+    assert sees_left_padding(model)
+    assert not sees_left_padding(model, num_tokens=8)

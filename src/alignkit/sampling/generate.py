@@ -20,11 +20,13 @@ from alignkit.sampling.cache import BatchCache, is_known
 from alignkit.sampling.columns import Columns
 from alignkit.sampling.distribution import filter_logits
 from alignkit.sampling.draw import draw
-from alignkit.sampling.padding import sees_left_padding, takes_positions
+from alignkit.sampling.padding import chooses_columns, sees_left_padding, takes_positions
 from alignkit.sampling.settings import draws
 
 logger = logging.getLogger(__name__)
 
+# What the code of an architecture raises that cannot take one token behind its cache.
+_NO_STEP = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, AssertionError)
 _REFILL = 1 / 8  # of the rows have ended: a pass over a few prompts costs about as much as one over one
 
 
@@ -179,10 +181,14 @@ class _Batch:
         self.takes_positions = takes_positions(model)
         self.cache_name = _cache_name(base)
         self.keeps_cache = self.cache_name is not None
-        self.is_settled = not self.keeps_cache
+        self.is_settled = self.has_stepped = not self.keeps_cache
+        self.longest = max((len(row.prompt) for row in waiting), default=0) + sampling.max_new_tokens
         if not self.keeps_cache:
             self.size = 1  # a state that runs over the tokens may run over padding too
             _warn_slow(self.name)
+        elif size > 1 and chooses_columns(base.config, self.longest):
+            self.size = 1
+            _warn_choosy(self.name)
         self.rows: list[_Row] = []
         self.held: Columns | None = None  # the prompt of the row that is next, where rows before it have it too
 
@@ -204,6 +210,8 @@ class _Batch:
                 if len(ended) == len(self.rows):
                     break
                 self._feed(ids_B, ended)
+                if not self.rows:
+                    break
                 if len(ended) >= _REFILL * len(self.rows):
                     self._refill(ended)
 
@@ -218,14 +226,31 @@ class _Batch:
             _warn_alone(self.name)
 
     def _must_go_alone(self, cache: BatchCache) -> bool:
-        return not is_known(cache.cache) or sees_left_padding(self.model)
+        return not is_known(cache.cache) or sees_left_padding(self.model, num_tokens=self.longest)
+
+    def _takes_steps(self) -> bool:
+        """Whether the architecture takes a token behind its cache at all."""
+        ids_BS = torch.arange(4, device=self.model.device)[None]
+        _, cache = self._forward(ids_BS[:, :3], None)
+        try:
+            self._forward(ids_BS, cache)
+        except _NO_STEP:
+            return False
+        return True
+
+    def _go_on_without_cache(self) -> None:
+        """Let the rows in flight wait again: each is read anew, for every token, from where it is."""
+        self.keeps_cache, self.size, self.held = False, 1, None
+        _warn_slow(self.name)
+        self.waiting += [row for row in reversed(self.rows) if row.completion is None]
+        self.rows = []
 
     def _next(self, num_rows: int) -> list[_Row]:
         return [self.waiting.pop() for _ in range(min(num_rows, len(self.waiting)))]
 
     def _read(self, rows: Sequence[_Row]) -> Columns:
         """Each prompt of the rows once; the first of them may be held from rows before."""
-        prompts = list({row.first: row.prompt for row in rows}.values())
+        prompts = list({row.first: [*row.prompt, *row.drawn] for row in rows}.values())
         if self.held is None:
             return self._prefill(prompts)
         read = self.held.copy([0] * len(prompts))
@@ -260,7 +285,13 @@ class _Batch:
         if ended:
             ids_B = ids_B.index_fill(0, columns.on_device(ended), -1)
         columns.ids_BS = torch.cat([columns.ids_BS, ids_B[:, None]], dim=-1)
-        columns.logits_BV, _ = self._forward(columns.ids_BS, columns.cache.cache)
+        try:
+            columns.logits_BV, _ = self._forward(columns.ids_BS, columns.cache.cache)
+        except _NO_STEP:
+            if self.has_stepped or self._takes_steps():
+                raise
+            self._go_on_without_cache()
+        self.has_stepped = True
 
     def _refill(self, ended: Sequence[int]) -> None:
         """Give the slots of rows that ended to the next prompts; where none waits, drop them."""
@@ -356,13 +387,22 @@ def _cache_name(base: Any) -> str | None:
 @cache
 def _warn_slow(model: str) -> None:
     logger.warning(
-        "%s has no key/value cache: it generates one response at a time, and rereads it for every token", model
+        "%s has no key/value cache that it goes on from: it generates one response at a time, and rereads it for every "
+        "token",
+        model,
     )
 
 
 @cache
 def _warn_alone(model: str) -> None:
     logger.warning("%s keeps more than keys and values between tokens: it generates one response at a time", model)
+
+
+@cache
+def _warn_choosy(model: str) -> None:
+    logger.warning(
+        "%s attends to tokens that it chooses, which padding may change: it generates one response at a time", model
+    )
 
 
 def _check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

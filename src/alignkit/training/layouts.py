@@ -17,7 +17,7 @@ from alignkit.training.pairs import inputs_of, model_inputs
 
 _TAKE_A_MASK = ("eager", "sdpa")  # flash kernels know causal attention only
 # What configurations call how far attention reaches, or where it is cut; and what else has such names.
-_WINDOW = re.compile(r"window|sliding|chunk|span|local_attention|(^|_)block_size|index_topk")
+_WINDOW = re.compile(r"window|sliding|chunk|span|local_attention|(^|_)block_size|index_topk|indexer_budget|index_kpool")
 _NO_WINDOW = re.compile(r"layers|pattern|feed_forward|lm_head|num_|prob")
 
 
