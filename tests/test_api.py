@@ -41,6 +41,14 @@ def record(folder: str) -> dict[str, Any]:
     return content
 
 
+def test_a_notebook_shows_the_lines_of_a_mistake_alone() -> None:
+    with pytest.raises(ConfigError) as caught:
+        job("sft", "model=tiny_gpt", "data=demo", "train.lerning_rate=1e-4")
+    first, second = caught.value._render_traceback_()  # as IPython asks for it
+    assert first.startswith("ConfigError: no option 'tiny_gpt' in the group 'model'")
+    assert second.startswith("ConfigError: unknown key 'lerning_rate'")
+
+
 class Steps(TrainerCallback):
     def __init__(self) -> None:
         self.seen: list[int] = []

@@ -39,6 +39,10 @@ class AlignkitError(Exception):
         hidden = len(self.problems) - len(shown)
         return [*shown, f"… and {hidden} more"] if hidden else shown
 
+    def _render_traceback_(self) -> list[str]:
+        """Show a notebook the lines alone, as IPython asks for it: they say more than a stack of our functions."""
+        return [f"{type(self).__name__}: {line}" for line in self.shown]
+
 
 class ConfigError(AlignkitError, ValueError):
     """A setting, flag or configuration file is wrong."""
