@@ -10,7 +10,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
-from alignkit.sampling.generate import Completion, _warn_alone, _warn_choosy, _warn_slow, cut_at_stop, generate
+from alignkit.sampling.generate import (
+    Completion,
+    _warn_alone,
+    _warn_choosy,
+    _warn_slow,
+    _warn_turning,
+    cut_at_stop,
+    generate,
+)
 from alignkit.sampling.padding import sees_left_padding
 from alignkit.sampling.settings import generation_config
 
@@ -432,3 +440,28 @@ def test_a_batch_changes_no_response_of_a_model_that_chooses_what_it_attends_to(
     assert len([line for line in caplog.messages if "it generates one response at a time" in line]) == 1
     assert sees_left_padding(model)
     assert not sees_left_padding(model, num_tokens=8)
+
+
+def test_past_the_turn_of_longrope_a_response_goes_on_as_if_it_were_read_anew(caplog: pytest.LogCaptureFixture) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    rope |= {"original_max_position_embeddings": 12, "factor": 4.0}
+    torch.manual_seed(1)
+    config = AutoConfig.for_model("phi3", **SMALL | HEADS | {"num_hidden_layers": 2}, rope_parameters=rope)
+    config.original_max_position_embeddings = 12
+    model = AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 50, (length,), generator=generator).tolist() for length in (8, 12, 3, 14)]
+    wanted = []
+    with torch.no_grad():
+        for row in rows:
+            ids = list(row)
+            for _ in range(8):
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            wanted.append(ids[len(row) :])
+    _warn_turning.cache_clear()
+    sampling = SamplingConfig(do_sample=False, max_new_tokens=8)
+    found = generate(model, [*rows, rows[0]], sampling, eos_ids=[], pad_id=0, seed=0, batch_size=4)
+    assert [completion.token_ids for completion in found] == [*wanted, wanted[0]]
+    assert "beside a row of more than 12 tokens: it generates one response at a time" in caplog.text
+    shapes = {rows for rows, _, _ in shapes_of(model, sampling=sampling, prompts=[[5, 6], [7], [8, 9, 10]])[0]}
+    assert max(shapes) == 3  # none of which comes that far

@@ -104,3 +104,13 @@ def test_the_proof_of_packing_tells_the_truth_past_a_window_by_any_name(model_ty
     is_exact = bool((packed - alone).abs().max() < 1e-4)
     assert is_exact == (model_type != "doge" or sum(lengths) <= 20)
     assert packs_exactly(model, longest_row=max(lengths), longest_line=sum(lengths)) == is_exact
+
+
+def test_longrope_turns_the_positions_of_all_that_share_a_line() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    rope |= {"original_max_position_embeddings": 20, "factor": 4.0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **CONFIGS["llama"], initializer_range=0.2, rope_parameters=rope)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert packs_exactly(model, longest_row=20, longest_line=40)
+    assert not packs_exactly(model, longest_row=21, longest_line=40)

@@ -20,7 +20,7 @@ from alignkit.sampling.cache import BatchCache, is_known
 from alignkit.sampling.columns import Columns
 from alignkit.sampling.distribution import filter_logits
 from alignkit.sampling.draw import draw
-from alignkit.sampling.padding import chooses_columns, sees_left_padding, takes_positions
+from alignkit.sampling.padding import chooses_columns, sees_left_padding, takes_positions, turns_at
 from alignkit.sampling.settings import draws
 
 logger = logging.getLogger(__name__)
@@ -189,8 +189,17 @@ class _Batch:
         elif size > 1 and chooses_columns(base.config, self.longest):
             self.size = 1
             _warn_choosy(self.name)
+        self.turns_at = self._turn(base.config)
+        if self.size > 1 and self.turns_at is not None:
+            self.size = 1
+            _warn_turning(self.name, self.turns_at)
         self.rows: list[_Row] = []
         self.held: Columns | None = None  # the prompt of the row that is next, where rows before it have it too
+
+    def _turn(self, config: Any) -> int | None:
+        """The length past which positions are encoded otherwise, where a row passes it; None where none does."""
+        at, shortest = turns_at(config), min((len(row.prompt) for row in self.waiting), default=0)
+        return at if at is not None and shortest <= at < self.longest else None
 
     def run(self) -> Iterator[_Row]:
         """Yield every row when it has ended."""
@@ -285,6 +294,10 @@ class _Batch:
         if ended:
             ids_B = ids_B.index_fill(0, columns.on_device(ended), -1)
         columns.ids_BS = torch.cat([columns.ids_BS, ids_B[:, None]], dim=-1)
+        if columns.width - 1 == self.turns_at:
+            columns.logits_BV, cache = self._forward(columns.ids_BS, None)  # the keys that are kept are of before
+            columns.cache = BatchCache(cache)
+            return
         try:
             columns.logits_BV, _ = self._forward(columns.ids_BS, columns.cache.cache)
         except _NO_STEP:
@@ -402,6 +415,15 @@ def _warn_alone(model: str) -> None:
 def _warn_choosy(model: str) -> None:
     logger.warning(
         "%s attends to tokens that it chooses, which padding may change: it generates one response at a time", model
+    )
+
+
+@cache
+def _warn_turning(model: str, at: int) -> None:
+    logger.warning(
+        "%s encodes positions otherwise beside a row of more than %d tokens: it generates one response at a time",
+        model,
+        at,
     )
 
 

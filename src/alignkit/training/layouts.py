@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from alignkit.data.batches.batching import Collator
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.models.load import num_positions
+from alignkit.sampling.padding import turns_at
 from alignkit.training.pairs import inputs_of, model_inputs
 
 _TAKE_A_MASK = ("eager", "sdpa")  # flash kernels know causal attention only
@@ -39,7 +40,8 @@ def _ints(value: Any) -> Iterator[int]:
 def packs_exactly(model: PreTrainedModel, *, longest_row: int, longest_line: int) -> bool:
     """Whether rows packed into one line score as they do alone, tried on the very model that will train.
 
-    Rows are scored alone and packed, in a line beyond every window that a line of the data reaches. Rounding moves
+    Rows are scored alone and packed, in a line beyond every window that a line of the data reaches, and beside one past
+    which positions are encoded otherwise. Rounding moves
     logits by far less than another row in view does, so the bound is a share of the logits' own spread: 0.1 % in
     float32, a quarter in half precision.
 
@@ -50,7 +52,8 @@ def packs_exactly(model: PreTrainedModel, *, longest_row: int, longest_line: int
     """
     generator = torch.Generator().manual_seed(0)
     vocab_size = model.config.get_text_config().vocab_size
-    lengths = _probe_lengths(windows(model.config), longest_row, longest_line)
+    sizes = [*windows(model.config), *filter(None, [turns_at(model.config)])]
+    lengths = _probe_lengths(sizes, longest_row, longest_line)
     rows = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]
     batch = Collator(pad_id=0, packed=True, one_line=True)(
         [{"input_ids": ids, "labels": ids, "row_index": i} for i, ids in enumerate(rows)]

@@ -127,6 +127,21 @@ def test_rows_are_written_in_the_order_of_the_sources(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_could_not_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dumps, rows = json.dumps, []
+
+    def cut_short(row: dict[str, str]) -> str:
+        rows.append(row)
+        if len(rows) == 3:
+            raise OSError("No space left on device")
+        return dumps(row)
+
+    monkeypatch.setattr(json, "dumps", cut_short)
+    with pytest.raises(OSError, match="No space left"):
+        filled().write(tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()  # whole lines would look like fewer rows, and the run could not go on
+
+
 def test_the_table() -> None:
     ledger = filled()
     ledger.notes["neutralized control tokens"] += 1234

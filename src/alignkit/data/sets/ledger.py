@@ -140,9 +140,14 @@ class Ledger:
             raise DataError(*problems)
 
     def write(self, path: Path) -> None:
-        """Write one JSON object per row and line: `source`, `fate`, `reason`, `set`; in the order of the sources."""
-        with path.open("w", encoding="utf-8") as stream:
+        """Write one JSON object per row and line: `source`, `fate`, `reason`, `set`; in the order of the sources.
+
+        A run that goes on is held to it: it is whole or not there.
+        """
+        aside = path.with_name(f".{path.name}")
+        with aside.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(asdict(row)) + "\n" for row in self.in_source_order())
+        aside.replace(path)
 
     def table(self) -> str:
         """Return the summary as plain text: a line for each fate and reason, a column for each set, and examples."""
