@@ -22,7 +22,10 @@ def on_a_gpu() -> None:
 @pytest.mark.parametrize("allocate", [too_large, no_memory, on_a_gpu])
 def test_it_says_where_and_what_to_lower(allocate: object) -> None:
     assert callable(allocate)
-    with pytest.raises(MemoryShortage) as caught, explain_out_of_memory("lower x", doing=lambda: "step 3", then="; y"):
+    with (
+        pytest.raises(MemoryShortage) as caught,
+        explain_out_of_memory("lower x", doing=lambda: "step 3", then=lambda: "; y"),
+    ):
         allocate()
     assert str(caught.value) == "step 3: out of memory: lower x; y"
     assert caught.value.exit_status == 1

@@ -7,6 +7,7 @@ prompts and settings.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -64,7 +65,7 @@ class AnswerFile:
             )
         lines = self.path.read_bytes().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):  # a kill cut it short
-            self.path.write_bytes(b"".join(lines[:-1]))
+            os.truncate(self.path, sum(map(len, lines[:-1])))  # written anew, a full disk would take all of them
             return len(lines) - 1
         return len(lines)
 

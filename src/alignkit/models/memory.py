@@ -21,13 +21,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_out_of_memory(lower: str, *, doing: Callable[[], str] | None = None, then: str = "") -> Iterator[None]:
+def explain_out_of_memory(
+    lower: str, *, doing: Callable[[], str] | None = None, then: Callable[[], str] = str
+) -> Iterator[None]:
     """Say what to lower where the block runs out of memory.
 
     Args:
         lower: the settings.
         doing: says while what it happened, asked when it has.
-        then: how to go on.
+        then: says how to go on, asked when it has.
 
     Raises:
         MemoryShortage: in place of whatever the allocator raised.
@@ -38,4 +40,4 @@ def explain_out_of_memory(lower: str, *, doing: Callable[[], str] | None = None,
         if isinstance(error, AlignkitError) or not is_out_of_memory(error):
             raise
         where = f"{doing()}: " if doing is not None else ""
-        raise MemoryShortage(f"{where}out of memory: {lower}{then}") from error
+        raise MemoryShortage(f"{where}out of memory: {lower}{then()}") from error

@@ -57,7 +57,11 @@ def open_run(job: StageJob, stage: str, run_dir: Path, given: Given | None, trai
     guard = guard_run(
         run_dir, stage=stage, given=given, resume=Resume(str(job.resume).lower()), overwrite=job.overwrite
     )
-    explained = explain_out_of_memory(TO_LOWER, doing=lambda: f"{stage}, outside of a step", then=TO_GO_ON)
+    explained = explain_out_of_memory(
+        TO_LOWER,
+        doing=lambda: f"{stage}, outside of a step",
+        then=lambda: TO_GO_ON if any(run.begun for run in opened) else "; nothing was written",
+    )
     streams = steady_streams(_say_lost)
     meet_again()
     with parted_at_exit(), streams, run_log() as log, _report_at_end(run_dir) as opened, guard as run, explained:

@@ -50,7 +50,7 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
     def step_at_work() -> str:
         return f"step {trainer.state.global_step + 1}"
 
-    doing = explain_out_of_memory(TO_LOWER, doing=step_at_work, then=TO_GO_ON)
+    doing = explain_out_of_memory(TO_LOWER, doing=step_at_work, then=lambda: TO_GO_ON)
     with _explain_trackers(trainer.args.report_to or ()), explain_lost_process(step_at_work), doing:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
