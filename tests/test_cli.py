@@ -352,7 +352,7 @@ def test_a_run_in_a_process_of_its_own_speaks_only_our_words_and_can_be_asked(al
     assert out.startswith("### Instruction:\nHi\n\n### Response:\n")
     status, _, err = main("generate", "runs/sft/defalt", "--prompt", "Hi")
     assert status == 2
-    assert err == "alignkit: model.name: there is no folder runs/sft/defalt; did you mean 'default'?\n"
+    assert err == "alignkit: model.name: there is no folder runs/sft/defalt; did you mean 'runs/sft/default'?\n"
 
 
 def test_telemetry_of_the_libraries_below_is_switched_off(main: Main) -> None:

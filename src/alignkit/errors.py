@@ -121,6 +121,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return "".join(f"; did you mean '{close}'?" for close in close_to(word, choices))
 
 
+def did_you_mean_path(path: Path, beside: Iterable[Path]) -> str:
+    """The suggestion of the one beside a path that is not there whose name is close, as it is to be typed."""
+    by_name = {item.name: item for item in beside}
+    return "".join(f"; did you mean '{by_name[name]}'?" for name in close_to(path.name, by_name))
+
+
 def close_to(word: str, choices: Iterable[str]) -> list[str]:
     """The choice that is spelled most alike, if one is close."""
     return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

@@ -13,7 +13,7 @@ from alignkit.data.rows.row_kind import CONVERSATIONS, RowKind
 from alignkit.data.sets.items import parse_sets, read_sets
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.section import check_data
-from alignkit.errors import AlignkitError, did_you_mean
+from alignkit.errors import AlignkitError, did_you_mean_path
 from alignkit.jobs import DpoJob, MergeJob, PpoJob, RewardJob, SftJob, StageJob
 from alignkit.models.source import ModelSource, near_models, source_problems, unmergeable
 from alignkit.rewards.source import RewardSource, parse_rewards
@@ -59,7 +59,7 @@ def row_problems(job: StageJob) -> list[str]:
 def _template_problems(file: Path) -> list[str]:
     if file.is_file():
         return []
-    near = did_you_mean(file.name, [item.name for item in file.parent.glob("*")])
+    near = did_you_mean_path(file, file.parent.glob("*"))
     return [f"template.file={file}: {'it is a folder' if file.is_dir() else f'no such file{near}'}"]
 
 
@@ -83,6 +83,6 @@ def _source_problems(source: RewardSource) -> list[str]:
         return [f"{source.setting_of('model')}: there is no run directory {source.model}{near}"]
     place, mark, _ = source.function.rpartition(":") if isinstance(source.function, str) else ("", "", "")
     if mark and place.endswith(".py") and not Path(place).is_file():
-        near = did_you_mean(Path(place).name, [item.name for item in Path(place).parent.glob("*.py")])
+        near = did_you_mean_path(Path(place), Path(place).parent.glob("*.py"))
         return [f"{source.setting}: {source.function}: there is no file {place}{near}"]
     return []

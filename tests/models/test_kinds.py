@@ -69,5 +69,6 @@ def test_a_run_is_guessed_from_its_name(tmp_path: Path, monkeypatch: pytest.Monk
     assert near_models("sft/tuned") == "; did you mean 'runs/sft/tuned'?"
     assert near_models("runs/dpo/tuned") == "; did you mean 'runs/sft/tuned'?"
     assert near_models("tund") == "; did you mean 'runs/sft/tuned'?"
+    assert near_models("runs/sft/tuned-2") == "; did you mean 'runs/sft/tuned'?"  # as it is to be typed
     assert near_models("s1") == "; did you mean 'runs/dpo/s1' or 'runs/sft/s1'?"
     assert near_models("elsewhere") == ""

@@ -46,7 +46,9 @@ def test_a_sound_folder_and_a_sound_adapter_have_no_problems(folder: Path, adapt
 
 def test_a_missing_folder_is_told_with_the_nearest_sibling(folder: Path) -> None:
     missing = folder.with_name("soud")
-    assert problems(missing) == [f"model.name: there is no folder {missing}; did you mean 'sound'?"]
+    assert problems(missing) == [
+        f"model.name: there is no folder {missing}; did you mean '{folder.with_name('sound')}'?"
+    ]
 
 
 def test_a_file_is_no_folder(folder: Path) -> None:
@@ -149,7 +151,7 @@ def test_a_name_that_can_be_no_hub_id_is_not_looked_up(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "sft" / "tiny").mkdir(parents=True)
     assert problems("runs/sft/tinny") == [
-        "model.name: there is no folder runs/sft/tinny; did you mean 'tiny'?",
+        "model.name: there is no folder runs/sft/tinny; did you mean 'runs/sft/tiny'?",
     ]
 
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from alignkit.config import Init, ModelConfig
-from alignkit.errors import DamagedFile, did_you_mean
+from alignkit.errors import DamagedFile, did_you_mean_path
 from alignkit.home import expand_home
 from alignkit.json_files import get, read_object
 from alignkit.models.kinds import kind_of_config, kind_of_file, kind_of_names
@@ -146,7 +146,7 @@ def near_models(name: str) -> str:
     """Suggest the runs and model folders that a name may stand for: `; did you mean 'runs/sft/s1'?`, or nothing."""
     typed = Path(expand_home(name))
     runs = sorted(str(path.parent) for depth in ("*/*", "*/*/*") for path in Path("runs").glob(f"{depth}/run.json"))
-    beside = [item.name for item in typed.parent.glob("*") if item.is_dir()]
+    beside = [item for item in typed.parent.glob("*") if item.is_dir()]
     if typed.name in _NEWEST and runs:
         return f"; did you mean '{max(runs, key=lambda run: Path(run, 'run.json').stat().st_mtime)}', the newest run?"
     ends = [run for run in runs if Path(run).parts[-len(typed.parts) :] == typed.parts]
@@ -155,7 +155,8 @@ def near_models(name: str) -> str:
         return f"; did you mean {' or '.join(map(repr, ends[:3]))}?"
     by_name = {Path(run).name: run for run in runs}
     close = get_close_matches(typed.name, by_name, n=1) if len(typed.parts) == 1 else get_close_matches(name, runs, n=1)
-    return did_you_mean(typed.name, beside) or (f"; did you mean {by_name.get(close[0], close[0])!r}?" if close else "")
+    near = did_you_mean_path(typed, beside)
+    return near or (f"; did you mean {by_name.get(close[0], close[0])!r}?" if close else "")
 
 
 def source_problems(source: ModelSource, *, wants_reward: bool | None = False) -> list[str]:

@@ -101,10 +101,21 @@ def test_every_missing_or_broken_source_is_named(folder: Path) -> None:
     (folder / "words.txt").write_text("hello")
     (folder / "wide.csv").write_text("a,b\n1,2\n", encoding="utf-16")
     (folder / "bare").mkdir()
+    (folder / "below").mkdir()
+    (folder / "below" / "rows.jsonl").write_text('{"a": 1}')
     found = problems(
-        "alpaca.jsn", "empty.jsonl", "bare", "words.txt", "wide.csv", "gone/a.json", "b*.json", "alpaca.json"
+        "below/row.jsonl",
+        "alpaca.jsn",
+        "empty.jsonl",
+        "bare",
+        "words.txt",
+        "wide.csv",
+        "gone/a.json",
+        "b*.json",
+        "alpaca.json",
     )
     assert found == (
+        "data.path: below/row.jsonl: there is no such file; did you mean 'below/rows.jsonl'?",
         "data.path: alpaca.jsn: there is no such file; did you mean 'alpaca.json'?",
         "data.path: empty.jsonl: the file is empty",
         "data.path: bare: the folder holds no data files (.json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow)",

@@ -67,6 +67,8 @@ def said_after(template: Template, conversation: Conversation, index: int) -> tu
     """
     before = replace(conversation, messages=conversation.messages[:index])
     after = replace(conversation, messages=conversation.messages[: index + 1])
+    # Two renderings a turn take 12 to 36 % of the time of encoding (2,000 rows in the templates of Qwen3, Llama 3 and
+    # gpt-oss). A template may look into the words of a turn, so no other row's rendering stands for this one's.
     prompt = prompt_text(template, before)
     text, marks = template.marked_text(after)
     said, notes = _said(template, before, after, prompt, text)

@@ -17,7 +17,7 @@ from typing import Any
 from alignkit.config import MAX_ROW_BYTES
 from alignkit.data.files.readers import EXTENSIONS, file_kind, file_problem, read_file, without_filled
 from alignkit.data.rows.formats import FIELDS, Fields, check_format
-from alignkit.errors import AlignkitError, ConfigError, DataError, as_yaml, did_you_mean
+from alignkit.errors import AlignkitError, ConfigError, DataError, as_yaml, did_you_mean, did_you_mean_path
 from alignkit.user_functions import load_function
 
 # What `datasets` writes next to the rows it saves.
@@ -228,8 +228,7 @@ def _path_problems(source: Source) -> list[str]:
         return []
     if not path.parent.is_dir():
         return [f"{source.path}: there is no folder {path.parent}"]
-    neighbours = [entry.name for entry in path.parent.iterdir()]
-    return [f"{source.path}: there is no such file{did_you_mean(path.name, neighbours)}"]
+    return [f"{source.path}: there is no such file{did_you_mean_path(path, path.parent.iterdir())}"]
 
 
 def hub_commit(path: str, *, setting: str) -> str:
