@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from alignkit.errors import Interrupted
+from alignkit.launch.run import _Launched
 from alignkit.runs.sweep import SweptRun, conclude_sweep, mask_sweep
 
 
@@ -69,3 +71,17 @@ def test_no_secret_stays_in_what_hydra_writes() -> None:
 def test_scores_are_best_where_they_are_highest(results: list[Any], figure: str | None, best: str | None) -> None:
     record = conclude_sweep(Path("sw"), "ppo", [swept(str(n), result) for n, result in enumerate(results)])
     assert (record["figure"], record["best"]) == (figure, best)
+
+
+def test_a_signal_says_how_all_runs_of_a_sweep_go_on() -> None:
+    stopped = Interrupted(15, "SIGTERM: stopped; go on with resume=true")
+    launched = _Launched(
+        "sft", {}, None, [], {"seed"}, Path("sw"), [swept("0", None, "SIGTERM")], [(Path("sw/0"), stopped)]
+    )
+    with pytest.raises(Interrupted) as caught:
+        launched.record()
+    assert str(caught.value) == (
+        "SIGTERM: stopped; go on with resume=true; for all runs of the sweep with resume=auto, "
+        "which also starts the others"
+    )
+    assert caught.value.exit_status == 143

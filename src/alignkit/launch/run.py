@@ -161,7 +161,8 @@ class _Launched:
         if swept and os.environ.get("RANK", "0") == "0":
             keep_report(self.folder)
         if self.failures:
-            raise _together(self.failures)
+            error = _together(self.failures)
+            raise _of_a_sweep(error) if self.swept is not None and isinstance(error, Interrupted) else error
         if swept or not self.runs:
             return swept
         folder = self.runs[0].folder
@@ -179,6 +180,12 @@ def _finished(job: StageJob, *, words: list[str], config_dir: Path | None) -> li
         return []
     finished = finished_problems(Path("runs", job.stage, job.name), job.stage)
     return [*finished, *row_problems(job)] if finished else []
+
+
+def _of_a_sweep(error: Interrupted) -> Interrupted:
+    """Say how to go on with all runs of a sweep, of which some may not have begun."""
+    number, message = error.args
+    return Interrupted(number, f"{message}; for all runs of the sweep with resume=auto, which also starts the others")
 
 
 def _together(failures: list[tuple[Path, Exception]]) -> Exception:
