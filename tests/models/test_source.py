@@ -147,6 +147,13 @@ def test_a_folder_has_no_revision(folder: Path) -> None:
     ]
 
 
+def test_a_run_that_was_stopped_is_no_folder_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "interrupted"}')
+    assert problems(tmp_path) == [
+        f"model.name: {tmp_path} is an unfinished run (interrupted): go on with resume=true",
+    ]
+
+
 def test_a_name_that_can_be_no_hub_id_is_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "sft" / "tiny").mkdir(parents=True)

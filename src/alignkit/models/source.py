@@ -223,6 +223,9 @@ def _full_model_problems(folder: Path) -> list[str]:
     if what:
         return [f"model.name: {folder} {what}"]
     if not config.is_file():
+        record = read_object(folder / "run.json") if (folder / "run.json").is_file() else {}
+        if record.get("status", "finished") != "finished":
+            return [f"model.name: {folder} is an unfinished run ({record['status']}): go on with resume=true"]
         inside = [*folder.glob("*/config.json"), *folder.glob(f"*/{ADAPTER_CONFIG}")]
         hint = f"; did you mean '{min(inside).parent}'?" if inside else ""
         return [f"model.name: {folder} holds no model, config.json is missing{hint}"]
