@@ -19,7 +19,12 @@ def on_a_gpu() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize("allocate", [too_large, no_memory, on_a_gpu])
+def in_a_data_worker() -> None:
+    killed = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+    raise RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly") from killed
+
+
+@pytest.mark.parametrize("allocate", [too_large, no_memory, on_a_gpu, in_a_data_worker])
 def test_it_says_where_and_what_to_lower(allocate: object) -> None:
     assert callable(allocate)
     with (

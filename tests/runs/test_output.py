@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignkit.commands.merge import _explained
-from alignkit.errors import OutputError
+from alignkit.errors import ConfigError, OutputError
 from alignkit.evaluate.answers import AnswerFile
 from alignkit.evaluate.report import write_report
 from alignkit.runs.output import writing
@@ -77,6 +77,8 @@ def test_a_merge() -> None:
         _explained(Path("models/mine")),
     ):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(ConfigError, match=r"^models/mine exists already: name another folder"), _explained(out):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
     with pytest.raises(ZeroDivisionError), _explained(out):
         raise ZeroDivisionError
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from alignkit import api
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, RunError
+from alignkit.runs.lock import hold
 from alignkit.smoke.trial import Trial, report, try_out
 
 NO_END = """{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\
@@ -34,6 +35,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tried(stage: str, *words: str) -> Trial:
     return try_out(api.job(stage, f"config=smoke/{stage}", *words), keep=None)  # type: ignore[call-overload]
+
+
+def test_a_folder_that_another_one_fills_or_a_merge_is_left_to_it() -> None:
+    refused = pytest.raises(RunError, match=r"^kept is being written by this process")
+    with hold(Path("kept"), Path(".kept.lock")), refused:
+        try_out(api.job("sft", "config=smoke/sft"), keep=Path("kept"))
+    assert not Path("kept").exists()
 
 
 @pytest.mark.parametrize("stage", ["sft", pytest.param("reward", marks=pytest.mark.slow), "dpo", "ppo"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,7 @@ from alignkit.runs.template import recorded_kwargs, run_columns, run_forms, run_
 
 logger = logging.getLogger(__name__)
 
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _NEEDS = "the sums are made in float32, which takes four bytes for each weight"
 
 
@@ -152,6 +154,8 @@ def _explained(out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _TAKEN:  # by who asks for no lock of ours
+            raise ConfigError(_exists(out)) from error
         if isinstance(error, AlignkitError) or not is_disk_full(error):  # standard output has words of its own
             raise
         raise OutputError(f"{out} cannot be written: its disk is full; nothing is left of it") from error

@@ -9,15 +9,18 @@ import torch
 
 from alignkit.errors import AlignkitError, MemoryShortage
 
-# What torch's allocators and the drivers below it say where they raise a plain RuntimeError.
+# What torch's allocators and the drivers below it say where they raise a plain RuntimeError, and what torch says of a
+# data worker that the system ended, as it does where memory is short.
 _WORDS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_KILLED = "is killed by signal: Killed"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that the device or the machine has no more memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    said = f"{error} {error.__cause__ or error.__context__}"  # a dead data worker is told twice
+    return isinstance(error, RuntimeError) and any(words in said for words in (*_WORDS, _KILLED))
 
 
 @contextmanager

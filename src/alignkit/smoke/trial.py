@@ -22,6 +22,7 @@ from alignkit.json_files import read_object
 from alignkit.models.load import for_another_machine, load_tokenizer
 from alignkit.models.reward import load_reward, scores_of
 from alignkit.runs.difference import differences
+from alignkit.runs.lock import hold
 from alignkit.runs.log import TERMINAL
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.result import CHECKSUMS
@@ -76,11 +77,11 @@ def try_out(job: StageJob, *, keep: Path | None) -> Trial:
         keep: a folder to leave everything in; None leaves nothing.
     """
     trial = Trial(job.stage, folder=keep)
-    if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise RunError(f"--keep {keep} is there already: name a new folder")
-    if keep is not None:
-        _make(keep)
     with contextlib.ExitStack() as stack:
+        if keep is not None:
+            stack.enter_context(hold(keep, keep.with_name(f".{keep.name}.lock")))  # the lock that merge has
+            if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+                raise RunError(f"--keep {keep} is there already: name a new folder")
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alignkit-smoke-")))
         for stream in (contextlib.redirect_stdout, contextlib.redirect_stderr):
             stack.enter_context(stream(io.StringIO()))
@@ -89,13 +90,6 @@ def try_out(job: StageJob, *, keep: Path | None) -> Trial:
         except AlignkitError as error:
             trial.error = error
     return trial
-
-
-def _make(keep: Path) -> None:
-    try:
-        keep.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--keep {keep} cannot be written: {error.strerror}") from error
 
 
 def _try_all(trial: Trial, job: StageJob, folder: Path) -> None:

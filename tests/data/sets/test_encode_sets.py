@@ -1,15 +1,19 @@
 """Items through an encoder: in chunks, lazily, and each in the ledger once."""
 
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from alignkit.data.sets.encode_sets import COPIES, EncodeOutcome, encode_sets, record_outcomes, record_sets, to_datasets
 from alignkit.data.sets.items import SourcedItem
 from alignkit.data.sets.ledger import Ledger, LedgerRow
+from alignkit.errors import MemoryShortage
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,17 @@ def test_a_set_becomes_a_data_set_with_numbers_and_sources() -> None:
     ]
     assert datasets["eval"].column_names == ["text", "row_index", "template_kwargs", "cuts", "source"]
     assert len(datasets["eval"]) == 0
+
+
+def end_from_outside(_: object) -> list[EncodeOutcome[Word]]:
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_system_ends_is_told_with_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.data.sets.encode_sets.WORKERS_FROM", 1)
+    outcomes = encode_sets({"train": items("a", "b")}, end_from_outside, num_proc=2)
+    with pytest.raises(MemoryShortage, match=r"^data\.num_proc: a process that .* was ended .*: lower it from 2"):
+        list(outcomes["train"])

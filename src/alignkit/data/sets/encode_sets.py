@@ -6,8 +6,10 @@ Everything here is lazy: a chunk of rows is encoded, recorded and turned into co
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
@@ -19,6 +21,7 @@ from datasets import Dataset
 from alignkit.data.encode.rendering import RowRefused
 from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.data.sets.ledger import Ledger
+from alignkit.errors import MemoryShortage
 
 COPIES = "copies added by weight"
 # A worker imports for about 5 s before its first row, in which one process encodes thousands of them.
@@ -86,10 +89,21 @@ def _encode_set(
             yield from encode(chunk)
         return
     # Spawned, not forked: the tokenizer's threads do not survive a fork.
-    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn"), initializer=_leave_ctrl_c) as pool:
         while batch := list(islice(chunks, num_proc * 4)):
-            for outcomes in pool.map(encode, batch):
-                yield from outcomes
+            try:
+                for outcomes in pool.map(encode, batch):
+                    yield from outcomes
+            except BrokenProcessPool as error:
+                raise MemoryShortage(
+                    "data.num_proc: a process that encodes rows was ended from outside, as the system does where "
+                    f"memory is short: lower it from {num_proc}; nothing was trained yet"
+                ) from error
+
+
+def _leave_ctrl_c() -> None:
+    """Let the process that started this one end both: a terminal signals each, and each would print where it was."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def record_sets(
