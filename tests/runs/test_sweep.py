@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from alignkit.errors import Interrupted
+from alignkit.errors import Interrupted, RunError
+from alignkit.launch import launch
 from alignkit.launch.run import _Launched
+from alignkit.runs.lock import hold
 from alignkit.runs.sweep import SweptRun, conclude_sweep, mask_sweep
 
 
@@ -85,3 +87,15 @@ def test_a_signal_says_how_all_runs_of_a_sweep_go_on() -> None:
         "which also starts the others"
     )
     assert caught.value.exit_status == 143
+
+
+def test_two_sweeps_do_not_share_the_runs_of_one_folder() -> None:
+    Path("rows.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
+    words = ["name=sw", "model=tiny_gpt2", "template=instruction", "data.path=rows.jsonl", "seed=1,2", "overwrite=true"]
+    folder = Path("runs/sft/sw")
+    refused = pytest.raises(
+        RunError, match=r"^runs/sft/sw is being written by this process, \d+: wait until it has ended"
+    )
+    with hold(folder, folder / ".lock"), refused:
+        launch("sft", words, multirun=True)
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == []

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -28,6 +29,7 @@ from alignkit.named_files import row_problems
 from alignkit.origins import origins
 from alignkit.runs.directory import finished_problems, was_restarted
 from alignkit.runs.given import Given, mask_words
+from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.sweep import SweptRun, announce, conclude_sweep, mask_sweep
 
@@ -80,8 +82,9 @@ def launch(
     command = mask_words(layers.command or ["alignkit", stage, *words, *asked])
     launched = _Launched(stage, overlays, config_dir, command, swept(overrides) if multirun else None)
     shown = [*(["--cfg", show] if show else []), *(["--info", info] if info else [])]
-    _run_hydra(stage, launched, [*overrides, *asked, *shown])
-    return launched.record()
+    with launched.held:
+        _run_hydra(stage, launched, [*overrides, *asked, *shown])
+        return launched.record()
 
 
 @dataclass
@@ -97,6 +100,7 @@ class _Launched:
         folder: of the sweep.
         runs: those that ended, one way or the other.
         failures: the run directory and the error of each that failed.
+        held: the lock on the folder of the sweep: each run has one of its own, but two sweeps would share the runs out.
     """
 
     stage: str
@@ -107,6 +111,7 @@ class _Launched:
     folder: Path = Path()
     runs: list[SweptRun] = field(default_factory=list)
     failures: list[tuple[Path, Exception]] = field(default_factory=list)
+    held: ExitStack = field(default_factory=ExitStack)
 
     def __call__(self, cfg: DictConfig) -> None:
         """Run one job."""
@@ -116,6 +121,8 @@ class _Launched:
         own = [word for word in hydra.overrides.task if word.lstrip("+").partition("=")[0] in keys]
         run = SweptRun(mask_words(own), _short(Path(hydra.runtime.output_dir)))
         problem = ""
+        if self.swept is not None and not self.runs and "BasicLauncher" in str(hydra.launcher):
+            self._hold(run.folder)
         try:
             if self.failures and isinstance(self.failures[-1][1], Interrupted):
                 problem = "not begun"  # the signal meant the sweep, not one run of it
@@ -130,6 +137,14 @@ class _Launched:
         finally:
             self.runs.append(dataclasses.replace(run, problem=problem))
             _remove_if_empty(run.folder)
+
+    def _hold(self, first: Path) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            try:
+                self.held.enter_context(hold(self.folder, self.folder / LOCK))
+            except RunError:
+                _remove_if_empty(first)
+                raise
 
     def _run(self, cfg: DictConfig, run: SweptRun) -> None:
         if self.swept is not None:
