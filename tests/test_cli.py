@@ -81,6 +81,8 @@ def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
         (["sft", "--multirum"], "No such option: --multirum (Possible options: --multirun"),
         (["sft", "--lr", "1e-3"], "No such option: --lr; a setting is typed without dashes, as lr=VALUE"),
         (["sft", "--config", "a.yaml"], "No such option: --config; a configuration file is given as config=FILE"),
+        (["inspect", "sft", *TINY, "rows=1"], "alignkit: unknown key 'rows': it is an option, typed as --rows VALUE"),
+        (["sft", *TINY, "json=true"], "alignkit: unknown key 'json': it is an option, typed as --json"),
         (["verify", "--lr", "1"], "No such option: --lr"),
         (["sft", "--cfg"], "Option '--cfg' requires an argument."),
         (["inspect"], "Missing argument 'stage'."),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -16,15 +18,20 @@ from alignkit.cli.responses import chat, compare, generate, next_token
 from alignkit.cli.runs import repeat, report, runs
 from alignkit.cli.serving import export, merge, verify
 from alignkit.cli.stages import STAGES, inspect, plan, smoke, stage_command, stage_help
-from alignkit.errors import close_to
+from alignkit.errors import AlignkitError, close_to
 
 
 class Commands(TyperGroup):
-    """The commands of alignkit; a setting that is typed as an option is answered with how settings are typed."""
+    """The commands of alignkit; a setting typed as an option, or the other way round, is told how it is typed."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except AlignkitError as error:
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            options = {option: each for each in (command.params if command else ()) for option in each.opts}
+            error.problems = tuple(_option_hint(line, options) for line in error.problems)
+            raise
         except Exception as error:
             # Of the parser's errors only that of an unknown option has these two; its class has no public name.
             if hasattr(error, "option_name") and hasattr(error, "possibilities"):
@@ -43,6 +50,15 @@ def _settings_hint(error: Any) -> str:
     if not error.option_name.startswith("--"):
         return _long_options(error)
     return "" if close_to(name, near) else f"; a setting is typed without dashes, as {name}=VALUE"
+
+
+def _option_hint(line: str, options: Mapping[str, Any]) -> str:
+    """Say how an option is typed, where a line refuses it as a setting that is unknown."""
+    found = re.match(r"unknown key '(\w+)'", line)
+    option = f"--{found[1].replace('_', '-')}" if found else ""
+    if found is None or option not in options:
+        return line
+    return f"{found[0]}: it is an option, typed as {option}{'' if options[option].is_flag else ' VALUE'}"
 
 
 def _long_options(error: Any) -> str:
