@@ -6,7 +6,7 @@ Everything here is lazy: a chunk of rows is encoded, recorded and turned into co
 from __future__ import annotations
 
 import json
-import signal
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -89,7 +89,7 @@ def _encode_set(
             yield from encode(chunk)
         return
     # Spawned, not forked: the tokenizer's threads do not survive a fork.
-    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn"), initializer=_leave_ctrl_c) as pool:
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn"), initializer=_leave_signals) as pool:
         while batch := list(islice(chunks, num_proc * 4)):
             try:
                 for outcomes in pool.map(encode, batch):
@@ -101,9 +101,12 @@ def _encode_set(
                 ) from error
 
 
-def _leave_ctrl_c() -> None:
-    """Let the process that started this one end both: a terminal signals each, and each would print where it was."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals() -> None:
+    """Let the process that started this one end both.
+
+    A terminal or a scheduler signals a whole group: each would print where it was, or leave the pool half ended.
+    """
+    os.setpgid(0, 0)
 
 
 def record_sets(
