@@ -7,7 +7,7 @@ python scripts/estimators_table.py settings     # which settings have a meaning 
 import sys
 from collections.abc import Iterator
 
-from alignkit.config import KlAs
+from alignkit.choices import KlAs
 from alignkit.estimators import ESTIMATORS, Estimator
 
 

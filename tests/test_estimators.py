@@ -2,7 +2,8 @@
 
 import pytest
 
-from alignkit.config import Advantage, KlAs, LossOver, PpoConfig
+from alignkit.choices import Advantage, KlAs, LossOver
+from alignkit.config import PpoConfig
 from alignkit.estimators import ESTIMATORS, settle
 
 NULL = {name for name, value in vars(PpoConfig()).items() if value is None}

@@ -27,6 +27,7 @@ FLOORS = {
         quoting yaml_size upstream terminal user_functions jobs json_files digests
         estimators home
         errors config conf
+        choices
     """,
     "data": """
         views

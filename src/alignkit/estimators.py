@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.config import Advantage, KlAs, LossOver, PpoConfig
+from alignkit.choices import Advantage, KlAs, LossOver
+from alignkit.config import PpoConfig
 
 MAX_KL = 100.0  # nats per completion, where there is a reference to measure from
 _CRITIC = {"vf_coef": 0.1, "clip_range_value": 0.2, "lam": 0.95}

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, ClassVar, Self
 
+from alignkit.choices import Resume
 from alignkit.config import (
     DataConfig,
     EngineConfig,
@@ -22,7 +23,6 @@ from alignkit.config import (
     PpoConfig,
     PromptDataConfig,
     ReferenceConfig,
-    Resume,
     SamplingConfig,
     TemplateConfig,
     TrainingEngineConfig,

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import Init, ModelConfig
+from alignkit.choices import Init
+from alignkit.config import ModelConfig
 from alignkit.data.rows.preferences import PAIRS
 from alignkit.data.rows.prompts import prompt_kind
 from alignkit.data.rows.row_kind import CONVERSATIONS, RowKind

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import EvalGroups
+from alignkit.choices import EvalGroups
 from alignkit.errors import AlignkitError, RunError
 from alignkit.jobs import JOBS, StageJob
 from alignkit.json_files import get, read_object

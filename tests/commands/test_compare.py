@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from alignkit.choices import Dtype
 from alignkit.commands.compare import run
-from alignkit.config import Dtype, ModelConfig
+from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.evaluate.compare_page import write_page
 from alignkit.evaluate.comparison import Answer, Column, Comparison

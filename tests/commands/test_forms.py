@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.choices import ToolsForm
 from alignkit.cli import app
 from alignkit.commands import merge
-from alignkit.config import DataConfig, ModelConfig, TemplateConfig, ToolsForm
+from alignkit.config import DataConfig, ModelConfig, TemplateConfig
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.served_model import ServedModel

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from alignkit.choices import ControlTokens, Overlength, TrainOn
 from alignkit.commands.inspect import check_golden, histogram, run, show
-from alignkit.config import ControlTokens, DataConfig, Overlength, TemplateConfig, TrainOn
+from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.batches.batching import Collator
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.sft import load_sft

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignkit.choices import Dtype
 from alignkit.commands.merge import run
-from alignkit.config import Dtype, ModelConfig
+from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.jobs import MergeJob
 from alignkit.models.load import load_model, load_tokenizer

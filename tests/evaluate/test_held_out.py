@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import Init, ModelConfig, PromptDataConfig, PromptLength, TemplateConfig
+from alignkit.choices import Init
+from alignkit.config import ModelConfig, PromptDataConfig, PromptLength, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.pairs import load_pairs
 from alignkit.data.sets.prompts import load_prompts

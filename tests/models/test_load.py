@@ -7,7 +7,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2Model, LlamaConfig, PreTrainedTokenizerFast, T5Config
 
-from alignkit.config import Dtype, Init, ModelConfig, Quantization, TemplateConfig
+from alignkit.choices import Dtype, Init, Quantization
+from alignkit.config import ModelConfig, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.errors import ModelError, TemplateError
 from alignkit.models.load import check_model, default_dtype, load_model, load_tokenizer, merge_problems, num_positions

@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoTokenizer
 
-from alignkit.config import Dtype, Init, ModelConfig
+from alignkit.choices import Dtype, Init
+from alignkit.config import ModelConfig
 from alignkit.models.load import check_model, load_model, load_tokenizer
 from alignkit.models.lora import build_lora
 from alignkit.models.save import save_model

@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from alignkit.config import Init, ModelConfig
+from alignkit.choices import Init
+from alignkit.config import ModelConfig
 from alignkit.errors import ModelError
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.save import save_model

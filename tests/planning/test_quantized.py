@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from alignkit.config import Quantization
+from alignkit.choices import Quantization
 from alignkit.planning.live_memory import bytes_of, tensors_of
 from alignkit.planning.plan import _num_parameters
 from alignkit.planning.quantized import QuantizedLinear, quantize

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.config import Advantage, KlAs, PpoConfig
+from alignkit.choices import Advantage, KlAs
+from alignkit.config import PpoConfig
 from alignkit.estimators import settle
 from alignkit.ppo.experience import RolloutTensors, experience
 

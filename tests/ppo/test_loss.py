@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit.config import LossOver, RatioOver
+from alignkit.choices import LossOver, RatioOver
 from alignkit.ppo.loss import entropy_bonus, kl_loss, loss_divisors, policy_loss, token_entropies, value_loss
 
 NAN = math.nan

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from alignkit.config import PpoConfig, ScoreScaling
+from alignkit.choices import ScoreScaling
+from alignkit.config import PpoConfig
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.score_shaping import RunningMoments, ScoreShaping, overlong_penalty
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from alignkit.config import Advantage, KlAs, LossOver, PpoConfig, RatioOver
+from alignkit.choices import Advantage, KlAs, LossOver, RatioOver
+from alignkit.config import PpoConfig
 from alignkit.estimators import settle
 from alignkit.models.tiny import byte_tokenizer, random_model
 from alignkit.ppo.experience import RolloutTensors, experience

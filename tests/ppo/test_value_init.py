@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from alignkit.config import ModelConfig, ValueConfig, ValueModel
+from alignkit.choices import ValueModel
+from alignkit.config import ModelConfig, ValueConfig
 from alignkit.models.adapters import Adapters
 from alignkit.models.tiny import byte_tokenizer, random_model
 from alignkit.ppo.value import VALUE_ADAPTER, VALUE_HEAD, AdapterValue, OwnValue, ValueFunction, ValueHead

@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from alignkit.config import Dtype, Init, ModelConfig, Quantization
+from alignkit.choices import Dtype, Init, Quantization
+from alignkit.config import ModelConfig
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.launch import compose_job
 from alignkit.models.adapters import Adapters

@@ -4,15 +4,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import (
-    ControlTokens,
-    ModelConfig,
-    ReasoningForm,
-    SamplingConfig,
-    TemplateConfig,
-    ToolsForm,
-    TrainOn,
-)
+from alignkit.choices import ControlTokens, ReasoningForm, ToolsForm, TrainOn
+from alignkit.config import ModelConfig, SamplingConfig, TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode
 from alignkit.data.encode.replies import ReplyForm
 from alignkit.data.encode.templates import load_template

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkit.config import ModelConfig, TrainOn
+from alignkit.choices import TrainOn
+from alignkit.config import ModelConfig
 from alignkit.data.encode.masking import EncodeRules, encode
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message

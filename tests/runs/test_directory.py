@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import Resume
+from alignkit.choices import Resume
 from alignkit.errors import Interrupted, RunError, StopSignal
 from alignkit.runs.directory import guard_run
 from alignkit.runs.given import Given

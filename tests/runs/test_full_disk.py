@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.choices import Resume
 from alignkit.cli.ends import run_to_its_end
 from alignkit.commands.merge import _explained
-from alignkit.config import Resume
 from alignkit.errors import OutputError, RunError, TrainingError
 from alignkit.launch import launch
 from alignkit.runs.directory import guard_run

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from alignkit.choices import Resume
 from alignkit.commands import compare, evaluate, generate, inspect, merge, next, score, tasks
-from alignkit.config import Resume
 from alignkit.errors import AlignkitError, RunError
 from alignkit.runs import lock
 from alignkit.runs.directory import guard_run
@@ -29,7 +29,7 @@ BEGIN = """
 import os, sys, time
 from pathlib import Path
 from alignkit.errors import RunError
-from alignkit.config import Resume
+from alignkit.choices import Resume
 from alignkit.runs.directory import guard_run
 from alignkit.runs.given import Given
 from alignkit.runs.lock import hold

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from alignkit.config import Advantage
+from alignkit.choices import Advantage
 from alignkit.jobs import PpoJob
 from alignkit.launch import compose_job, launch
 from alignkit.stages.ppo import run as ppo

@@ -12,7 +12,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from alignkit.config import ModelConfig, ValueConfig, ValueModel
+from alignkit.choices import ValueModel
+from alignkit.config import ModelConfig, ValueConfig
 from alignkit.jobs import PpoJob
 from alignkit.launch import compose_job
 from alignkit.ppo.value_init import check_value_start

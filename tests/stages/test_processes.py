@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from alignkit.config import Resume
+from alignkit.choices import Resume
 from alignkit.launch import launch
 from alignkit.runs.directory import guard_run
 from alignkit.runs.given import Given

@@ -14,8 +14,9 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from alignkit.choices import EvalGroups
 from alignkit.commands import generate, score
-from alignkit.config import DataConfig, EvalGroups
+from alignkit.config import DataConfig
 from alignkit.evaluate.trained import held_out_groups
 from alignkit.launch import compose_job, launch
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.stages import pair_batches
 from alignkit.stages.sft import batches as sft_batches
 from alignkit.training import checkpoints

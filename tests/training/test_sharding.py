@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkit.config import Quantization
+from alignkit.choices import Quantization
 from alignkit.training import sharding
 from alignkit.training.sharding import check_sharding, sharding_asked
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from alignkit.config import EngineName
+from alignkit.choices import EngineName
 from alignkit.engine.check import check_engine
 from alignkit.errors import ConfigError
 from alignkit.evaluate.arguments import check_models, check_new_file

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from alignkit.config import EngineName
+from alignkit.choices import EngineName
 from alignkit.data.encode.replies import ReplyReader, reply_spec
 from alignkit.engine.check import check_engine
 from alignkit.errors import ConfigError, Interrupted, StopSignal

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from alignkit.config import Dtype, ReasoningForm, ToolsForm
+from alignkit.choices import Dtype, ReasoningForm, ToolsForm
 from alignkit.errors import AlignkitError, ConfigError, ModelError, OutputError
 from alignkit.evaluate.adapter_merge import (
     ARITHMETIC,

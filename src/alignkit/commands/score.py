@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import DataConfig, TrainOn
+from alignkit.choices import TrainOn
+from alignkit.config import DataConfig
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.rows.row_kind import UNTRAINED
 from alignkit.data.sets.items import read_sets

@@ -16,7 +16,8 @@ import torch
 from rich.text import Text
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from alignkit.config import ControlTokens, Dtype, ModelConfig, TemplateConfig
+from alignkit.choices import ControlTokens, Dtype
+from alignkit.config import ModelConfig, TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, encode_prompt
 from alignkit.data.encode.rendering import RowRefused, first_difference
 from alignkit.data.encode.templates import Template, load_template

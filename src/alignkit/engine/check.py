@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from alignkit.config import Correction, EngineConfig, EngineName, TrainingEngineConfig
+from alignkit.choices import Correction, EngineName
+from alignkit.config import EngineConfig, TrainingEngineConfig
 from alignkit.engine.client import is_address
 from alignkit.errors import as_yaml
 

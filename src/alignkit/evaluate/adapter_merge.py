@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from alignkit.config import Dtype, ModelConfig
+from alignkit.choices import Dtype
+from alignkit.config import ModelConfig
 from alignkit.evaluate.likelihood import Row, token_logprobs
 from alignkit.evaluate.served_model import ServedModel
 from alignkit.models.skeleton import skeleton

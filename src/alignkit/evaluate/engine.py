@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from alignkit.config import EngineConfig, EngineName, SamplingConfig
+from alignkit.choices import EngineName
+from alignkit.config import EngineConfig, SamplingConfig
 from alignkit.engine.contact import Needed, contact
 from alignkit.engine.handover import give_first
 from alignkit.engine.probe import probe

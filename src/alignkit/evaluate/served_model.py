@@ -9,17 +9,8 @@ from datetime import datetime
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.config import (
-    ControlTokens,
-    FormsConfig,
-    ModelConfig,
-    Quantization,
-    ReasoningForm,
-    SamplingConfig,
-    TemplateConfig,
-    ToolsForm,
-    TrainOn,
-)
+from alignkit.choices import ControlTokens, Quantization, ReasoningForm, ToolsForm, TrainOn
+from alignkit.config import FormsConfig, ModelConfig, SamplingConfig, TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts
 from alignkit.data.encode.replies import ReplyForm
 from alignkit.data.encode.templates import Template, load_template

@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from alignkit.config import DataConfig, EvalGroups, ModelConfig, TemplateConfig
+from alignkit.choices import EvalGroups
+from alignkit.config import DataConfig, ModelConfig, TemplateConfig
 from alignkit.data.files.shipped import shipped_file
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import ConfigError

@@ -19,7 +19,7 @@ from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from alignkit.config import Resume
+from alignkit.choices import Resume
 from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError
 from alignkit.jobs import StageJob
 from alignkit.launch.compose import ALONE, StepLayers, as_given, composed, prepare, read_overlays

@@ -25,7 +25,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from alignkit.config import Dtype, Init, ModelConfig, Quantization
+from alignkit.choices import Dtype, Init, Quantization
+from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError, ConfigError, DamagedFile, ModelError, did_you_mean
 from alignkit.models.source import (
     TOKENIZER_FILES,

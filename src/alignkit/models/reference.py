@@ -8,7 +8,8 @@ from typing import cast
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from alignkit.config import Init, ModelConfig
+from alignkit.choices import Init
+from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.models.load import check_model, load_merged, load_model, load_tokenizer, merge_problems
 from alignkit.models.source import ModelSource

@@ -13,7 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alignkit.config import Init, ModelConfig
+from alignkit.choices import Init
+from alignkit.config import ModelConfig
 from alignkit.errors import ModelError
 from alignkit.models.kinds import TAKE
 from alignkit.models.load import load_tokenizer

@@ -21,7 +21,8 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from alignkit.config import Init, ModelConfig
+from alignkit.choices import Init
+from alignkit.config import ModelConfig
 from alignkit.errors import DamagedFile, did_you_mean_path
 from alignkit.home import expand_home
 from alignkit.json_files import get, read_object

@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from alignkit.choices import Resume
 from alignkit.commands import compare, evaluate, merge
-from alignkit.config import Resume
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.evaluate.arguments import check_section
 from alignkit.evaluate.prompts import check_prompts

@@ -8,8 +8,8 @@ import signal
 import threading
 from typing import Any
 
+from alignkit.choices import Resume
 from alignkit.commands import compare, evaluate, merge
-from alignkit.config import Resume
 from alignkit.launch import launch
 from alignkit.pipeline.check import check_command, path_of
 from alignkit.pipeline.composed import Composed, compose_step, layers_of

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from alignkit.config import Quantization
+from alignkit.choices import Quantization
 
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a scale; scales that share one of theirs
 _CODE, _NESTED_CODE = 16, 256  # values that 4 and 8 bits stand for

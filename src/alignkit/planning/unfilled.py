@@ -10,7 +10,8 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from alignkit.config import ModelConfig, Quantization
+from alignkit.choices import Quantization
+from alignkit.config import ModelConfig
 from alignkit.models.load import read_adapter_config, weights_dtype
 from alignkit.models.lora import build_lora
 from alignkit.models.skeleton import skeleton

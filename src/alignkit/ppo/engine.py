@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignkit.config import Correction, SamplingConfig, TrainingEngineConfig
+from alignkit.choices import Correction
+from alignkit.config import SamplingConfig, TrainingEngineConfig
 from alignkit.engine.handover import AdapterFolder, give_first
 from alignkit.engine.kept import KeptCompletions
 from alignkit.engine.mismatch import mismatch_metrics, truncated_weights

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.config import Advantage, KlAs, PpoConfig
+from alignkit.choices import Advantage, KlAs
+from alignkit.config import PpoConfig
 from alignkit.ppo.advantage import gae, moments, returns_to_go, rounding_of, token_rewards, whiten
 from alignkit.ppo.group_advantage import GROUP_ADVANTAGES
 

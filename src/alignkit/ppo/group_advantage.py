@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alignkit.config import Advantage
+from alignkit.choices import Advantage
 
 _EPSILON = 2.0**-23  # of float32, in which rewards are added up
 

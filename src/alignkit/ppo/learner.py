@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from alignkit.config import KlAs, PpoConfig, SamplingConfig, ValueConfig
+from alignkit.choices import KlAs
+from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.estimators import estimator_of
 from alignkit.ppo.experience import RolloutTensors, experience

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.config import LossOver, RatioOver
+from alignkit.choices import LossOver, RatioOver
 from alignkit.ppo.kl import token_kl
 
 

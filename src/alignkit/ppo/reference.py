@@ -9,7 +9,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from alignkit.config import Init, ModelConfig
+from alignkit.choices import Init
+from alignkit.config import ModelConfig
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.load import read_adapter_config
 from alignkit.models.lora import leaves_base

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from alignkit.config import PpoConfig, ScoreScaling
+from alignkit.choices import ScoreScaling
+from alignkit.config import PpoConfig
 from alignkit.ppo.rollout import Rollout
 
 _ROUNDING = 4 * 2.0**-23  # of float32, in which models score

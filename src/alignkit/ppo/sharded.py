@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from alignkit.config import Gather
+from alignkit.choices import Gather
 
 _OUTSIDE = ("call", "logprobs", "reference_logprobs")  # methods of a policy that compute, beside `forward`
 

@@ -21,7 +21,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from alignkit.config import Gather, HealthPolicy, PpoConfig, SamplingConfig, ValueConfig
+from alignkit.choices import Gather, HealthPolicy
+from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.engine.probe import Probe
 from alignkit.engine.spread import Member

@@ -11,7 +11,8 @@ import torch
 from peft import get_peft_model, get_peft_model_state_dict
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.config import Init, ModelConfig, Quantization, ValueConfig, ValueModel
+from alignkit.choices import Init, Quantization, ValueModel
+from alignkit.config import ModelConfig, ValueConfig
 from alignkit.models.adapters import Adapters
 from alignkit.models.load import load_merged, load_weights, read_adapter_config
 from alignkit.models.lora import build_lora

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from alignkit.config import OnError
+from alignkit.choices import OnError
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.errors import did_you_mean
 from alignkit.rewards.function import FunctionScorer, check_function

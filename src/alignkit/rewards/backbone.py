@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from alignkit.config import Init, Quantization
+from alignkit.choices import Init, Quantization
 from alignkit.models.adapters import FIRST, Adapters
 from alignkit.models.load import read_adapter_config
 from alignkit.models.lora import leaves_base

@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 
-from alignkit.config import OnError
+from alignkit.choices import OnError
 from alignkit.errors import RewardError, did_you_mean
 from alignkit.rewards import verifiers
 from alignkit.rewards.sample import Sample

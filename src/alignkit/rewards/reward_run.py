@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from alignkit.config import ControlTokens, ModelConfig, OnError, ReasoningForm, TemplateConfig, ToolsForm, TrainOn
+from alignkit.choices import ControlTokens, OnError, ReasoningForm, ToolsForm, TrainOn
+from alignkit.config import ModelConfig, TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, Encoding, RowRefused, encode_rows
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.rows.conversation import Conversation, Message

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from alignkit.config import OnError
+from alignkit.choices import OnError
 from alignkit.errors import RewardError, as_yaml, did_you_mean
 from alignkit.models.source import local_folder
 from alignkit.rewards.verifiers import KEYS, VERIFIERS, key_mistakes

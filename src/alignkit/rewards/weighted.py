@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.config import OnError
+from alignkit.choices import OnError
 from alignkit.errors import RewardError
 from alignkit.rewards.function import FunctionScorer
 from alignkit.rewards.reward_run import RewardRunScorer

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import Resume
+from alignkit.choices import Resume
 from alignkit.errors import AlignkitError, Interrupted, RunError, StopSignal, TrainingError, as_yaml
 from alignkit.jobs import JOBS, StageJob
 from alignkit.runs.full_disk import disk_trouble

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import EvalGroups
+from alignkit.choices import EvalGroups
 from alignkit.errors import RunError
 from alignkit.home import expand_home
 

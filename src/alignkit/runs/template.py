@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import DataConfig, ReasoningForm, TemplateConfig, ToolsForm
+from alignkit.choices import ReasoningForm, ToolsForm
+from alignkit.config import DataConfig, TemplateConfig
 from alignkit.errors import ConfigError
 from alignkit.home import expand_home
 from alignkit.runs.manifest import flat, read_manifest

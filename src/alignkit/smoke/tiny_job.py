@@ -10,7 +10,8 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignkit.config import Dtype, HealthPolicy, Init, ModelConfig, Quantization, Resume, TrainingEngineConfig
+from alignkit.choices import Dtype, HealthPolicy, Init, Quantization, Resume
+from alignkit.config import ModelConfig, TrainingEngineConfig
 from alignkit.jobs import PolicyJob, PpoJob, StageJob
 from alignkit.json_files import read_object
 from alignkit.models.load import load_tokenizer, read_adapter_config

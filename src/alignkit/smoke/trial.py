@@ -14,7 +14,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from alignkit.config import ModelConfig, Resume
+from alignkit.choices import Resume
+from alignkit.config import ModelConfig
 from alignkit.data.batches.batching import IGNORED
 from alignkit.errors import AlignkitError, RunError, TemplateError
 from alignkit.jobs import GenerateJob, StageJob

@@ -11,7 +11,8 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from alignkit.config import DataConfig, Init, ModelConfig, TemplateConfig
+from alignkit.choices import Init
+from alignkit.config import DataConfig, ModelConfig, TemplateConfig
 from alignkit.data.encode.templates import SHIPPED, shipped_template
 from alignkit.data.files.sources import files_of, hub_commit
 from alignkit.data.sets.section import paths_by_set

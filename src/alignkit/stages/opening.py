@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from alignkit.config import EvalGroups, Resume
+from alignkit.choices import EvalGroups, Resume
 from alignkit.data.sets.ledger import Ledger
 from alignkit.jobs import PpoJob, StageJob
 from alignkit.models.memory import explain_out_of_memory

@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.data.batches.batching import EpochOrder
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.data.sets.pairs import PairSet

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.jobs import StageJob
 from alignkit.planning.arguments import steps_of
 from alignkit.planning.passes import longest, with_places, without_idle

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.pairs import PairData, check_pair_data, load_pairs

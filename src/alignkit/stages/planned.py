@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import Dtype
+from alignkit.choices import Dtype
 from alignkit.jobs import StageJob
 
 

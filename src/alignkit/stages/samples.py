@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from alignkit.config import ControlTokens, SamplingConfig, TrainOn
+from alignkit.choices import ControlTokens, TrainOn
+from alignkit.config import SamplingConfig
 from alignkit.data.encode.masking import EncodeRules, encode_prompt
 from alignkit.data.encode.templates import Template
 from alignkit.data.rows.conversation import Conversation

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from alignkit import upstream
-from alignkit.config import Dtype, ModelConfig, Quantization
+from alignkit.choices import Dtype, Quantization
+from alignkit.config import ModelConfig
 from alignkit.data.encode.templates import Template
 from alignkit.errors import AlignkitError
 from alignkit.jobs import StageJob

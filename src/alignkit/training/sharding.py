@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.config import Quantization
+from alignkit.choices import Quantization
 
 _GATHER = "stage3_gather_16bit_weights_on_model_save"
 _LAUNCHED_WITH = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}

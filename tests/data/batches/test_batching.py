@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.data.batches.batching import Collator, EpochOrder, pack, padding_share, row_tokens, rows_of
 
 ROWS = [

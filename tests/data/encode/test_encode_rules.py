@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from alignkit.config import ReasoningForm, TemplateConfig, ToolsForm, TrainOn
+from alignkit.choices import ReasoningForm, ToolsForm, TrainOn
+from alignkit.config import TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode
 from alignkit.data.encode.reasoning import DROPPED
 from alignkit.data.encode.templates import load_template

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from alignkit.config import Overlength, TemplateConfig, TrainOn
+from alignkit.choices import Overlength, TrainOn
+from alignkit.config import TemplateConfig
 from alignkit.data.encode.lengths import apply_length, needed_length
 from alignkit.data.encode.masking import EncodeRules, Encoding, encode
 from alignkit.data.encode.templates import load_template

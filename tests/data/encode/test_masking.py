@@ -12,7 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from alignkit.config import ControlTokens, TemplateConfig, TrainOn
+from alignkit.choices import ControlTokens, TrainOn
+from alignkit.config import TemplateConfig
 from alignkit.data.encode.masking import (
     EncodeRules,
     Encoding,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.config import Overlength
+from alignkit.choices import Overlength
 from alignkit.data.encode.pair_lengths import EncodedPair, apply_pair_length
 
 PAIR = EncodedPair([1, 2, 11, 12, 13, 8, 9], [21, 22, 23, 0], [31, 0], margin=0.5, notes=("note",))

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alignkit.config import ControlTokens, ModelConfig, ReasoningForm, TemplateConfig, ToolsForm, TrainOn
+from alignkit.choices import ControlTokens, ReasoningForm, ToolsForm, TrainOn
+from alignkit.config import ModelConfig, TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode
 from alignkit.data.encode.replies import Piece, ReplyReader, reply_spec
 from alignkit.data.encode.templates import load_template

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from alignkit.config import DataConfig, Malformed
+from alignkit.choices import Malformed
+from alignkit.config import DataConfig
 from alignkit.data.files.array_elements import ArrayElements
 from alignkit.data.files.readers import NumberedRow, read_file
 from alignkit.data.rows.row_kind import CONVERSATIONS

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.config import DataConfig, Overlength, PromptDataConfig, TemplateConfig, TrainOn
+from alignkit.choices import Overlength, TrainOn
+from alignkit.config import DataConfig, PromptDataConfig, TemplateConfig
 from alignkit.data.encode.fewer_turns import longest_ends
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message

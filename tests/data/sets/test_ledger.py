@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.config import Overlength
+from alignkit.choices import Overlength
 from alignkit.data.sets.ledger import Ledger, LedgerRow
 from alignkit.errors import DataError
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.config import DataConfig, Malformed, Overlength, TemplateConfig
+from alignkit.choices import Malformed, Overlength
+from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.preferences import Preference

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import Batching, ControlTokens, DataConfig, Malformed, Overlength, TemplateConfig, TrainOn
+from alignkit.choices import Batching, ControlTokens, Malformed, Overlength, TrainOn
+from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.encode.masking import EncodeRules, encode, encode_prompt
 from alignkit.data.encode.templates import load_template
 from alignkit.data.rows.preferences import to_preference

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import Overlength, PromptDataConfig, PromptLength, TemplateConfig, TrainOn
+from alignkit.choices import Overlength, TrainOn
+from alignkit.config import PromptDataConfig, PromptLength, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.prompts import PromptData, check_prompts, load_prompts
 from alignkit.errors import DataError

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignkit.config import DataConfig, EvalGroups, Malformed, Overlength, TemplateConfig
+from alignkit.choices import EvalGroups, Malformed, Overlength
+from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.loaded import load_on_main_process
 from alignkit.data.sets.section import check_data

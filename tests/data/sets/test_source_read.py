@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.config import DataConfig, Malformed
+from alignkit.choices import Malformed
+from alignkit.config import DataConfig
 from alignkit.data.rows.row_kind import CONVERSATIONS
 from alignkit.data.sets.items import parse_sets, read_sets
 from alignkit.data.sets.ledger import Ledger

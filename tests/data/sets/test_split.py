@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.config import EvalGroups
+from alignkit.choices import EvalGroups
 from alignkit.data.rows.conversation import Conversation, Message
 from alignkit.data.rows.preferences import Preference
 from alignkit.data.sets.items import SourcedItem

@@ -10,7 +10,8 @@ import pytest
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from alignkit.config import Batching, DataConfig, Malformed, Overlength, TemplateConfig
+from alignkit.choices import Batching, Malformed, Overlength
+from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.batches.batching import Collator
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets import streaming

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from alignkit.choices import Overlength
 from alignkit.commands.inspect import run
-from alignkit.config import DataConfig, Overlength, PromptDataConfig, TemplateConfig
+from alignkit.config import DataConfig, PromptDataConfig, TemplateConfig
 from alignkit.data.batches.batching import Collator
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.data.encode.templates import load_template

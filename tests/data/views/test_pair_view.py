@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from alignkit.choices import Overlength
 from alignkit.commands.inspect import run, show
-from alignkit.config import DataConfig, Overlength, TemplateConfig
+from alignkit.config import DataConfig, TemplateConfig
 from alignkit.data.batches.pair_batching import PairCollator
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.pairs import load_pairs

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from alignkit.choices import ControlTokens
 from alignkit.commands.inspect import run, show
-from alignkit.config import ControlTokens, PromptDataConfig, PromptLength, TemplateConfig
+from alignkit.config import PromptDataConfig, PromptLength, TemplateConfig
 from alignkit.data.encode.templates import load_template
 from alignkit.data.sets.prompts import load_prompts
 from alignkit.data.views.prompts import PromptRowView, PromptView

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 
 IGNORED = -100
 FILLER = -1  # row_index of a row that only makes every process's last batch full; it carries no loss

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from alignkit.config import TrainOn
+from alignkit.choices import TrainOn
 from alignkit.data.encode.lengths import needed_length
 from alignkit.data.encode.masking import Encoding, RowRefused
 from alignkit.data.encode.supervision import trained_messages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alignkit.config import Overlength
+from alignkit.choices import Overlength
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.encode.masking import Encoding
 

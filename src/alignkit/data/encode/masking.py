@@ -14,7 +14,8 @@ from typing import Any, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import ControlTokens, DataConfig, ReasoningForm, ToolsForm, TrainOn
+from alignkit.choices import ControlTokens, ReasoningForm, ToolsForm, TrainOn
+from alignkit.config import DataConfig
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.encode.control_tokens import Controls
 from alignkit.data.encode.reasoning import with_reasoning

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from alignkit.config import Overlength
+from alignkit.choices import Overlength
 from alignkit.data.rows.preferences import IDENTICAL
 
 EQUAL_WHEN_CUT = "equal_when_cut"

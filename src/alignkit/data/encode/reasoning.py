@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from alignkit.config import ReasoningForm
+from alignkit.choices import ReasoningForm
 from alignkit.data.encode.rendering import RowRefused, Template
 from alignkit.data.rows.conversation import Conversation, Message
 

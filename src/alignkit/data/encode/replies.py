@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_parsing import ResponseParser
 
-from alignkit.config import ReasoningForm, ToolsForm
+from alignkit.choices import ReasoningForm, ToolsForm
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode
 from alignkit.data.encode.rendering import Template, Thought
 from alignkit.data.rows.conversation import Conversation, Message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit.config import TrainOn
+from alignkit.choices import TrainOn
 from alignkit.data.encode.rendering import RowRefused
 from alignkit.data.rows.conversation import Message
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from alignkit.config import DataConfig, Malformed
+from alignkit.choices import Malformed
+from alignkit.config import DataConfig
 from alignkit.data.files.sources import Source, SourceRow, read_rows, repeat_counts
 from alignkit.data.rows.columns import check_columns, check_fields
 from alignkit.data.rows.row_kind import RowKind

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignkit.config import Overlength
+from alignkit.choices import Overlength
 from alignkit.data.rows.keys_seen import KeysSeen
 from alignkit.data.rows.surroundings import LABELLED_BAD
 from alignkit.errors import DataError

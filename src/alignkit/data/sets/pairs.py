@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import DataConfig, Overlength, TrainOn
+from alignkit.choices import Overlength, TrainOn
+from alignkit.config import DataConfig
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.encode.fewer_turns import CUT_TURNS, longest_ends
 from alignkit.data.encode.lengths import needed_length

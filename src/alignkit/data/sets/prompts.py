@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import DataConfig, Overlength, PromptDataConfig
+from alignkit.choices import Overlength
+from alignkit.config import DataConfig, PromptDataConfig
 from alignkit.data.encode.fewer_turns import CUT_TURNS, longest_ends
 from alignkit.data.encode.masking import EncodeRules, RowRefused, encode_prompts, lead_length
 from alignkit.data.encode.templates import Template, adds_bos

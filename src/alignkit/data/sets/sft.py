@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import DataConfig, Overlength
+from alignkit.choices import Overlength
+from alignkit.config import DataConfig
 from alignkit.data.batches.batching import IGNORED
 from alignkit.data.encode.fewer_turns import CUT_TURNS, without_first_turns
 from alignkit.data.encode.lengths import apply_length, needed_length

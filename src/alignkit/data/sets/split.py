@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from alignkit.config import EvalGroups
+from alignkit.choices import EvalGroups
 from alignkit.data.sets.items import Item, SourcedItem
 from alignkit.errors import DataError
 

@@ -21,7 +21,8 @@ from datasets import DatasetInfo, Features, IterableDataset, List, Value
 from datasets.iterable_dataset import ExamplesIterable
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import Batching, DataConfig
+from alignkit.choices import Batching
+from alignkit.config import DataConfig
 from alignkit.data.encode.templates import Template
 from alignkit.data.files.sources import read_rows
 from alignkit.data.rows.row_kind import CONVERSATIONS

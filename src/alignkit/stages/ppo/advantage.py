@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from alignkit.config import KlAs, LossOver, PpoConfig, RatioOver, ScoreScaling, ValueConfig
+from alignkit.choices import KlAs, LossOver, RatioOver, ScoreScaling
+from alignkit.config import PpoConfig, ValueConfig
 from alignkit.estimators import estimator_of, needs_reference, settle
 from alignkit.jobs import PpoJob
 from alignkit.runs.given import Given

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignkit.config import EngineName, Init, PpoConfig
+from alignkit.choices import EngineName, Init
+from alignkit.config import PpoConfig
 from alignkit.engine.check import check_engine
 from alignkit.jobs import PpoJob
 from alignkit.models.source import ModelSource

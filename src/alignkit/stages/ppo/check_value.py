@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-from alignkit.config import Quantization, ValueConfig, ValueModel
+from alignkit.choices import Quantization, ValueModel
+from alignkit.config import ValueConfig
 from alignkit.errors import as_yaml
 from alignkit.jobs import PpoJob
 from alignkit.models.source import ModelSource

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import Correction
+from alignkit.choices import Correction
 from alignkit.engine.contact import Needed, contact
 from alignkit.engine.handover import AdapterFolder
 from alignkit.engine.kept import KeptCompletions

@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from alignkit.config import EngineName, ModelConfig, ValueModel
+from alignkit.choices import EngineName, ValueModel
+from alignkit.config import ModelConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.estimators import estimator_of, needs_reference
 from alignkit.jobs import PpoJob

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from alignkit.config import ControlTokens, EngineName, TrainOn
+from alignkit.choices import ControlTokens, EngineName, TrainOn
 from alignkit.data.encode.masking import EncodeRules
 from alignkit.data.encode.replies import ReplyForm
 from alignkit.data.views.first_rows import write_first_rows

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.data.batches.batching import Collator, EpochOrder, padding_share
 from alignkit.data.sets.sft import SftSet
 from alignkit.errors import ConfigError

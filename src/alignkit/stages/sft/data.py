@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.data.encode.templates import Template, load_template
 from alignkit.data.sets.items import NUM_FIRST
 from alignkit.data.sets.loaded import load_on_main_process

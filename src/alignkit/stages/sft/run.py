@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from alignkit.config import Batching
+from alignkit.choices import Batching
 from alignkit.data.views.first_rows import write_first_rows
 from alignkit.jobs import SftJob
 from alignkit.models.load import load_model
