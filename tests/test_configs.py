@@ -118,7 +118,14 @@ def test_every_combination_of_a_sweep_composes(path: Path) -> None:
         assert len({json.dumps(job.train) for job in jobs}) == len(jobs) > 1
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "smoke"], ids=name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "grpo"), id=name(path))  # docs/ppo.md runs it, too
+        for path in RECIPES
+        if path.parent.name == "smoke"
+    ],
+)
 def test_a_smoke_recipe_runs_from_any_folder_in_moments(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
