@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from alignkit.choices import Advantage
 from alignkit.jobs import PpoJob
 from alignkit.launch import compose_job, launch
+from alignkit.ppo.learner import Learner
+from alignkit.ppo.policy import Policy
 from alignkit.stages.ppo import run as ppo
 
 SMALL = ["model=tiny_gpt2", "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_inner=32"]
@@ -113,6 +115,36 @@ def test_what_the_estimator_chose_is_shown_and_recorded(words: list[str], capsys
     assert {chosen[name] for name in ("gamma", "lam", "vf_coef", "clip_range_value", "whiten_advantages")} == {None}
     assert record["origins"]["ppo.kl_as"] == "ppo.advantage=grpo"
     assert record["origins"]["ppo.loss_over"] == "command line"
+
+
+@pytest.mark.parametrize("kl_coef", [0.1, 0.0])
+def test_the_only_pass_of_an_update_tells_what_the_policy_said(
+    job: Job, monkeypatch: pytest.MonkeyPatch, kl_coef: float
+) -> None:
+    passes: list[int] = []
+    forward, begin = Policy.forward, Learner.__init__
+
+    def counted(self: Policy, *args: Any) -> Any:
+        passes[-1] += 1
+        return forward(self, *args)
+
+    def scored_before(self: Learner, **given: Any) -> None:
+        begin(self, **given)
+        self.learns_in_one_pass = False
+
+    monkeypatch.setattr(Policy, "forward", counted)
+    one = job(
+        "ppo.advantage=grpo", "ppo.num_ppo_epochs=1", "train.per_device_train_batch_size=4", f"ppo.kl_coef={kl_coef}"
+    )
+    for run_dir in ("one", "two"):
+        passes.append(0)
+        run(one, run_dir)
+        monkeypatch.setattr(Learner, "__init__", scored_before)
+    assert passes == [2 * 2, 2 * 2 * 2]  # two updates of 8 completions, 4 in a pass
+    assert largest_difference("one", "two") == 0
+    logged = [json.loads(line) for line in Path("one/metrics.jsonl").read_text().splitlines()]
+    for name in {name for line in logged for name in line if "second" not in name and name != "train_runtime"}:
+        assert metrics("one", name) == metrics("two", name), name
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

@@ -25,6 +25,7 @@ from alignkit.ppo.schedule import minibatches
 from alignkit.ppo.scoring import Sequences, pad_sequences
 from alignkit.ppo.sharded import is_sharded
 
+_TOLD = ("logprobs_BT", "entropies_BT")  # what the policy says of a rollout
 # What is summed over the pieces of a minibatch.
 _SUMMED = ("policy", "value", "kl", "entropy", "approx_kl", "policy_clipped", "value_clipped")
 
@@ -63,6 +64,7 @@ class Learner(PolicyTrainer):
         args: upstream's arguments, whose steps are updates.
         tokenizer: of the policy.
         callbacks: as upstream.
+        compares: ln π_old is compared with what others say of the tokens before anything is learned.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Learner(PolicyTrainer):
         args: TrainingArguments,
         tokenizer: PreTrainedTokenizerBase,
         callbacks: Sequence[TrainerCallback],
+        compares: bool,
     ) -> None:
         super().__init__(
             policy=policy,
@@ -91,6 +94,10 @@ class Learner(PolicyTrainer):
         self.prompts, self.held_out, self.sampling, self.ppo, self.value = prompts, held_out, sampling, ppo, value
         self.estimator = estimator_of(ppo)
         self.has_kl_loss = ppo.kl_as is KlAs.loss and policy.has_reference
+        # The only pass of an update sees the policy that drew: it tells ln π_old itself, unless a reward needs that.
+        one_pass = ppo.num_ppo_epochs == ppo.num_mini_batches == 1
+        in_reward = self.estimator.has_critic or (policy.has_reference and not self.has_kl_loss)
+        self.learns_in_one_pass = one_pass and not in_reward and not compares
         self.pad_id = int(tokenizer.pad_token_id or 0)
 
     def pad(self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> Sequences:
@@ -120,7 +127,8 @@ class Learner(PolicyTrainer):
         """Compute log-probabilities, values and advantages of the whole rollout, on every process.
 
         The rows are batched as in the first pass of the update, so that its first minibatch sees the very numbers that
-        were kept here: the ratio of the two policies, which are one, is then 1 and not nearly 1.
+        were kept here: the ratio of the two policies, which are one, is then 1 and not nearly 1. Where that minibatch
+        is all of the update, it fills in the policy's log-probabilities and entropies, which are 0 until then.
 
         Args:
             model: the policy, as upstream wrapped it.
@@ -130,16 +138,17 @@ class Learner(PolicyTrainer):
             in_loss: false leaves a row out of the loss, but not out of its group.
         """
         model.eval()
-        names = ["logprobs_BT", "entropies_BT"]
+        names = [] if self.learns_in_one_pass else ["logprobs_BT", "entropies_BT"]
         names += ["values_BT"] if self.estimator.has_critic else []
         names += ["ref_logprobs_BT"] if self.policy.has_reference else []
         own = {name: torch.zeros(rows.mask_BT.shape, device=self.args.device) for name in names}
         for minibatch in self._minibatches(rows, update, epoch=0):
             for indices in self._pieces(minibatch):
-                piece = rows.take(indices)
+                piece, found = rows.take(indices), dict[str, Any]()
                 with torch.no_grad():
-                    logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
-                    found = {"logprobs_BT": logprobs_BT, "entropies_BT": entropies_BT, "values_BT": values_BT}
+                    if not self.learns_in_one_pass:
+                        logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
+                        found |= {"logprobs_BT": logprobs_BT, "entropies_BT": entropies_BT, "values_BT": values_BT}
                     if self.policy.has_reference:
                         with self.computing():
                             found["ref_logprobs_BT"] = self.policy.reference_logprobs(
@@ -152,6 +161,8 @@ class Learner(PolicyTrainer):
         mask_BT = rows.mask_BT & has_score_B[:, None]
         # each row was filled by one process and is 0 on the others: the sum adds nothing to it
         kept = {name: self.sum_of_all(tensor) for name, tensor in own.items()}
+        if self.learns_in_one_pass:
+            kept |= {name: torch.zeros_like(rows.mask_BT, dtype=torch.float32) for name in _TOLD}
         return experience(
             torch.tensor([score or 0.0 for score in scores], device=self.args.device),
             mask_BT,
@@ -182,7 +193,8 @@ class Learner(PolicyTrainer):
             update: the settings as they are now.
 
         Returns:
-            Losses and their metrics, averaged over the optimizer steps.
+            Losses and their metrics, averaged over the optimizer steps. Where there is one pass alone, the policy's
+            log-probabilities and entropies are filled in.
         """
         model.train()  # for what recomputes activations; dropout stays off
         steps: list[Tensor] = []
@@ -199,6 +211,9 @@ class Learner(PolicyTrainer):
                 so_far = self.sum_of_all(torch.stack(steps[before:]).mean(0))
                 if float(so_far[_SUMMED.index("approx_kl")]) > self.ppo.target_kl:
                     break
+        if self.learns_in_one_pass:
+            for name in _TOLD:
+                getattr(tensors, name).copy_(self.sum_of_all(getattr(tensors, name)))
         means = dict(zip(_SUMMED, self.sum_of_all(torch.stack(steps).mean(0)).tolist(), strict=True))
         ratio_max = float(self.accelerator.gather(torch.tensor([ratio_max], device=self.args.device)).max())
         found = {
@@ -264,6 +279,9 @@ class Learner(PolicyTrainer):
         columns = slice(0, piece.mask_BT.shape[1])
         mask_BT = tensors.trained_BT[indices, columns]
         logprobs_BT, entropies_BT, values_BT = model(piece, update.temperature)
+        if self.learns_in_one_pass:
+            for name, found_BT in zip(_TOLD, (logprobs_BT, entropies_BT), strict=True):
+                getattr(tensors, name)[indices, columns] = found_BT.detach().float().masked_fill(~piece.mask_BT, 0.0)
         policy = policy_loss(
             logprobs_BT,
             tensors.logprobs_BT[indices, columns],

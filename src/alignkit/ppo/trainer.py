@@ -94,6 +94,7 @@ class PpoTrainer(Learner):
             args=args,
             tokenizer=tokenizer,
             callbacks=callbacks,
+            compares=engine is not None,
         )
         self.engine = engine
         self.generator, self.rewards, self.shuffle, self.on_rollout = generator, rewards, shuffle, on_rollout
