@@ -40,7 +40,7 @@ NUM_COMMANDS = {
     "docs/configuration.md": (4, 4),
     "docs/data.md": (2, 2),
     "docs/engine.md": (6, 0),
-    "docs/performance.md": (6, 0),
+    "docs/performance.md": (7, 0),
     "docs/ppo.md": (9, 4),
     "docs/python.md": (0, 0),
     "docs/scaling.md": (11, 2),
