@@ -38,7 +38,7 @@ KINDS = {
     "lora": [*SMALL, "lora=ppo", "lora.r=4", *BY_LENGTH],
     "own": [*SMALL, *BY_LENGTH, "value.model=own"],
     "checkpointing": [*BASE, *BY_LENGTH, "value.model=adapter", "train.gradient_checkpointing=true"],
-    "grpo": [*SMALL, *BY_LENGTH, "ppo.advantage=grpo", *GROUPS],
+    "grpo": [*SMALL, *BY_LENGTH, "ppo.advantage=grpo", *GROUPS, "ppo.num_ppo_epochs=1"],  # one pass an update
     "dr_grpo": [*SMALL, *BY_LENGTH, "ppo.advantage=dr_grpo", *GROUPS[:2]],
     "reinforce": [*SMALL, *BY_LENGTH, "ppo.advantage=reinforce"],
     "reinforce_baseline": [*BASE, *BY_LENGTH, "ppo.advantage=reinforce_baseline", *GROUPS[:2]],
