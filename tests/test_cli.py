@@ -79,7 +79,19 @@ def test_the_help_of_a_stage_names_its_settings(main: Main) -> None:
     [
         (["sftt"], "No such command 'sftt'. Did you mean 'sft'?"),
         (["sft", "--multirum"], "No such option: --multirum (Possible options: --multirun"),
-        (["sft", "--lr", "1e-3"], "No such option: --lr; a setting is typed without dashes, as lr=VALUE"),
+        (
+            ["sft", "--lr", "1e-3"],
+            "No such option: --lr; a setting is typed without dashes, as train.learning_rate=VALUE",
+        ),
+        (
+            ["sft", "--learning-rate", "1e-3"],
+            "No such option: --learning-rate; a setting is typed without dashes, as train.learning_rate=VALUE",
+        ),
+        (["plan", "sft", "--model", "m"], "No such option: --model; a setting is typed without dashes, as model=VALUE"),
+        (
+            ["evaluate", "runs/sft/a", "--prompts", "p.txt"],
+            "No such option: --prompts; a setting is typed without dashes, as KEY=VALUE",
+        ),
         (["sft", "--config", "a.yaml"], "No such option: --config; a configuration file is given as config=FILE"),
         (["inspect", "sft", *TINY, "rows=1"], "alignkit: unknown key 'rows': it is an option, typed as --rows VALUE"),
         (["sft", *TINY, "json=true"], "alignkit: unknown key 'json': it is an option, typed as --json"),
@@ -144,6 +156,30 @@ def test_mistakes_in_settings_are_a_line_each_and_answered_before_anything_is_ma
         "alignkit: data.path: gone.jsonl: there is no such file; did you mean 'rows.jsonl'?",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "gone", "lost", "--prompt", "a", "sed=1"],
+        ["chat", "gone", "lost", "sed=1"],
+        ["next", "gone", "lost", "--prompt", "a", "sed=1"],
+        ["evaluate", "gone", "lost", "data.path=rows.jsonl", "sed=1"],
+        ["evaluate", "gone", "lost", "--tasks", "arc_easy", "sed=1"],
+        ["score", "gone", "--pairs", "rows.jsonl", "sed=1"],
+        ["verify", "gone", "sed=1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_wrong_model_is_told_with_a_wrong_setting(main: Main, words: list[str]) -> None:
+    named = [word for word in words if word in ("gone", "lost")]
+    for name in named:
+        Path(name).mkdir()
+    status, _, err = main(*words)
+    assert status == 2
+    setting, *models = err.splitlines()
+    assert setting.startswith("alignkit: unknown key 'sed'")
+    assert models == [f"alignkit: model.name: {name} holds no model, config.json is missing" for name in named]
 
 
 def test_mistakes_in_data_are_a_line_each_in_every_command(main: Main) -> None:

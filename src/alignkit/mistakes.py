@@ -372,6 +372,14 @@ def _places(stage: str) -> dict[str, str]:
     return {key.rsplit(".", 1)[-1]: key for key in reversed([*keys, *arguments])}
 
 
+def setting_named(stage: str, name: str) -> str | None:
+    """Find the setting, or the group, that somebody means who writes its last name alone, with dashes or without."""
+    dotted = name.replace("-", "_")
+    if dotted in (*groups_of(stage), *(key for key, *_ in settings(JOBS[stage]()))):
+        return dotted
+    return _places(stage).get(upstream.RENAMED.get(dotted, dotted).rsplit(".", 1)[-1])
+
+
 def _suggestion(dotted: str, stage: str) -> str:
     keys = [key for key, *_ in settings(JOBS[stage]())]
     leaf = dotted.rsplit(".", 1)[-1]

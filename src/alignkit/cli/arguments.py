@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +84,25 @@ def runs_and_words(words: list[str]) -> tuple[list[str], list[str]]:
     for word in skipped:
         tell(f"{word} is skipped: it is no finished run of the sweep")
     return [word for word in runs if word not in skipped], [word for word in words if "=" in word]
+
+
+@contextmanager
+def models_told_too(names: Sequence[str], *, wants_reward: bool | None = False) -> Iterator[None]:
+    """Tell what is wrong with the models that a command names along with the mistakes in its settings.
+
+    Where the settings are right, the command itself looks at the models, with all else that it is given.
+    """
+    from alignkit.errors import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        from alignkit.config import ModelConfig
+        from alignkit.models.source import ModelSource, source_problems
+
+        sources = [ModelSource.of(ModelConfig(name)) for name in names]
+        more = [line for source in sources for line in source_problems(source, wants_reward=wants_reward)]
+        raise ConfigError(*dict.fromkeys([*error.problems, *more])) from None
 
 
 def _is_beside_runs(path: Path) -> bool:

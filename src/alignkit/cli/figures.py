@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.cli.arguments import Json, JsonLines, Reward, RunsAndWords, Words, home, runs_and_words
+from alignkit.cli.arguments import Json, JsonLines, Reward, RunsAndWords, Words, home, models_told_too, runs_and_words
 from alignkit.home import expand_home
 
 
@@ -65,7 +65,8 @@ def evaluate(
             raise ConfigError(*problems, f"{missing}; give it as data.path=…")
         given["data"] = manifest["job"]["data"]
         as_prompts = manifest["stage"] == "ppo"
-    job, record = command_job("evaluate", settings, **given)
+    with models_told_too(runs):
+        job, record = command_job("evaluate", settings, **given)
 
     asked = {"reward": reward, "reference": reference, "pairs": pairs}
     measured(job, runs=runs, **asked, as_prompts=as_prompts, out=out, record=record)
@@ -81,7 +82,8 @@ def _evaluate_tasks(
         raise ConfigError(
             *(f"{flag} is about held-out rows, and --tasks brings its own: give one of them" for flag in given)
         )
-    job, record = command_job("tasks", settings, model={"name": runs[0] if runs else ""})
+    with models_told_too(runs):
+        job, record = command_job("tasks", settings, model={"name": runs[0] if runs else ""})
     from alignkit.commands.tasks import run as measured
 
     measured(
@@ -119,7 +121,8 @@ def score(
         )
     from alignkit.launch import compose_job
 
-    job = compose_job("score", words or [], model={"name": run}, data={"path": pairs or rows})
+    with models_told_too([run], wants_reward=True):
+        job = compose_job("score", words or [], model={"name": run}, data={"path": pairs or rows})
     from alignkit.commands.score import run as score_all
 
     score_all(job, pairs=pairs is not None, out=out)

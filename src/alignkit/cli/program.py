@@ -49,7 +49,15 @@ def _settings_hint(error: Any) -> str:
         return "; a configuration file is given as config=FILE"
     if not error.option_name.startswith("--"):
         return _long_options(error)
-    return "" if close_to(name, near) else f"; a setting is typed without dashes, as {name}=VALUE"
+    if close_to(name, near):
+        return ""
+    from alignkit.jobs import JOBS
+    from alignkit.mistakes import setting_named
+
+    command = error.ctx.command.name
+    places = (setting_named(stage, name) for stage in ([command] if command in JOBS else STAGES))
+    setting = next(filter(None, places), None)
+    return f"; a setting is typed without dashes, as {setting or 'KEY'}=VALUE"
 
 
 def _option_hint(line: str, options: Mapping[str, Any]) -> str:

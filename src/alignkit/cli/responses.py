@@ -23,6 +23,7 @@ from alignkit.cli.arguments import (
     ToolsFile,
     Words,
     home,
+    models_told_too,
     runs_and_words,
 )
 
@@ -82,7 +83,8 @@ def next_token(
 
     check_writable("--png", png)
     runs, settings = runs_and_words(words)
-    job = compose_job("next", settings, model={"name": runs[0] if runs else ""})
+    with models_told_too(runs):
+        job = compose_job("next", settings, model={"name": runs[0] if runs else ""})
     from alignkit.commands.next import run as show
 
     show(job, runs=runs, prompt=prompt, response=response, png=png)
@@ -99,7 +101,8 @@ def chat(words: RunsAndWords, tools: ToolsFile = None, hide_reasoning: HideReaso
     from alignkit.launch import compose_job
 
     runs, settings = runs_and_words(words)
-    job = compose_job("chat", settings, model={"name": runs[0] if runs else ""})
+    with models_told_too(runs):
+        job = compose_job("chat", settings, model={"name": runs[0] if runs else ""})
     from alignkit.commands.chat import run as talk
 
     talk(job, runs=runs, lines=_typed_lines(), tools_path=tools, hide_reasoning=hide_reasoning)
@@ -135,7 +138,8 @@ def compare(
     check_writable("--html", html)
     runs, settings = runs_and_words(words)
     also = partial(_unanswerable, prompt, prompts)
-    job = compose_job("compare", settings, also=also, model={"name": runs[0] if runs else ""})
+    with models_told_too(runs):
+        job = compose_job("compare", settings, also=also, model={"name": runs[0] if runs else ""})
     from alignkit.commands.compare import run as compared
 
     compared(job, runs=runs, prompts=prompt or [], prompts_path=prompts, reward=reward, html=html, out=out)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.cli.arguments import Words, home
+from alignkit.cli.arguments import Words, home, models_told_too
 
 
 def merge(
@@ -50,7 +50,8 @@ def verify(
     """
     from alignkit.launch import compose_job
 
-    job = compose_job("verify", words or [], model={"name": run})
+    with models_told_too([run], wants_reward=None):
+        job = compose_job("verify", words or [], model={"name": run})
     from alignkit.commands.verify import run as verified
 
     verified(job, server=server, name=model)
