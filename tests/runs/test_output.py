@@ -2,6 +2,9 @@
 
 import errno
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,30 @@ def test_answers_say_how_many_there_are(tmp_path: Path, monkeypatch: pytest.Monk
         f"--out {tmp_path}/a.jsonl cannot be written: No space left on device; 2 responses are in it, and the same "
         "command continues it where there is room"
     )
+
+
+@contextmanager
+def longest_file(num_bytes: int) -> Iterator[None]:
+    """Let the system cut what is written past so many bytes of a file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_an_answer_that_a_full_disk_cut_is_taken_off_without_writing_the_others_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    AnswerFile(path, {"seed": 1}).append([{"response": "x"}] * 3)
+    sound = path.read_bytes()
+    more = AnswerFile(path, {"seed": 1})
+    with longest_file(len(sound) + 5), pytest.raises(OutputError, match="3 responses are in it"):
+        more.append([{"response": "y"}])
+    assert path.read_bytes() == sound + b'{"res'
+    with longest_file(10):  # too few for them
+        assert AnswerFile(path, {"seed": 1}).num_done == 3
+    assert path.read_bytes() == sound
 
 
 def test_a_merge() -> None:
