@@ -1,6 +1,9 @@
 """What is left and said at the end of a sweep."""
 
 import json
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from alignkit.launch import launch
 from alignkit.launch.run import _Launched
 from alignkit.runs.lock import hold
 from alignkit.runs.sweep import SweptRun, conclude_sweep, mask_sweep
+from alignkit.stages.sft import run as sft
+from alignkit.training.signals import stops_raised
 
 
 def swept(name: str, result: dict[str, Any] | None, problem: str = "") -> SweptRun:
@@ -83,10 +88,41 @@ def test_a_signal_says_how_all_runs_of_a_sweep_go_on() -> None:
     with pytest.raises(Interrupted) as caught:
         launched.record()
     assert str(caught.value) == (
-        "SIGTERM: stopped; go on with resume=true; for all runs of the sweep with resume=auto, "
+        "SIGTERM: stopped; go on with resume=true; for all runs of the sweep go on with resume=auto, "
         "which also starts the others"
     )
     assert caught.value.exit_status == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", ["between them", "swallowed in the first"])
+def test_a_signal_between_two_runs_ends_the_sweep_in_a_line(
+    number: signal.Signals, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def announced(run: SweptRun) -> None:
+        if run.folder.name == "1":
+            os.kill(os.getpid(), number)
+
+    def run(job: Any, folder: Path, **_: Any) -> None:
+        (folder / "run.json").write_text('{"status": "finished", "result": {"eval_loss": {"last": 1.0}}}')
+        if how == "swallowed in the first":
+            with suppress(BaseException):
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(sft, "run", run)
+    if how == "between them":
+        monkeypatch.setattr("alignkit.launch.run.announce", announced)
+    words = ["name=sw", "model=tiny_gpt2", "template=instruction", "data.path=rows.jsonl", "seed=1,2,3"]
+    Path("rows.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
+    with stops_raised(), pytest.raises(Interrupted) as caught:
+        launch("sft", words, multirun=True)
+    assert str(caught.value) == (
+        f"{number.name}: stopped between two runs of the sweep; for all runs of the sweep go on with resume=auto, "
+        "which also starts the others"
+    )
+    assert caught.value.exit_status == 128 + number
+    record = json.loads(Path("runs/sft/sw/sweep.json").read_text())
+    assert [run["problem"] for run in record["runs"]][:2] == [None, "not begun"]
 
 
 def test_two_sweeps_do_not_share_the_runs_of_one_folder() -> None:

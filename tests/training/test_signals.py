@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
 from alignkit.errors import StopSignal
-from alignkit.training.signals import name_of, stop_requests, stops_raised
+from alignkit.training.signals import name_of, raised_stop, stop_requests, stops_raised
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -68,6 +70,44 @@ def test_training_asks_in_place_of_raising() -> None:
     with stops_raised(), stop_requests(announce=False) as request:
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.number == signal.SIGTERM
+
+
+class Dying:
+    """Receives a signal where Python ignores exceptions."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+def wait_for_it(number: int) -> None:
+    Dying(number)
+    for _ in range(100):
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_that_python_ignored_is_raised_again(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    hook, handler = sys.unraisablehook, signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else StopSignal), stops_raised():
+        wait_for_it(number)
+    assert (sys.unraisablehook, signal.getsignal(number)) == (hook, handler)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_was_swallowed_stops_training_after_its_first_step(number: signal.Signals) -> None:
+    with stops_raised():
+        with suppress(BaseException):
+            os.kill(os.getpid(), number)
+        assert raised_stop() == number
+        with stop_requests(announce=False) as request:
+            assert request.number == number
+    assert raised_stop() == 0
+    with stop_requests(announce=False) as request:
+        assert request.number == 0
 
 
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:

@@ -25,6 +25,10 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         with steady_streams(_end_if_output_is_lost), stops_raised():
             try:
                 command()
+            except SystemExit as end:
+                if end.code == 128 + signal.SIGINT:  # which typer makes of Ctrl-C, without a word
+                    tell("stopped by SIGINT")
+                raise
             finally:
                 sys.stdout.flush()
     except StopSignal as stop:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from alignkit.choices import Resume
-from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError
+from alignkit.errors import AlignkitError, ConfigError, Interrupted, RunError, StopSignal
 from alignkit.jobs import StageJob
 from alignkit.launch.compose import ALONE, StepLayers, as_given, composed, prepare, read_overlays
 from alignkit.launch.typed import Also, nothing, typed
@@ -32,6 +33,7 @@ from alignkit.runs.given import Given, mask_words
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.sweep import SweptRun, announce, conclude_sweep, mask_sweep
+from alignkit.training.signals import name_of, raised_stop
 
 _FOLDER_ERRORS = (
     *(errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
@@ -83,7 +85,12 @@ def launch(
     launched = _Launched(stage, overlays, config_dir, command, swept(overrides) if multirun else None)
     shown = [*(["--cfg", show] if show else []), *(["--info", info] if info else [])]
     with launched.held:
-        _run_hydra(stage, launched, [*overrides, *asked, *shown])
+        try:
+            _run_hydra(stage, launched, [*overrides, *asked, *shown])
+        except (KeyboardInterrupt, StopSignal) as stop:
+            if not launched.runs:
+                raise
+            launched.stop(stop.number if isinstance(stop, StopSignal) else signal.SIGINT)
         return launched.record()
 
 
@@ -120,14 +127,13 @@ class _Launched:
         keys = {*(self.swept or ()), *(hydra.sweeper.get("params") or {})}
         own = [word for word in hydra.overrides.task if word.lstrip("+").partition("=")[0] in keys]
         run = SweptRun(mask_words(own), _short(Path(hydra.runtime.output_dir)))
-        problem = ""
+        problem = "not begun"
         if self.swept is not None and not self.runs and "BasicLauncher" in str(hydra.launcher):
             self._hold(run.folder)
         try:
-            if self.failures and isinstance(self.failures[-1][1], Interrupted):
-                problem = "not begun"  # the signal meant the sweep, not one run of it
-            else:
+            if not self._is_stopped():
                 self._run(cfg, run)
+                problem = ""
         except Exception as error:
             # Hydra prints a line of its own about an error it sees; only a launcher in another process must see it.
             if "BasicLauncher" not in str(hydra.launcher):
@@ -137,6 +143,17 @@ class _Launched:
         finally:
             self.runs.append(dataclasses.replace(run, problem=problem))
             _remove_if_empty(run.folder)
+
+    def _is_stopped(self) -> bool:
+        """Tell whether a signal has ended the sweep: one that ended a run meant all of them."""
+        if self.runs and not self.failures and (number := raised_stop()):
+            self.stop(number)
+        return bool(self.failures) and isinstance(self.failures[-1][1], Interrupted)
+
+    def stop(self, number: int) -> None:
+        """End the sweep for a signal that ended no run."""
+        stopped = Interrupted(number, f"{name_of(number)}: stopped between two runs of the sweep")
+        self.failures.append((self.folder, stopped))
 
     def _hold(self, first: Path) -> None:
         if os.environ.get("RANK", "0") == "0":
@@ -200,7 +217,9 @@ def _finished(job: StageJob, *, words: list[str], config_dir: Path | None) -> li
 def _of_a_sweep(error: Interrupted) -> Interrupted:
     """Say how to go on with all runs of a sweep, of which some may not have begun."""
     number, message = error.args
-    return Interrupted(number, f"{message}; for all runs of the sweep with resume=auto, which also starts the others")
+    return Interrupted(
+        number, f"{message}; for all runs of the sweep go on with resume=auto, which also starts the others"
+    )
 
 
 def _together(failures: list[tuple[Path, Exception]]) -> Exception:
