@@ -24,7 +24,7 @@ FLOORS = {
         pages
         data models sampling runs
         wrong_values
-        quoting yaml_size upstream terminal user_functions jobs json_files digests
+        quoting yaml_size upstream terminal user_functions jobs json_files digests long_rope
         estimators home
         errors config conf
         choices

@@ -8,6 +8,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig
 
 from alignkit.evaluate.served_model import ServedModel
+from alignkit.long_rope import turns_at
 from alignkit.models.load import num_positions
 from alignkit.sampling.padding import sees_left_padding
 from alignkit.sampling.settings import stop_ids
@@ -34,8 +35,8 @@ class TrainedModel(HFLM):  # type: ignore[misc]  # lm-eval has no type annotatio
         super().__init__(
             policy.weights,
             tokenizer=policy.tokenizer,
-            # the harness pads in front of prompts that it generates from
-            batch_size=1 if sees_left_padding(policy.weights) else batch_size,
+            # the harness pads in front of prompts that it generates from, and to them adds what was generated
+            batch_size=1 if sees_left_padding(policy.weights) or turns_at(policy.weights.config) else batch_size,
             max_length=num_positions(policy.weights.config),
             add_bos_token=False,  # the template writes it where training had one
             chat_template_args=dict(policy.template.variables),

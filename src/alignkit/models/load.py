@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from alignkit.choices import Dtype, Init, Quantization
 from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError, ConfigError, DamagedFile, ModelError, did_you_mean
+from alignkit.long_rope import encode_each_row_alone
 from alignkit.models.source import (
     TOKENIZER_FILES,
     ModelSource,
@@ -131,7 +132,7 @@ def load_model(
             folder=config_folder(model),
         )
         torch.nn.Module.to(built, weights_dtype(model, trainable=trainable))
-        return _without_router_logits(built)
+        return encode_each_row_alone(_without_router_logits(built))
     source = ModelSource.of(model)
     if source.is_adapter:
         base = load_model(source.base.config, tokenizer=tokenizer, seed=seed, trainable=False)
@@ -234,7 +235,7 @@ def load_weights(
             f"model.name: {model.name} is no whole {kind}: {len(gaps)} weights are missing or of another shape, such "
             f"as {gaps[0]}"
         )
-    return _without_router_logits(loaded)
+    return encode_each_row_alone(_without_router_logits(loaded))
 
 
 def _without_router_logits(model: PreTrainedModel) -> PreTrainedModel:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignkit.errors import RewardError, did_you_mean
+from alignkit.long_rope import encode_each_row_alone
 from alignkit.rewards.sample import Sample
 from alignkit.rewards.source import RewardSource
 
@@ -42,10 +43,10 @@ class ClassifierScorer:
     def __init__(self, source: RewardSource, *, device: torch.device) -> None:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(source.name)
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(source.name, use_safetensors=True)
+            loaded = AutoModelForSequenceClassification.from_pretrained(source.name, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise RewardError(f"{source.name} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-        self.model.to(device).eval().requires_grad_(False)
+        self.model: Any = encode_each_row_alone(loaded).to(device).eval().requires_grad_(False)
         config = self.model.config
         self.label, self.batch_size = int(config.label2id[source.label]), source.batch_size
         self.as_logit = source.output == "logit"

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 from alignkit.config import SamplingConfig
 from alignkit.errors import ModelError
+from alignkit.long_rope import turns_at
 from alignkit.sampling.cache import BatchCache, is_known
 from alignkit.sampling.columns import Columns
 from alignkit.sampling.distribution import filter_logits
 from alignkit.sampling.draw import draw
-from alignkit.sampling.padding import chooses_columns, sees_left_padding, takes_positions, turns_at
+from alignkit.sampling.padding import chooses_columns, sees_left_padding, takes_positions
 from alignkit.sampling.settings import draws
 
 logger = logging.getLogger(__name__)

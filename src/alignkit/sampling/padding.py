@@ -31,14 +31,6 @@ def chooses_columns(config: Any, num_tokens: float) -> bool:
     return bool(named) and num_tokens > min((named[name] for name in _AT_MOST if name in named), default=0)
 
 
-def turns_at(config: Any) -> int | None:
-    """Return the length of a row past which LongRoPE encodes all positions of its batch otherwise; None without it."""
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for each kind of layer, in some
-    named = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
-    return min(filter(None, named), default=None)
-
-
 @torch.no_grad()
 def sees_left_padding(model: Any, *, num_tokens: float = math.inf) -> bool:
     """Tell whether padding in front of a row changes what a model makes of it, though the attention mask hides it.

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from alignkit.data.batches.batching import Collator
 from alignkit.data.batches.pair_batching import PairCollator
+from alignkit.long_rope import turns_at
 from alignkit.models.load import num_positions
-from alignkit.sampling.padding import turns_at
 from alignkit.training.pairs import inputs_of, model_inputs
 
 _TAKE_A_MASK = ("eager", "sdpa")  # flash kernels know causal attention only
@@ -41,9 +41,8 @@ def packs_exactly(model: PreTrainedModel, *, longest_row: int, longest_line: int
     """Whether rows packed into one line score as they do alone, tried on the very model that will train.
 
     Rows are scored alone and packed, in a line beyond every window that a line of the data reaches, and beside one past
-    which positions are encoded otherwise. Rounding moves
-    logits by far less than another row in view does, so the bound is a share of the logits' own spread: 0.1 % in
-    float32, a quarter in half precision.
+    which positions are encoded otherwise. Rounding moves logits by far less than another row in view does, so the bound
+    is a share of the logits' own spread: 0.1 % in float32, a quarter in half precision.
 
     Args:
         model: causal.
@@ -89,14 +88,15 @@ def may_share_prompts(model: PreTrainedModel, *, longest_line: int) -> bool:
     """Whether the architecture could: a mask of ours takes the place of a sliding window's, and flash takes none.
 
     A window is counted in columns of a line, and behind the first response the second one has the prompt further away:
-    no line may reach past one.
+    no line may reach past one. Nor may one reach past where LongRoPE encodes all that it holds otherwise.
 
     Args:
         model: any causal one, without weights too.
         longest_line: tokens in the longest pair: a prompt and both responses.
     """
     config = model.config.get_text_config()
-    if any(size < longest_line for size in windows(config)):
+    turn = turns_at(config)
+    if any(size < longest_line for size in [*windows(config), *([] if turn is None else [turn])]):
         return False
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
