@@ -150,13 +150,13 @@ def test_a_reward_run_scores_what_was_said(
     reward.run(compose_job("reward", ["model=tiny_gpt2", "template=chatml", f"data.path={pairs}", *quiet]), folder)
     capsys.readouterr()
     found = compare(reward=str(folder))
-    out = capsys.readouterr().out
-    assert f"--reward: {folder} was trained with another template than " in out
+    said = capsys.readouterr().err
+    assert f"--reward: {folder} was trained with another template than " in said
     for column in found["columns"]:
         num_cut = sum(answer["finish_reason"] == "length" for answer in column["answers"])
         line = f"scores {num_cut} of 2 responses of {column['name']} as if they had ended, where sampling."
-        assert (line in out) == (num_cut > 0)
-    assert "as if they had ended" in out
+        assert (line in said) == (num_cut > 0)
+    assert "as if they had ended" in said
     answers = [answer for column in found["columns"] for answer in column["answers"]]
     assert all(isinstance(answer["reward"], float) for answer in answers)
     config = ModelConfig(str(folder), dtype=Dtype.float32)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from alignkit.commands.evaluate import run
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluate.figures import distinct
+from alignkit.evaluate.served_model import ServedModel
 from alignkit.evaluate.statistics import expectation
 from alignkit.jobs import EvaluateJob
 from alignkit.launch import compose_job
@@ -96,7 +98,7 @@ def test_the_distance_is_that_of_the_models_whatever_the_sampling_settings_are(
 ) -> None:
     given = {"runs": [str(other_dir)], "reference": str(run_dir)}
     (plain,) = measure(**given)
-    assert "KL: measured on further responses" not in capfd.readouterr().out
+    assert "KL: measured on further responses" not in capfd.readouterr().err
     for words in (
         ["sampling.do_sample=false", "sampling.temperature=null"],
         ["sampling.temperature=2"],
@@ -106,7 +108,7 @@ def test_the_distance_is_that_of_the_models_whatever_the_sampling_settings_are(
     ):
         (found,) = measure(*words, **given)
         assert found["kl"] == plain["kl"], words
-        assert "KL: measured on further responses" in capfd.readouterr().out
+        assert "KL: measured on further responses" in capfd.readouterr().err
 
 
 def test_a_model_is_no_distance_from_itself_and_some_from_another(
@@ -140,6 +142,31 @@ def test_the_implicit_reward_on_pairs(measure: Measure, run_dir: Path, other_dir
     assert found["preference"]["accuracy"]["value"] == 1.0
     (itself,) = measure("num_prompts=0", reference=str(run_dir), pairs=str(pairs))
     assert itself["preference"]["accuracy"]["value"] == 0.5  # all ties
+
+
+def test_pairs_are_read_with_the_columns_of_the_training_where_they_need_them(
+    measure: Measure, other_dir: Path, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    named = shutil.copytree(other_dir, tmp_path / "named")
+    record = json.loads((named / "run.json").read_text())
+    record["job"]["data"]["columns"] = {"chosen": "good", "rejected": "bad"}
+    (named / "run.json").write_text(json.dumps(record))
+    pairs = write_rows([{"prompt": "Say hello.", "good": "hello there", "bad": "never"}], "pairs.jsonl")
+    (found,) = measure("num_prompts=0", reference=str(named), pairs=str(pairs))
+    assert found["preference"]["accuracy"]["value"] == 1.0
+
+
+def test_pairs_are_read_before_a_weight_is(
+    measure: Measure, other_dir: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ServedModel, "load")
+    pairs = write_rows([{"prompt": "Say hello.", "good": "hello there"}], "pairs.jsonl")
+    with pytest.raises(DataError) as caught:
+        measure(reference=str(other_dir), pairs=str(pairs))
+    assert caught.value.problems == (
+        "--pairs: the columns good (text), prompt (text) are prompts alone; pairs need chosen and rejected: name them "
+        "with data.columns={chosen: column, rejected: column}",
+    )
 
 
 def test_mistakes_are_told_together(job: Callable[..., EvaluateJob], run_dir: Path, tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ from alignkit.launch import compose_job
 from alignkit.stages.reward import run as reward
 
 PAIRS = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "no" * (1 + n % 3)} for n in range(100, 124)]
+OTHERWISE = [{"prompt": pair["prompt"], "good": pair["chosen"], "bad": pair["rejected"]} for pair in PAIRS]
 
 
 @pytest.fixture(scope="module")
 def reward_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scored")
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in OTHERWISE))
     words = ["model=tiny_gpt2", "template=instruction", f"data.path={folder / 'pairs.jsonl'}", "train.max_steps=20"]
+    words += ["data.columns={chosen: good, rejected: bad}"]
     reward.run(compose_job("reward", [*words, "train.learning_rate=1e-3", "train.report_to=none"]), folder / "run")
     return folder / "run"
 
@@ -47,6 +49,12 @@ def test_pairs_get_both_scores_and_the_figures_are_said(score: Any) -> None:
         assert line["margin"] == line["chosen_score"] - line["rejected_score"] > 0
     assert "accuracy     100.0% (86.2% to 100.0%)" in said
     assert "longer wins  50.0%" in said
+
+
+def test_pairs_are_read_with_the_columns_of_the_training_where_they_need_them(score: Any) -> None:
+    lines, said = score(OTHERWISE, pairs=True)
+    assert lines == score(PAIRS, pairs=True)[0]
+    assert "given.jsonl: columns {chosen: good, rejected: bad}, as in the training of " in said
 
 
 def test_rows_come_back_with_the_score_that_their_pair_has(score: Any) -> None:

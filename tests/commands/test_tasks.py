@@ -113,7 +113,7 @@ def test_prompts_that_are_too_long_are_counted(
         measure([task], run_dir)
         (tmp_path / "tasks.json").unlink()
         num = {"scored": 6, "said": 3}[name]
-        assert f"{run_dir}: {num} prompts are longer than its " in capfd.readouterr().out
+        assert f"{run_dir}: {num} prompts are longer than its " in capfd.readouterr().err
     task = write_task(tmp_path, "long", **{**said, "generation_kwargs": {"max_gen_toks": 10**6}})
     with pytest.raises(ConfigError, match=f"--tasks: lm-eval cannot run on {run_dir}: .*1000000"):
         measure([task], run_dir)

@@ -24,7 +24,7 @@ from alignkit.evaluate.tools_file import Tools, check_tools, read_tools_file
 from alignkit.jobs import ChatJob, out_of_bounds
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.sampling.generate import Completion, cut_at_stop
 from alignkit.sampling.settings import check_sampling
 
@@ -58,7 +58,7 @@ def run(
     Raises:
         ConfigError, DataError, ModelError: the user's mistake, before the first line is read.
     """
-    with run_log(), explain_out_of_memory("take model.dtype=bfloat16, or fewer models"):
+    with run_log(ASIDE), explain_out_of_memory("take model.dtype=bfloat16, or fewer models"):
         tools = _check(job, runs, tools_path)
         models = [replace(job.model, name=name) for name in runs]
         policies = [ServedModel.of(model, job.template, chosen=job.data) for model in models]

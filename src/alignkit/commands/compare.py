@@ -29,7 +29,7 @@ from alignkit.jobs import CompareJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.rewards.reply import Reply
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.output import outputs, writing
 from alignkit.sampling.generate import Completion
 from alignkit.sampling.settings import check_sampling
@@ -56,7 +56,7 @@ def run(
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
     with outputs(html=html, out=out):
-        with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
+        with run_log(ASIDE), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
             check(job, runs, prompts, prompts_path, reward, out)
             columns = job.columns or kept_prompt_columns(prompts_path, runs, format=job.format)
             found = read_prompts(prompts, prompts_path, format=job.format, columns=columns)

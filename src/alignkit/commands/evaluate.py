@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.config import DataConfig, ModelConfig
+from alignkit.data.rows.preferences import PAIRS
+from alignkit.data.rows.prompts import prompt_kind
 from alignkit.data.rows.responses import RESPONSES
-from alignkit.data.sets.pairs import check_pair_data
+from alignkit.data.rows.row_kind import RowKind
+from alignkit.data.sets.pairs import PairSet, check_pair_data
 from alignkit.data.sets.prompts import check_prompts
 from alignkit.data.sets.section import check_data
 from alignkit.engine.check import check_engine
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.arguments import check_models, check_new_file, check_section
 from alignkit.evaluate.engine import answering
 from alignkit.evaluate.figures import Figures, difference_lines, equal_lines, figures_table, precision_lines
 from alignkit.evaluate.held_out import HeldOutData, load_held_out
-from alignkit.evaluate.kept_columns import kept_columns, kept_prompt_columns
+from alignkit.evaluate.kept_columns import with_kept_columns
 from alignkit.evaluate.measure import (
     by_prompt,
     describe_responses,
+    encode_pairs,
     implicit_reward_card,
     measure_kl,
     measure_losses,
@@ -37,7 +42,7 @@ from alignkit.evaluate.trained import held_out_groups, split_seed
 from alignkit.jobs import EvaluateJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.output import outputs
 from alignkit.runs.template import unused_forms
 from alignkit.sampling.settings import check_sampling, plain
@@ -66,12 +71,11 @@ def run(
         ConfigError, DataError, ModelError, RewardError: the user's mistake.
     """
     with outputs(out=out):
-        with run_log(), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
+        with run_log(ASIDE), explain_out_of_memory("lower batch_size or sampling.max_new_tokens"):
             as_prompts = reads_prompts(job, as_prompts)
             check(job, runs, reward, reference, pairs, out, as_prompts=as_prompts)
-            data = replace(
-                job.data, eval_groups=held_out_groups(job.data, runs), columns=_columns(job, runs, as_prompts)
-            )
+            kind: RowKind[Any] = prompt_kind(job.data.prompt_length) if as_prompts else RESPONSES
+            data = with_kept_columns(replace(job.data, eval_groups=held_out_groups(job.data, runs)), runs, kind)
             seed = split_seed(job.data, runs, job.seed)
             forms = (data.tools, data.reasoning)
             models = [ServedModel.of(replace(job.model, name=name), job.template, forms=forms) for name in runs]
@@ -84,10 +88,11 @@ def run(
             ]
             for model, rows in zip(models, held_out, strict=True):
                 model.check_lengths(rows.prompts, rows.prompt_ids, job.sampling)
+            preferences = _preferences(job, models, [*runs, *filter(None, [reference])], pairs)
             loaded_reference = _load_reference(job, models, held_out, reference)
             figures = [
-                _measure(job, model, data, loaded_reference, pairs, is_rewarded=reward is not None)
-                for model, data in zip(models, held_out, strict=True)
+                _measure(job, model, data, loaded_reference, ranked, is_rewarded=reward is not None)
+                for model, data, ranked in zip(models, held_out, preferences, strict=True)
             ]
             if reward is not None:
                 _score_responses(job, models, held_out, figures, reward)
@@ -96,14 +101,18 @@ def run(
             write_report(out, settings=record or asdict(job), runs=[one.as_json() for one in figures])
 
 
-def _columns(job: EvaluateJob, runs: Sequence[str], as_prompts: bool) -> Any:
-    """The columns of the rows: as given, or where that is needed as in the training of the models."""
-    path = job.data.path
-    if job.data.columns or job.data.format != "auto" or not isinstance(path, str):
-        return job.data.columns
-    if as_prompts:
-        return kept_prompt_columns(Path(path), runs, format="auto")
-    return kept_columns(path, runs, RESPONSES.detect, RESPONSES.fields)
+def _preferences(
+    job: EvaluateJob, models: Sequence[ServedModel], names: Sequence[str], path: str | None
+) -> list[PairSet | None]:
+    """The pairs of `--pairs`, as each model reads them, with columns as in the training of any of `names`."""
+    if path is None:
+        return [None] * len(models)
+    section = replace(_pairs_section(job, path), eval_fraction=0.0)
+    section = with_kept_columns(section, names, PAIRS, given=job.data.columns)
+    try:
+        return [encode_pairs(model, section, seed=job.seed) for model in models]
+    except DataError as error:
+        raise DataError(*(re.sub(r"^data\.(path|format)", "--pairs", line) for line in error.problems)) from None
 
 
 def _load_reference(
@@ -124,7 +133,7 @@ def _measure(
     model: ServedModel,
     data: HeldOutData,
     reference: ServedModel | None,
-    pairs: str | None,
+    pairs: PairSet | None,
     *,
     is_rewarded: bool,
 ) -> Figures:
@@ -155,10 +164,7 @@ def _measure(
                 figures.kl = measure_kl(model, reference, data, sampled, num_samples=num_samples, batch_size=batch_size)
     if pairs is not None:
         assert reference is not None
-        section = replace(_pairs_section(job, pairs), eval_fraction=0.0)
-        figures.preference = implicit_reward_card(
-            model, reference, section, beta=job.beta, seed=job.seed, batch_size=batch_size
-        )
+        figures.preference = implicit_reward_card(model, reference, pairs, beta=job.beta, batch_size=batch_size)
     model.unload()
     return figures
 

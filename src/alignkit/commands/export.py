@@ -13,7 +13,7 @@ from alignkit.models.reward_readme import HEADING, reward_readme
 from alignkit.models.source import ModelSource, near_models, source_problems
 from alignkit.models.tiny import byte_tokenizer
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.manifest import read_manifest
 from alignkit.runs.output import writing
 
@@ -35,7 +35,7 @@ def run(name: str, *, to: str, overwrite: bool) -> None:
     folder = Path(name)
     source = ModelSource.of(ModelConfig(name))
     _check(folder, source, to)
-    with run_log():
+    with run_log(ASIDE):
         exported = Serving(folder, source, ServedModel.of(source.config, TemplateConfig(name="native")))
         commands = list(TARGETS[to](exported))
         page = _page(exported)

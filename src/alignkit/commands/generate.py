@@ -25,7 +25,7 @@ from alignkit.evaluate.tools_file import Tools, check_tools, read_tools_file, wi
 from alignkit.jobs import GenerateJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.manifest import flat
 from alignkit.runs.output import outputs
 from alignkit.sampling.settings import check_sampling
@@ -66,7 +66,7 @@ def run(
         ConfigError, DataError, ModelError: the user's mistake; nothing was written.
         Interrupted: Ctrl-C; what was answered is in the file.
     """
-    with outputs(out=out), run_log(), explain_out_of_memory(_LOWER):
+    with outputs(out=out), run_log(ASIDE), explain_out_of_memory(_LOWER):
         tools = _check(job, prompts, prompts_path, out, tools_path, hide_reasoning=hide_reasoning)
         columns = job.columns or kept_prompt_columns(prompts_path, [job.model.name], format=job.format)
         found = read_prompts(prompts, prompts_path, format=job.format, columns=columns)

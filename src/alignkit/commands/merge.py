@@ -34,7 +34,7 @@ from alignkit.runs.directory import Run
 from alignkit.runs.full_disk import is_disk_full
 from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.manifest import lineage
 from alignkit.runs.result import seal_result
 from alignkit.runs.template import recorded_kwargs, run_columns, run_forms, run_template_kwargs
@@ -67,7 +67,7 @@ def run(
         ConfigError, ModelError: the user's mistake, or a difference past the bound; `out` is not there then.
     """
     check(job, out)
-    with run_log(), explain_out_of_memory(_NEEDS), hold(out, out.with_name(f".{out.name}.lock")), _explained(out):
+    with run_log(ASIDE), explain_out_of_memory(_NEEDS), hold(out, out.with_name(f".{out.name}.lock")), _explained(out):
         if out.exists():  # written since we looked, by who held it before us
             raise ConfigError(_exists(out))
         exact = replace(job.model, dtype=Dtype.float32)

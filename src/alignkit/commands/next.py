@@ -25,7 +25,7 @@ from alignkit.jobs import NextJob
 from alignkit.models.load import num_positions
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.output import outputs, writing
 from alignkit.sampling.distribution import distribution, entropy
 from alignkit.sampling.settings import check_sampling
@@ -42,7 +42,7 @@ def run(job: NextJob, *, runs: Sequence[str], prompt: str, response: str | None,
     """
     _check(job, runs, prompt, png)
     with outputs(png=png):
-        with run_log(), explain_out_of_memory("take model.dtype=bfloat16, or a shorter text"):
+        with run_log(ASIDE), explain_out_of_memory("take model.dtype=bfloat16, or a shorter text"):
             views = [view for name in runs for view in _views(job, replace(job.model, name=name), prompt, response)]
         console = SafeConsole()
         shown = [(_next_table if response is None else _walk_table)(view) for view in views]

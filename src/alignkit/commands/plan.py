@@ -15,7 +15,7 @@ from alignkit.planning.plan import Plan, as_dict, make_plan
 from alignkit.planning.rehearsal import Rehearsal, Rehearsed
 from alignkit.planning.sizes import parse_size, shown_size
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.terminal import print_json_lines
 
 _LOWER = "--measure takes a real step: leave it out to plan one that does not fit here"
@@ -36,7 +36,7 @@ def run(rehearse: Callable[[], Rehearsal], *, memory: str | None, processes: int
     """
     room = _room(memory)
     device = computing_device() if measure else None
-    with run_log(), explain_out_of_memory(_LOWER):
+    with run_log(ASIDE), explain_out_of_memory(_LOWER):
         with nullcontext() if measure else for_another_machine():
             rehearsal = rehearse()
         plan = make_plan(Rehearsed(rehearsal, device), processes=processes, memory=room)

@@ -11,7 +11,8 @@ from typing import Any
 from alignkit.choices import TrainOn
 from alignkit.config import DataConfig
 from alignkit.data.batches.batching import IGNORED
-from alignkit.data.rows.row_kind import UNTRAINED
+from alignkit.data.rows.preferences import PAIRS
+from alignkit.data.rows.row_kind import UNTRAINED, RowKind
 from alignkit.data.sets.items import read_sets
 from alignkit.data.sets.ledger import Ledger
 from alignkit.data.sets.pairs import check_pair_data, load_pairs
@@ -20,6 +21,7 @@ from alignkit.data.sets.sft import load_sft
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluate.arguments import check_new_file, check_section
 from alignkit.evaluate.card import report_card
+from alignkit.evaluate.kept_columns import with_kept_columns
 from alignkit.evaluate.progress import progress_bar
 from alignkit.jobs import ScoreJob
 from alignkit.models.load import computing_device, longest_row
@@ -27,7 +29,7 @@ from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.skeleton import skeleton
 from alignkit.rewards.reward_run import RewardRun
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.output import outputs, writing
 from alignkit.runs.template import unused_forms
 from alignkit.terminal import plain_number, print_json_lines
@@ -47,7 +49,7 @@ def run(job: ScoreJob, *, pairs: bool, out: Path | None) -> None:
         AlignkitError: the user's mistake; nothing was written.
     """
     with outputs(out=out):
-        with run_log(), explain_out_of_memory("lower batch_size or data.max_length"):
+        with run_log(ASIDE), explain_out_of_memory("lower batch_size or data.max_length"):
             _check(job, pairs, out)
             lines, ledger, summary = (_pairs if pairs else _rows)(job, RewardRun(job.model, job.template))
         if out is None:
@@ -76,9 +78,8 @@ def _check(job: ScoreJob, pairs: bool, out: Path | None) -> None:
 
 def _pairs(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
     longest = longest_row(job.data.max_length, skeleton(job.model).config)
-    data = load_pairs(
-        _section(job, reward), reward.template, reward.tokenizer, max_length=longest, seed=job.seed, use_margin=False
-    )
+    section = _section(job, reward, PAIRS)
+    data = load_pairs(section, reward.template, reward.tokenizer, max_length=longest, seed=job.seed, use_margin=False)
     rows = data.train.dataset
     sides = [
         [prompt + response for prompt, response in zip(rows["prompt_ids"], rows[side], strict=True)]
@@ -102,7 +103,7 @@ def _pairs(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledg
 
 def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledger, list[str]]:
     longest = longest_row(job.data.max_length, skeleton(job.model).config)
-    section = dataclasses.replace(_section(job, reward), train_on=TrainOn.last_turn)
+    section = dataclasses.replace(_section(job, reward, UNTRAINED), train_on=TrainOn.last_turn)
     data = load_sft(section, reward.template, reward.tokenizer, max_length=longest, seed=job.seed, kind=UNTRAINED)
     found = list(_up_to_the_end(data.train.dataset))
     scores = dict(zip(data.train.sources, _scores(job, reward, found), strict=True))
@@ -119,9 +120,10 @@ def _rows(job: ScoreJob, reward: RewardRun) -> tuple[list[dict[str, Any]], Ledge
     return lines, data.ledger, [f"{len(scores):,} rows, mean score {plain_number(mean)}"]
 
 
-def _section(job: ScoreJob, reward: RewardRun) -> DataConfig:
-    """The section with tools and reasoning in the forms that the run was trained to read."""
-    return dataclasses.replace(job.data, tools=reward.rules.tools, reasoning=reward.rules.reasoning)
+def _section(job: ScoreJob, reward: RewardRun, kind: RowKind[Any]) -> DataConfig:
+    """The section with tools, reasoning and columns as the run was trained to read them."""
+    data = dataclasses.replace(job.data, tools=reward.rules.tools, reasoning=reward.rules.reasoning)
+    return with_kept_columns(data, [job.model.name], kind)
 
 
 def _up_to_the_end(rows: Any) -> Iterator[list[int]]:

@@ -20,7 +20,7 @@ from alignkit.evaluate.table import format_table
 from alignkit.jobs import TasksJob
 from alignkit.models.memory import explain_out_of_memory
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.output import outputs
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def run(
         ConfigError, ModelError: the user's mistake, before a model is loaded.
     """
     with outputs(out=out):
-        with run_log(), explain_out_of_memory("lower batch_size"):
+        with run_log(ASIDE), explain_out_of_memory("lower batch_size"):
             problems = check_models(runs, job.model, distinct=True) + check_new_file(out)
             if problems := problems + check_tasks(tasks, job.num_fewshot):
                 raise ConfigError(*dict.fromkeys(problems))

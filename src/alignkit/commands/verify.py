@@ -35,7 +35,7 @@ from alignkit.models.memory import explain_out_of_memory
 from alignkit.models.skeleton import skeleton
 from alignkit.models.source import ModelSource
 from alignkit.runs.console import SafeConsole
-from alignkit.runs.log import run_log
+from alignkit.runs.log import ASIDE, run_log
 from alignkit.runs.manifest import run_time
 from alignkit.runs.result import CHECKSUMS, WEIGHTS, result_problems
 from alignkit.runs.template import with_run_kwargs
@@ -61,7 +61,7 @@ def run(job: VerifyJob, *, server: str | None = None, name: str | None = None) -
         ModelError: something else is served than was trained; one line for each failed check.
     """
     folder = _checked(job, server, name)
-    with run_log(), explain_out_of_memory("the weights are compared in float32, which takes four bytes for each"):
+    with run_log(ASIDE), explain_out_of_memory("the weights are compared in float32, which takes four bytes for each"):
         if server is None:
             findings = list(examine(folder, job.model))
             findings.append(_files(folder, findings))

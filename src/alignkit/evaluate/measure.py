@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from alignkit.config import DataConfig, SamplingConfig
-from alignkit.data.sets.pairs import load_pairs
+from alignkit.data.sets.pairs import PairSet, load_pairs
 from alignkit.evaluate.card import report_card
 from alignkit.evaluate.figures import Responses, distinct
 from alignkit.evaluate.held_out import HeldOutData
@@ -86,23 +86,32 @@ def measure_kl(
     return expectation(by_prompt([kl.double().sum().item() for kl in kls], num_samples))
 
 
+def encode_pairs(model: ServedModel, section: DataConfig, *, seed: int) -> PairSet:
+    """Read the pairs of a section, in the template and the forms that a model was trained with.
+
+    Raises:
+        DataError: rows that cannot be read.
+    """
+    section = replace(section, tools=model.rules.tools, reasoning=model.rules.reasoning)
+    longest = longest_row(section.max_length, skeleton(model.config).config)
+    loaded = load_pairs(section, model.template, model.tokenizer, max_length=longest, seed=seed, use_margin=False)
+    return loaded.train
+
+
 def implicit_reward_card(
-    model: ServedModel, reference: ServedModel, pairs: DataConfig, *, beta: float, seed: int, batch_size: int
+    model: ServedModel, reference: ServedModel, pairs: PairSet, *, beta: float, batch_size: int
 ) -> dict[str, Any]:
     """Report how well β (ln π(y|x) − ln π_ref(y|x)), the implicit reward (Rafailov et al. 2023), ranks pairs."""
-    pairs = replace(pairs, tools=model.rules.tools, reasoning=model.rules.reasoning)
-    longest = longest_row(pairs.max_length, skeleton(model.config).config)
-    loaded = load_pairs(pairs, model.template, model.tokenizer, max_length=longest, seed=seed, use_margin=False)
-    dataset = loaded.train.dataset
+    dataset = pairs.dataset
     scores = []
-    for side, masked in zip(("chosen_ids", "rejected_ids"), loaded.train.num_masked(), strict=True):
+    for side, masked in zip(("chosen_ids", "rejected_ids"), pairs.num_masked(), strict=True):
         rows = list(map(Row.answered, dataset["prompt_ids"], dataset[side], masked))
         ours, theirs = (
             token_logprobs(one.weights, rows, pad_id=one.pad_id, batch_size=batch_size) for one in (model, reference)
         )
         gains = [(a.double() - b.double()).sum().item() for a, b in zip(ours, theirs, strict=True)]
         scores.append([beta * gain for gain in gains])
-    _, num_chosen, num_rejected = loaded.train.side_lengths()
+    _, num_chosen, num_rejected = pairs.side_lengths()
     return report_card(scores[0], scores[1], num_chosen, num_rejected)
 
 

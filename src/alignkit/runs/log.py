@@ -16,6 +16,7 @@ from alignkit.runs.console import SafeConsole
 from alignkit.terminal import Lines, in_a_line
 
 TERMINAL = SafeConsole()
+ASIDE = SafeConsole(stderr=True)  # of a command whose standard output is its result
 _UPSTREAM = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub")
 _MOST_HELD_BACK = 10_000  # records before the run directory may be written to
 
@@ -26,10 +27,14 @@ def is_main_process() -> bool:
 
 
 class _Terminal(logging.Handler):
+    def __init__(self, console: SafeConsole) -> None:
+        super().__init__()
+        self._console = console
+
     def emit(self, record: logging.LogRecord) -> None:
         args = tuple(map(_safe, record.args)) if isinstance(record.args, tuple) else record.args
         safe = logging.makeLogRecord(record.__dict__ | {"args": args})
-        TERMINAL.print(self.format(safe), markup=False, highlight=False)
+        self._console.print(self.format(safe), markup=False, highlight=False)
 
 
 def _safe(value: Any) -> Any:
@@ -70,8 +75,11 @@ class RunLog:
 
 
 @contextmanager
-def run_log() -> Iterator[RunLog]:
+def run_log(console: SafeConsole = TERMINAL) -> Iterator[RunLog]:
     """Quiet upstream on the terminal for as long as a stage works, and keep what it says for the log.
+
+    Args:
+        console: where our own words go.
 
     Yields:
         The log; `open` gives it its file.
@@ -90,7 +98,7 @@ def run_log() -> Iterator[RunLog]:
     log = RunLog()
     root.addHandler(log.held_back)
     if is_main_process():
-        ours.addHandler(_Terminal())
+        ours.addHandler(_Terminal(console))
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     disable_progress_bars()
