@@ -4,9 +4,9 @@
     python scripts/bench/grpo.py --only trl-lora lora --steps 30 --rounds 5 --learning-rate 1e-3    # enough to learn
 
 How it is measured: `side_by_side.py`. Both sides ask the same prompts as many times each, pay for the same words by the
-same Python function, and take one optimizer step an update, in float32, with the KL penalty in the loss. Ratios are
-only printed when both have made as many optimizer steps, as many forward passes with a gradient, over as many
-completions, of as many tokens.
+same Python function, and take one optimizer step an update, in float32, with the KL penalty in the loss, by k3 times
+the ratio, as TRL has it by default. Ratios are only printed when both have made as many optimizer steps, as many
+forward passes with a gradient, over as many completions, of as many tokens.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def words_of(options: argparse.Namespace, *, lora: bool) -> list[str]:
         *("model.name=model", "model.dtype=float32", "template.file=template.jinja", "data.path=prompts.jsonl"),
         *("data.shuffle=false", "samples=0", "reward=[{function: 'reward.py:liked'}]", f"seed={options.round}"),
         *(f"ppo.num_updates={options.steps}", f"ppo.num_prompts={options.completions // options.generations}"),
-        *("ppo.advantage=grpo", f"ppo.num_generations={options.generations}", "ppo.show_every=0"),
-        *("ppo.num_ppo_epochs=1", "ppo.num_mini_batches=1", f"ppo.kl_coef={BETA}", f"ppo.clip_range={CLIP}"),
+        *("ppo.advantage=grpo", "ppo.kl_as=loss_unbiased", f"ppo.num_generations={options.generations}"),
+        *("ppo.show_every=0", "ppo.num_ppo_epochs=1", "ppo.num_mini_batches=1"),
+        *(f"ppo.kl_coef={BETA}", f"ppo.clip_range={CLIP}"),
         *(f"ppo.generation_batch_size={options.completions}", f"sampling.max_new_tokens={options.tokens}"),
         *(f"sampling.min_new_tokens={options.tokens}", f"train.per_device_train_batch_size={options.batch_size}"),
         *(f"train.learning_rate={options.learning_rate}", f"train.max_grad_norm={MAX_GRAD_NORM}"),

@@ -99,6 +99,7 @@ class Advantage(StrEnum):
 class KlAs(StrEnum):
     reward = "reward"
     loss = "loss"
+    loss_unbiased = "loss_unbiased"
 
 
 class LossOver(StrEnum):

@@ -270,8 +270,9 @@ class PpoConfig:
         Advantage.gae,
     )
     kl_as: KlAs | None = setting(
-        "place of the KL penalty: subtracted from the reward of each token (reward), or its k3 estimate added to the "
-        "loss (loss); null is the estimator's",
+        "place of the KL penalty: subtracted from the reward of each token (reward), its k3 estimate added to the loss "
+        "(loss), or k3 times the ratio of the policies, whose gradient has no bias (loss_unbiased); null is the "
+        "estimator's",
         None,
     )
     loss_over: LossOver | None = setting(

@@ -155,6 +155,33 @@ def test_the_kl_in_the_loss_by_value_and_its_gradient() -> None:
     assert logprobs.grad[1].tolist() == pytest.approx([(1 - math.exp(0.3)) / 2, 0], rel=1e-5)
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_the_gradient_of_k3_is_that_of_the_forward_kl_and_times_the_ratio_that_of_the_reverse(unbiased: bool) -> None:
+    """In the mean over what the policy draws: here all tokens there are, each as often as it is likely."""
+    logits = torch.tensor([0.3, -1.2, 0.7, 2.0], dtype=torch.float64, requires_grad=True)
+    log_ref = torch.tensor([-0.5, 0.4, 1.1, 0.2], dtype=torch.float64).log_softmax(-1)
+    log_policy = logits.log_softmax(-1)
+    forward = (log_ref.exp() * (log_ref - log_policy)).sum()
+    reverse = (log_policy.exp() * (log_policy - log_ref)).sum()
+    kl = torch.stack(
+        [
+            kl_loss(
+                log_policy[token, None, None],
+                log_ref[token, None, None],
+                torch.ones(1, 1, dtype=torch.bool),
+                divisors_B=torch.ones(1, dtype=torch.long),
+                old_logprobs_BT=log_policy[token, None, None].detach() if unbiased else None,
+            )
+            for token in range(4)
+        ]
+    )
+    loss = (log_policy.detach().exp() * kl).sum()
+    assert loss.item() == pytest.approx(reverse.item(), rel=1e-9)  # as a value, k3 has no bias in either way
+    (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (right,) = torch.autograd.grad(reverse if unbiased else forward, logits)
+    assert found.tolist() == pytest.approx(right.tolist(), rel=1e-9)
+
+
 def test_value_loss_by_value() -> None:
     values = torch.tensor([[1.0, 3.0, 0.0, NAN]])
     old = torch.tensor([[1.1, 1.0, 1.0, NAN]])
@@ -203,7 +230,9 @@ def losses(parts: slice, leaf: Tensor, num_tokens: int) -> Tensor:
     for over in LossOver:
         divisors = loss_divisors(mask, over, max_new_tokens=5)[parts]
         policy = policy + policy_loss(*part, clip_range=0.2, num_tokens=num_tokens, divisors_B=divisors).loss
-        policy = policy + kl_loss(leaf[parts], old[parts], mask[parts], divisors_B=divisors)
+        policy = policy + kl_loss(leaf[parts], target[parts], mask[parts], divisors_B=divisors)
+        kl = kl_loss(leaf[parts], target[parts], mask[parts], divisors_B=divisors, old_logprobs_BT=old[parts])
+        policy = policy + kl
     value = value_loss(*part, clip_range=0.2, num_tokens=num_tokens).loss
     return policy + 0.1 * value - 0.01 * entropy_bonus(leaf[parts].square(), mask[parts], num_tokens=num_tokens)
 

@@ -128,8 +128,10 @@ def ours(
         dual_clip=ppo.dual_clip,
         ratio_over=ppo.ratio_over,
     ).loss
-    if ppo.kl_as is KlAs.loss:
-        loss = loss + BETA * kl_loss(now_BT, tensors.ref_logprobs_BT, rows.mask_BT, divisors_B=divisors_B)
+    if ppo.kl_as is not KlAs.reward:
+        old_BT = tensors.logprobs_BT if ppo.kl_as is KlAs.loss_unbiased else None
+        kl = kl_loss(now_BT, tensors.ref_logprobs_BT, rows.mask_BT, divisors_B=divisors_B, old_logprobs_BT=old_BT)
+        loss = loss + BETA * kl
     (scale * loss).backward()
     return scale * float(loss.detach()), gradient(model), tensors
 
@@ -144,6 +146,7 @@ GRPO = {
     "grpo": ({"loss_type": "grpo"}, {}),
     "tokens": ({"loss_type": "dapo"}, {"loss_over": LossOver.tokens}),
     "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, {"advantage": Advantage.dr_grpo}),
+    "unbiased": ({"loss_type": "grpo", "use_bias_correction_kl": True}, {"kl_as": KlAs.loss_unbiased}),
     "completion": (
         {"loss_type": "grpo", "importance_sampling_level": "sequence"},
         {"ratio_over": RatioOver.completion},
@@ -160,8 +163,8 @@ GRPO = {
 def test_grpo_is_that_of_trl(kind: str, steps: int, model_dir: Path) -> None:
     theirs, own = GRPO[kind]
     ids = completions(LENGTHS)
-    # with the correction, its gradient is no longer that of k3 (Shao et al. 2024, eq. 4)
-    twin = Twin("grpo", model_dir, ids, use_bias_correction_kl=False, **theirs)
+    # with the correction, which is TRL's default, its gradient is no longer that of k3 (Shao et al. 2024, eq. 4)
+    twin = Twin("grpo", model_dir, ids, **{"use_bias_correction_kl": False, **theirs})
     loss, grad = twin.loss_and_gradient(steps=steps)
     ppo = PpoConfig(**{"advantage": Advantage.grpo, "num_generations": 4, **own})
     found, found_grad, tensors = ours(ppo, model_dir, ids, steps=steps)

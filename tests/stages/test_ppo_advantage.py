@@ -117,9 +117,9 @@ def test_what_the_estimator_chose_is_shown_and_recorded(words: list[str], capsys
     assert record["origins"]["ppo.loss_over"] == "command line"
 
 
-@pytest.mark.parametrize("kl_coef", [0.1, 0.0])
+@pytest.mark.parametrize("penalty", [["ppo.kl_coef=0"], ["ppo.kl_coef=0.1", "ppo.kl_as=loss_unbiased"]])
 def test_the_only_pass_of_an_update_tells_what_the_policy_said(
-    job: Job, monkeypatch: pytest.MonkeyPatch, kl_coef: float
+    job: Job, monkeypatch: pytest.MonkeyPatch, penalty: list[str]
 ) -> None:
     passes: list[int] = []
     forward, begin = Policy.forward, Learner.__init__
@@ -133,9 +133,7 @@ def test_the_only_pass_of_an_update_tells_what_the_policy_said(
         self.learns_in_one_pass = False
 
     monkeypatch.setattr(Policy, "forward", counted)
-    one = job(
-        "ppo.advantage=grpo", "ppo.num_ppo_epochs=1", "train.per_device_train_batch_size=4", f"ppo.kl_coef={kl_coef}"
-    )
+    one = job("ppo.advantage=grpo", "ppo.num_ppo_epochs=1", "train.per_device_train_batch_size=4", *penalty)
     for run_dir in ("one", "two"):
         passes.append(0)
         run(one, run_dir)
@@ -163,8 +161,9 @@ def test_without_a_kl_penalty_no_reference_is_held(
     assert {line["kl"] for line in lines} == {None}
 
 
-def test_a_kl_penalty_in_the_loss_keeps_the_policy_at_its_reference(job: Job) -> None:
-    chosen = ["ppo.advantage=grpo", "ppo.num_updates=8", "train.learning_rate=3e-3"]
+@pytest.mark.parametrize("kl_as", ["loss", "loss_unbiased"])
+def test_a_kl_penalty_in_the_loss_keeps_the_policy_at_its_reference(job: Job, kl_as: str) -> None:
+    chosen = ["ppo.advantage=grpo", f"ppo.kl_as={kl_as}", "ppo.num_updates=8", "train.learning_rate=3e-3"]
     run(job(*chosen, "ppo.kl_coef=1e-9"), "free")
     run(job(*chosen, "ppo.kl_coef=5"), "held")
     free, held = (sum(metrics(name, "objective/kl_k3")[-3:]) for name in ("free", "held"))

@@ -93,7 +93,7 @@ class Learner(PolicyTrainer):
         )
         self.prompts, self.held_out, self.sampling, self.ppo, self.value = prompts, held_out, sampling, ppo, value
         self.estimator = estimator_of(ppo)
-        self.has_kl_loss = ppo.kl_as is KlAs.loss and policy.has_reference
+        self.has_kl_loss = ppo.kl_as is not KlAs.reward and policy.has_reference
         # The only pass of an update sees the policy that drew: it tells ln π_old itself, unless a reward needs that.
         one_pass = ppo.num_ppo_epochs == ppo.num_mini_batches == 1
         in_reward = self.estimator.has_critic or (policy.has_reference and not self.has_kl_loss)
@@ -282,9 +282,10 @@ class Learner(PolicyTrainer):
         if self.learns_in_one_pass:
             for name, found_BT in zip(_TOLD, (logprobs_BT, entropies_BT), strict=True):
                 getattr(tensors, name)[indices, columns] = found_BT.detach().float().masked_fill(~piece.mask_BT, 0.0)
+        old_logprobs_BT = tensors.logprobs_BT[indices, columns]
         policy = policy_loss(
             logprobs_BT,
-            tensors.logprobs_BT[indices, columns],
+            old_logprobs_BT,
             tensors.advantages_BT[indices, columns],
             mask_BT,
             clip_range=self.ppo.clip_range,
@@ -306,7 +307,13 @@ class Learner(PolicyTrainer):
                 num_tokens=num_tokens,
             )
         if self.has_kl_loss and tensors.ref_logprobs_BT is not None:
-            kl = kl_loss(logprobs_BT, tensors.ref_logprobs_BT[indices, columns], mask_BT, divisors_B=divisors_B)
+            kl = kl_loss(
+                logprobs_BT,
+                tensors.ref_logprobs_BT[indices, columns],
+                mask_BT,
+                divisors_B=divisors_B,
+                old_logprobs_BT=old_logprobs_BT if self.ppo.kl_as is KlAs.loss_unbiased else None,
+            )
         entropy = entropy_bonus(entropies_BT, mask_BT, num_tokens=num_tokens)
         trains = float(update.trains_policy)  # 0 keeps the policy in the graph, which several processes wait for
         loss: Tensor = self._total(trains * policy.loss, value.loss, trains * kl, entropy, update)

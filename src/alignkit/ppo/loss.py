@@ -122,16 +122,30 @@ def _over_completion(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return mean_B1.expand_as(log_ratio_BT).masked_fill(~mask_BT, 0.0)
 
 
-def kl_loss(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, divisors_B: Tensor) -> Tensor:
-    """Compute Σ k3 / divisor, the KL to the reference with its gradient (Shao et al. 2024, eq. 4); β multiplies it.
+def kl_loss(
+    logprobs_BT: Tensor,
+    ref_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    divisors_B: Tensor,
+    old_logprobs_BT: Tensor | None = None,
+) -> Tensor:
+    """Compute Σ k3 / divisor, the KL to the reference with a gradient (Shao et al. 2024, eq. 4); β multiplies it.
+
+    Over tokens that the policy itself drew, the gradient of k3 alone is that of KL(π_ref ‖ π) in the mean. That of
+    ρ k3, with ρ = π / π_old of each token, is that of KL(π ‖ π_ref) ("Unbiased KL Estimate" of DeepSeek-V3.2, 2025).
 
     Args:
         logprobs_BT: of the drawn tokens under the policy in training.
         ref_logprobs_BT: under the reference, without gradient.
         mask_BT: where there are tokens.
         divisors_B: what each completion's sum is divided by (see `loss_divisors`).
+        old_logprobs_BT: under the policy that drew them, without gradient; None leaves ρ out.
     """
-    return (token_kl(logprobs_BT, ref_logprobs_BT, mask_BT, estimator="k3") / divisors_B[:, None]).sum()
+    kl_BT = token_kl(logprobs_BT, ref_logprobs_BT, mask_BT, estimator="k3")
+    if old_logprobs_BT is not None:
+        kl_BT = kl_BT * (logprobs_BT - old_logprobs_BT).masked_fill(~mask_BT, 0.0).exp()
+    return (kl_BT / divisors_B[:, None]).sum()
 
 
 def value_loss(

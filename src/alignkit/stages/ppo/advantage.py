@@ -18,6 +18,11 @@ _AVERAGES = {
     LossOver.completions: "the completions of a minibatch, of each one's mean",
     LossOver.constant: "a constant, sampling.max_new_tokens × completions",
 }
+_PENALTIES = {
+    KlAs.reward: "reward",
+    KlAs.loss: "loss, by k3",
+    KlAs.loss_unbiased: "loss, by k3 times the ratio",
+}
 
 
 def check_advantage(job: PpoJob) -> list[str]:
@@ -62,7 +67,7 @@ def _group_problems(ppo: PpoConfig) -> Iterator[str]:
 
 
 def _kl_problems(ppo: PpoConfig) -> Iterator[str]:
-    if ppo.kl_target is not None and settle(ppo).kl_as is KlAs.loss and needs_reference(ppo):
+    if ppo.kl_target is not None and settle(ppo).kl_as is not KlAs.reward and needs_reference(ppo):
         chosen = "" if ppo.kl_as else f" with ppo.advantage={ppo.advantage}"
         yield (
             f"ppo.kl_target={ppo.kl_target} adapts a KL penalty in the reward, which{chosen} is in the loss: leave it "
@@ -110,11 +115,12 @@ def describe_advantage(ppo: PpoConfig) -> str:
     """
     estimator = estimator_of(ppo)
     assert ppo.loss_over is not None
+    assert ppo.kl_as is not None
     parts = [f"{ppo.advantage}: {estimator.formula} ({estimator.source})"]
     if not estimator.has_critic:
         parts.append("no value function")
     if needs_reference(ppo):
-        parts.append("the KL penalty is part of the " + ("reward" if ppo.kl_as is KlAs.reward else "loss, by k3"))
+        parts.append(f"the KL penalty is part of the {_PENALTIES[ppo.kl_as]}")
     parts.append(f"the loss is averaged over {_AVERAGES[ppo.loss_over]}")
     if ppo.ratio_over is RatioOver.completion:
         parts.append("the ratio is that of the completion")
