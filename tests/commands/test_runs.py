@@ -1,6 +1,7 @@
 """`alignkit runs` as it is typed."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from alignkit.cli import app
-from alignkit.errors import ConfigError, RunError
+from alignkit.cli.ends import run_to_its_end
+from alignkit.errors import ConfigError, ModelError, RunError
+from alignkit.runs import result
 from alignkit.runs.directory import Run
 from alignkit.runs.given import Given
+from alignkit.runs.lock import hold
 from alignkit.runs.manifest import lineage
+from alignkit.runs.result import check_results, seal_result
 
 
 def make(folder: Path, parent: Path | None = None, *, loss: float = 1.0, **settings: object) -> Path:
@@ -113,3 +118,72 @@ def test_runs_are_removed_when_that_is_confirmed(project: Path) -> None:
     assert Path("runs/dpo/b").is_dir()
     assert " freed" in typed("rm", "b", "--yes")
     assert not Path("runs/dpo").exists()
+
+
+def test_a_run_of_a_pipeline_or_sweep_that_goes_on_is_not_removed(project: Path) -> None:
+    with hold(Path("runs/sft/sw"), Path("runs/sft/sw/.lock")), pytest.raises(RunError) as caught:
+        typed("rm", "sft/sw/0", "--yes")
+    assert str(caught.value) == "runs/sft/sw/0 is part of runs/sft/sw, which is being written: wait until it has ended"
+    assert "freed" in typed("rm", "sft/sw/0", "--yes")
+
+
+def test_a_run_that_starts_from_one_while_that_is_removed_keeps_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def started(path: Path, target: Path) -> Path:
+        if target.name == ".1.removed":
+            make(Path("runs/dpo/child"), Path("runs/sft/sw/1"))  # at the last moment
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", started)
+    with pytest.raises(RunError, match=r"^runs/sft/sw/1 is what runs/dpo/child started from: remove those first"):
+        typed("rm", "sft/sw/1", "--yes")
+    assert Path("runs/sft/sw/1/run.json").is_file()
+    assert sorted(path.name for path in Path("runs/sft/sw").iterdir()) == ["0", "1", "multirun.yaml"]
+
+
+@pytest.mark.parametrize("moment", ["before", "between"])
+def test_a_run_whose_parent_is_removed_before_it_begins_does_not_begin(
+    project: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    parent, folder = Path("runs/sft/a"), Path("runs/dpo/new")
+    run = Run(folder, "dpo", Given({}), parents=lineage({"model.name": str(parent)}, folder))
+    write = Run.write
+
+    def removed(run: Run, status: str, **how: Any) -> None:
+        parent.rename("elsewhere")
+        write(run, status, **how)
+
+    if moment == "before":
+        parent.rename("elsewhere")
+    else:
+        monkeypatch.setattr(Run, "write", removed)
+    with pytest.raises(RunError, match=r"runs/sft/a was removed or moved while it was read$"):
+        run.begin()
+    assert (folder / "run.json").is_file() == (moment == "between")  # which then says that it failed
+
+
+def test_a_command_whose_run_is_removed_says_so(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result, "_checked", {})
+    folder = make(Path("runs/sft/read"))
+    seal_result(folder)
+
+    def read(error: Exception) -> None:
+        check_results(folder)
+        typed("rm", "read", "--yes")
+        raise error
+
+    for error in (FileNotFoundError(2, "No such file", "x"), ModelError("Repo id must be in the form 'repo_name'")):
+        with pytest.raises(SystemExit) as caught:
+            run_to_its_end(partial(read, error))
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == "alignkit: runs/sft/read was removed or moved while it was read\n"
+        make(folder)
+        seal_result(folder)
+    with pytest.raises(SystemExit):
+        run_to_its_end(partial(check_results, folder, Path("runs/sft/a")))  # whose files are no result: its own words
+    assert "removed" not in capsys.readouterr().err

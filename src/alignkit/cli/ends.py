@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal
+from alignkit.errors import AlignkitError, Interrupted, MemoryShortage, OutputError, StopSignal
 
 
 def run_to_its_end(command: Callable[[], object]) -> None:
@@ -37,12 +37,17 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     except AlignkitError as error:
         # Once, not once a process, but for what only one of them knows.
         is_ours = os.environ.get("RANK", "0") == "0" or isinstance(error, MemoryShortage)
-        for line in error.shown if is_ours else ():
+        lost = _lost(error)
+        for line in (lost or error.shown) if is_ours else ():
             tell(line)
-        sys.exit(error.exit_status)
+        sys.exit(2 if lost else error.exit_status)
     except Exception as error:
         if os.environ.get("ALIGNKIT_DEBUG"):
             raise
+        if lost := _lost(error):
+            for line in lost:
+                tell(line)
+            sys.exit(2)
         tell(_shortage(error) or f"internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}")
         sys.exit(1)
 
@@ -62,6 +67,13 @@ def _end_if_output_is_lost(name: str, error: OSError) -> None:
     if isinstance(error, BrokenPipeError):
         sys.exit(128 + signal.SIGPIPE)  # as if it had not been caught: `| head -1` has what it wanted
     raise OutputError(f"{name} cannot be written: {error.strerror}") from error
+
+
+def _lost(error: Exception) -> list[str]:
+    """Say that a run which was read is gone, where that is what an error comes of."""
+    from alignkit.runs.result import lost_results
+
+    return [] if isinstance(error, Interrupted) else lost_results()
 
 
 def _shortage(error: Exception) -> str | None:

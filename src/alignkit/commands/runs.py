@@ -114,8 +114,9 @@ def remove_runs(names: Sequence[str], root: Path, *, checkpoints: bool, ask: boo
         _say(f"{what}: {decimal(run.checkpoints if checkpoints else run.size)}")
     if ask and not typer.confirm(f"Remove {decimal(freed)}?"):
         return _say("nothing was removed")
+    leaving = {run.folder.resolve() for run in runs}
     for run in runs:
-        remove(run, checkpoints=checkpoints)
+        remove(run, root, checkpoints=checkpoints, leaving=leaving)
     _say(f"{decimal(freed)} freed")
 
 

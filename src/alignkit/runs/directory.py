@@ -30,7 +30,7 @@ from alignkit.runs.given import Given, mask_settings
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
 from alignkit.runs.machine import describe_machine, git_commit
-from alignkit.runs.manifest import FORMAT, MANIFEST, check_format, flat, read_manifest, run_time
+from alignkit.runs.manifest import FORMAT, MANIFEST, check_format, flat, parent_folders, read_manifest, run_time
 from alignkit.runs.result import seal_result
 from alignkit.terminal import in_a_line
 
@@ -101,9 +101,14 @@ class Run:
         return self.given.settings
 
     def begin(self) -> None:
-        """Start to write: what an overwritten run left is deleted, and the record says that this one is running."""
+        """Start to write: what an overwritten run left is deleted, and the record says that this one is running.
+
+        Raises:
+            RunError: a run that this one starts from was removed while it was read.
+        """
         if not is_main_process():
             return
+        self._check_parents()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started, self.begun = self.started or _now(), True
         this = {
@@ -121,12 +126,18 @@ class Run:
         except OSError:
             self.begun = False
             raise
+        self._check_parents()  # again: from now on a removal of them sees this run
         for path in self.folder.iterdir() if not self.resuming else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name not in (MANIFEST, LOCK):
                 path.unlink()
         self.on_begin()
+
+    def _check_parents(self) -> None:
+        gone = [folder for folder in parent_folders(self.folder, {"parents": self.parents}) if not folder.is_dir()]
+        if gone:
+            raise RunError(*(f"{folder} was removed or moved while it was read" for folder in gone))
 
     def force(self, changes: Iterable[str]) -> None:
         """Go on although something has changed: each change is said and recorded with this start."""

@@ -22,6 +22,7 @@ _RECORDS = (
     *("run.json", CHECKSUMS, "log.txt", "metrics.jsonl", "rows.jsonl", "first_rows.json", "rollouts.jsonl"),
     "report_card.json",
 )
+_checked: dict[Path, str] = {}  # the runs that this process was given, by their folders, as they were called
 _FOLDERS = ("base", "value")  # below an adapter; a value function of its own
 # What people change by hand to serve a model otherwise: that is said, and not refused.
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json")
@@ -65,12 +66,18 @@ def check_results(*folders: Path | None) -> None:
         return
     problems = []
     for folder in dict.fromkeys(filter(None, folders)):
+        _checked[folder.resolve()] = str(folder)
         found, changed = result_problems(folder)
         problems += found
         for name in changed:
             logger.warning("%s of %s has changed since the run wrote it", name, folder)
     if problems:
         raise RunError(*problems)
+
+
+def lost_results() -> list[str]:
+    """Say which folders that this process was given are no more, a line each: other errors may come of that."""
+    return [f"{name} was removed or moved while it was read" for place, name in _checked.items() if not place.is_dir()]
 
 
 def result_problems(folder: Path, *, read_again: bool = False) -> tuple[list[str], list[str]]:
