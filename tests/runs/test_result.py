@@ -156,7 +156,7 @@ def test_settings_that_a_person_changed_are_said(runs: Path, capsys: pytest.Capt
     path = runs / "runs/sft/it/generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"top_k": 7, "do_sample": True}))
     answered("runs/sft/it")
-    assert "generation_config.json of runs/sft/it has changed since the run wrote it" in capsys.readouterr().out
+    assert "generation_config.json of runs/sft/it has changed since the run wrote it" in capsys.readouterr().err
     seal_result(runs / "runs/sft/it")
     answered("runs/sft/it")
-    assert "has changed" not in capsys.readouterr().out
+    assert "has changed" not in capsys.readouterr().err
