@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.errors import Interrupted, RunError
+from alignkit.errors import Interrupted, RunError, StopSignal
 from alignkit.launch import launch
 from alignkit.launch.run import _Launched
 from alignkit.runs.lock import hold
@@ -123,6 +123,13 @@ def test_a_signal_between_two_runs_ends_the_sweep_in_a_line(
     assert caught.value.exit_status == 128 + number
     record = json.loads(Path("runs/sft/sw/sweep.json").read_text())
     assert [run["problem"] for run in record["runs"]][:2] == [None, "not begun"]
+
+
+def test_a_signal_before_a_run_that_is_alone_is_not_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    Path("rows.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
+    with stops_raised(), pytest.raises(StopSignal):
+        launch("sft", ["name=a", "model=tiny_gpt2", "template=instruction", "data.path=rows.jsonl"])
 
 
 def test_two_sweeps_do_not_share_the_runs_of_one_folder() -> None:

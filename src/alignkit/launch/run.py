@@ -88,7 +88,7 @@ def launch(
         try:
             _run_hydra(stage, launched, [*overrides, *asked, *shown])
         except (KeyboardInterrupt, StopSignal) as stop:
-            if not launched.runs:
+            if launched.swept is None or not launched.runs:
                 raise
             launched.stop(stop.number if isinstance(stop, StopSignal) else signal.SIGINT)
         return launched.record()
