@@ -29,9 +29,10 @@ from alignkit.runs.log import is_main_process, run_log
 from alignkit.runs.manifest import lineage, read_manifest, recorded_groups
 from alignkit.runs.result import check_results
 from alignkit.stages.inputs import model_sections, record_inputs
+from alignkit.stages.shortage import what_to_lower
 from alignkit.terminal import Lines, steady_streams
 from alignkit.training.processes import meet_again, parted_at_exit
-from alignkit.training.session import TO_GO_ON, TO_LOWER
+from alignkit.training.session import TO_GO_ON
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def open_run(job: StageJob, stage: str, run_dir: Path, given: Given | None, trai
         run_dir, stage=stage, given=given, resume=Resume(str(job.resume).lower()), overwrite=job.overwrite
     )
     explained = explain_out_of_memory(
-        TO_LOWER,
+        what_to_lower(job),
         doing=lambda: f"{stage}, outside of a step",
         then=lambda: TO_GO_ON if any(run.begun for run in opened) else "; nothing was written",
     )

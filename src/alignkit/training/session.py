@@ -24,17 +24,23 @@ from alignkit.training.signals import name_of
 
 logger = logging.getLogger(__name__)
 
-TO_LOWER = "lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps as much), "
-TO_LOWER += "data.max_length or sampling.max_new_tokens, or take train.gradient_checkpointing=true or lora=default"
 TO_GO_ON = "; that is another run, while resume=true goes on with this one where there is more memory"
 
 
-def train(trainer: DurableTrainer, *, resume: bool) -> None:
+def train(
+    trainer: DurableTrainer,
+    *,
+    resume: bool,
+    stage: str = "training",
+    lower: str = "lower train.per_device_train_batch_size",
+) -> None:
     """Train to the end.
 
     Args:
         trainer: ready to train.
         resume: go on from the newest checkpoint whose checksums are right; those passed over are named.
+        stage: that trains, for messages.
+        lower: the settings to lower where memory runs out, in words.
 
     Raises:
         Interrupted: a signal came; a checkpoint was saved.
@@ -50,7 +56,7 @@ def train(trainer: DurableTrainer, *, resume: bool) -> None:
     def step_at_work() -> str:
         return f"step {trainer.state.global_step + 1}"
 
-    doing = explain_out_of_memory(TO_LOWER, doing=step_at_work, then=lambda: TO_GO_ON)
+    doing = explain_out_of_memory(lower, doing=lambda: f"{stage}, {step_at_work()}", then=lambda: TO_GO_ON)
     with _explain_trackers(trainer.args.report_to or ()), explain_lost_process(step_at_work), doing:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step

@@ -24,6 +24,7 @@ from alignkit.stages.pair_batches import build_collator, choose_layout, epoch_or
 from alignkit.stages.pairs import write_ledger_and_plan
 from alignkit.stages.samples import answer_samples, before_and_after, leave_out_unanswerable
 from alignkit.stages.sections import build_arguments
+from alignkit.stages.shortage import what_to_lower
 from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.training.dpo import DpoTrainer
 from alignkit.training.lm_head import lm_head
@@ -94,7 +95,7 @@ def run(
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
         with entry.timed("train"):
-            train(trainer, resume=entry.resuming)
+            train(trainer, resume=entry.resuming, stage="dpo", lower=what_to_lower(job))
         save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)
         samples = before_and_after(examples, before, answer())
         entry.result = conclude(

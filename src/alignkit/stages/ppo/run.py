@@ -37,6 +37,7 @@ from alignkit.stages.ppo.check import check_job
 from alignkit.stages.ppo.data import Prepared, prepare, view_of
 from alignkit.stages.ppo.engine import build_engine, engine_facts, open_servers
 from alignkit.stages.sections import template_mismatches
+from alignkit.stages.shortage import what_to_lower
 from alignkit.stages.trainer import build_callbacks, kept_step
 from alignkit.training.session import explain_full_disk, train
 
@@ -107,7 +108,7 @@ def run(
 
         trainer.when_placed(show_start)
         with entry.timed("train"):
-            train(trainer, resume=entry.resuming)
+            train(trainer, resume=entry.resuming, stage="ppo", lower=what_to_lower(job))
         warn(*rewards.truncations())
         if trainer.num_skipped:
             warn(f"{trainer.num_skipped:,} completions had no score and were left out of their updates")

@@ -27,6 +27,7 @@ from alignkit.stages.pairs import PreparedPairs, write_ledger_and_plan
 from alignkit.stages.reward.check import check_job
 from alignkit.stages.reward.data import prepare
 from alignkit.stages.sections import build_arguments
+from alignkit.stages.shortage import what_to_lower
 from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.training.reward import RewardTrainer
 from alignkit.training.session import save, train
@@ -91,7 +92,7 @@ def run(
                 "%-9s the adapter %s is merged into its base, which is saved with this run", "start", source.folder
             )
         with entry.timed("train"):
-            train(trainer, resume=entry.resuming)
+            train(trainer, resume=entry.resuming, stage="reward", lower=what_to_lower(job))
         save(trainer, run_dir, prepared.tokenizer, prepared.template, stop_ids=None)
         if is_main_process():
             write_reward_readme(

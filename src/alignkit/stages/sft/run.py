@@ -24,6 +24,7 @@ from alignkit.stages.sections import build_arguments, template_mismatches
 from alignkit.stages.sft.batches import build_collator, choose_layout, describe_padding, epoch_orders, padding_of
 from alignkit.stages.sft.check import check_job
 from alignkit.stages.sft.data import FIRST_ROWS, Prepared, parts_cost, prepare, view_of
+from alignkit.stages.shortage import what_to_lower
 from alignkit.stages.trainer import build_callbacks, eval_dataset, filled, kept_step
 from alignkit.terminal import Lines
 from alignkit.training.arguments import rows_a_step
@@ -78,7 +79,7 @@ def run(
         answer = partial(answer_samples, trainer, examples, template, prepared.tokenizer, job)
         before = answer()
         with entry.timed("train"):
-            train(trainer, resume=entry.resuming)
+            train(trainer, resume=entry.resuming, stage="sft", lower=what_to_lower(job))
         if prepared.stream is not None and prepared.stream.ledger is not None:
             logger.info("\nread as training went:\n%s\n", Lines(prepared.stream.ledger.table()))
         save(trainer, run_dir, prepared.tokenizer, template, stop_ids=template.stop_ids)
