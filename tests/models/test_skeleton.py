@@ -14,6 +14,7 @@ from alignkit.errors import ModelError
 from alignkit.models.load import load_model, load_tokenizer
 from alignkit.models.save import save_model
 from alignkit.models.skeleton import skeleton
+from alignkit.models.tiny import byte_tokenizer
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32}
 
@@ -83,9 +84,24 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(saved: Path) -> None:
     assert line.endswith("The hidden size (16) is not a multiple of the number of attention heads (3).")
 
 
+def test_random_weights_that_see_what_comes_behind_a_token_are_refused() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    roberta = ModelConfig(name="tiny", init=Init.random, config={"model_type": "roberta", **sizes})
+    assert refusal(roberta) == (
+        "model.config: a roberta reads in both directions and continues nothing: give it is_decoder: true, or take a "
+        "causal one"
+    )
+    roberta.config["is_decoder"] = True
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model = load_model(roberta, tokenizer=byte_tokenizer(), seed=0)
+    first, second = (model(input_ids=rows).logits[0, :3] for rows in (ids, torch.tensor([[5, 6, 7, 9]])))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize(
     ("config", "line"),
     [
+        ({"model_type": "xlnet"}, "is an encoder, xlnet: take a causal (decoder-only) language model"),
         ({"model_type": "t5"}, "is an encoder-decoder, t5: take a causal (decoder-only) language model"),
         ({**GPT2, "n_head": 3}, "is a gpt2, its sizes do not fit: `embed_dim` must be divisible by num_heads"),
         ({"model_type": "llama", "hidden_size": 9, "num_attention_heads": 2}, "The hidden size (9) is not a multiple"),

@@ -7,7 +7,6 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -19,7 +18,7 @@ from alignkit.errors import ModelError
 from alignkit.models.kinds import TAKE
 from alignkit.models.load import load_tokenizer
 from alignkit.models.source import ModelSource, config_folder, hub_options
-from alignkit.models.tiny import random_model
+from alignkit.models.tiny import random_model, reads_both_ways
 
 
 def skeleton(model: ModelConfig) -> PreTrainedModel:
@@ -47,8 +46,7 @@ def skeleton(model: ModelConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
         raise ModelError(f"model.name: {model.name}: {' '.join(str(error).split())}") from error
-    reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if config.is_encoder_decoder or reads_both_ways:
+    if config.is_encoder_decoder or reads_both_ways(config):
         what = "an encoder-decoder" if config.is_encoder_decoder else "an encoder"
         raise ModelError(f"model.name: {model.name} is {what}, {config.model_type}: {TAKE}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not model.trust_remote_code:

@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -24,10 +25,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from alignkit.errors import ModelError, did_you_mean
+from alignkit.errors import AlignkitError, ModelError, did_you_mean
 from alignkit.json_files import read_object
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
+# Language models by name that attend to what comes behind a token: permuted ones, and one whose prompts do.
+_NOT_CAUSAL = ("xlnet", "cpmant")
 FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -104,15 +107,32 @@ def random_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = _config(config, tokenizer, folder)
+            _check_causal(built)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 built, attn_implementation=attn_implementation, dtype=torch.float32
             )
+    except AlignkitError:
+        raise
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         what = config.get("model_type") or folder
         raise ModelError(f"model.config: {what} cannot be built: {reason}") from error
     model.eval()
     return model
+
+
+def _check_causal(config: PreTrainedConfig) -> None:
+    if reads_both_ways(config):
+        able = ": give it is_decoder: true, or" if hasattr(config, "is_decoder") else ":"
+        what = f"a {config.model_type} reads in both directions and continues nothing"
+        raise ModelError(f"model.config: {what}{able} take a causal one")
+
+
+def reads_both_ways(config: PreTrainedConfig) -> bool:
+    """Tell whether tokens see those behind them, so that a loss would be of what can be copied."""
+    if config.model_type in _NOT_CAUSAL:
+        return True
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
 
 
 def _config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> PreTrainedConfig:
