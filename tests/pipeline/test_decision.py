@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import AlignkitError
+from alignkit.launch import launch
 from alignkit.pipeline.chain import Chain, run_chain, show_plan
 from alignkit.pipeline.decision import Action
 from alignkit.pipeline.file import read_pipeline
+from alignkit.pipeline.step import run_step
 from alignkit.repeat import repeat
 
 ALL = ["sft", "reward", "ppo", "evaluate"]
@@ -147,6 +149,33 @@ def test_steps_whose_parent_came_out_the_same_are_skipped(project: Path) -> None
     }
     assert (project / "runs/chain/sft/model.safetensors").read_bytes() == before
     assert json.loads((project / "runs/chain/pipeline.json").read_text())["status"] == "finished"
+
+
+COMMANDS = {
+    "compare": "command: compare, models: [runs/sft/base, runs/chain/sft], prompts: prompts.jsonl",
+    "merge": "command: merge, model: {name: runs/sft/adapter}",
+}
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("command", "file", "reads"),
+    [
+        ("compare", "compare.json", "prompts.jsonl"),
+        ("merge", "model.safetensors", "runs/sft/adapter/adapter_config.json"),
+    ],
+)
+def test_a_command_runs_again_where_what_it_reads_has_changed(command: str, file: str, reads: str) -> None:
+    if command == "merge":
+        of_base = ["model=run", "model.name=runs/sft/base", "template=native", "lora=all_linear", "samples=0"]
+        launch("sft", ["name=adapter", *of_base, "data.path=rows.jsonl", "train.max_steps=1", "train.report_to=none"])
+    Path("asks.yaml").write_text(f"name: asks\nsteps:\n  ask: {{{COMMANDS[command]}}}\n")
+    pipeline = read_pipeline(["config=asks.yaml"])
+    run_step(pipeline, pipeline.steps[0])
+    assert Path("runs/asks/ask", file).is_file()
+    assert str(Chain.of(pipeline).plan()["ask"]) == "nothing has changed"
+    Path(reads).write_text(Path(reads).read_text() + "\n")
+    assert Chain.of(pipeline).plan()["ask"].action == Action.run
 
 
 @pytest.mark.usefixtures("project")

@@ -58,7 +58,9 @@ class Composed:
                 functions.append(("reward", source.function))
             else:
                 models["reward"] = ModelConfig(source.name)
-        found = fingerprints_of(getattr(self.job, "data", None), self.job.template, models, functions)
+        data = getattr(self.job, "data", None)  # of compare, it has the forms of its prompts and no rows
+        rows = data if isinstance(data, DataConfig) else None
+        found = fingerprints_of(rows, self.job.template, models, functions)
         for key in ("pairs", "prompts"):
             if path := self.arguments.get(key):
                 section = replace(_NO_DATA, path=str(path))
