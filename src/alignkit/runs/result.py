@@ -80,6 +80,12 @@ def lost_results() -> list[str]:
     return [f"{name} was removed or moved while it was read" for place, name in _checked.items() if not place.is_dir()]
 
 
+def forget_results(below: Path) -> None:
+    """Say no more of folders that lie in one of this process's own, which it removes."""
+    for place in [place for place in _checked if place.is_relative_to(below.resolve())]:
+        del _checked[place]
+
+
 def result_problems(folder: Path, *, read_again: bool = False) -> tuple[list[str], list[str]]:
     """List what is wrong with the files of a run, a line each, and its settings files that have changed.
 
