@@ -141,8 +141,25 @@ def test_an_interrupted_file_goes_on_where_it_stopped(
     assert out.read_text() == continued
 
 
-def test_ctrl_c_keeps_what_was_answered(
-    job: Callable[..., GenerateJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ended_by", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "16 responses are in {}: the same command continues it"),
+        (
+            MemoryError(),
+            1,
+            "out of memory: lower batch_size or sampling.max_new_tokens; 16 responses are in {}: the same command "
+            "continues it with another batch_size",
+        ),
+    ],
+)
+def test_what_ends_it_keeps_what_was_answered(
+    job: Callable[..., GenerateJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ended_by: BaseException,
+    status: int,
+    said: str,
 ) -> None:
     from alignkit.evaluate.served_model import ServedModel
 
@@ -150,15 +167,15 @@ def test_ctrl_c_keeps_what_was_answered(
 
     def answer(*args: Any, **kwargs: Any) -> Any:
         if next(calls):
-            raise KeyboardInterrupt
+            raise ended_by
         return real(*args, **kwargs)
 
     monkeypatch.setattr(ServedModel, "complete", answer)
     out = tmp_path / "out.jsonl"
     with pytest.raises(AlignkitError) as caught:
         run(job("batch_size=1"), prompts=["x"] * 20, prompts_path=None, out=out)
-    assert (caught.value.exit_status, len(out.read_text().splitlines())) == (130, 16)
-    assert "16 responses are in" in str(caught.value)
+    assert (caught.value.exit_status, len(out.read_text().splitlines())) == (status, 16)
+    assert str(caught.value) == said.format(out)
 
 
 def test_sampling_settings_reach_the_model(answer: Answer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -83,14 +84,24 @@ def run(
         if job.engine.name is EngineName.local:
             policy.load(seed=job.seed)
         try:
-            with answering(job.engine, policy, rows, job.sampling, seed=job.seed) as engine:
+            with _kept(file), answering(job.engine, policy, rows, job.sampling, seed=job.seed) as engine:
                 _answer(job, policy, found, rows, file, write, {"engine": engine} if engine else {})
         except (KeyboardInterrupt, StopSignal) as stop:
             if file is None:
                 raise
             number = stop.number if isinstance(stop, StopSignal) else 2
-            said = f"{file.num_done} responses are in {out}: the same command continues it"
-            raise Interrupted(number, said) from None
+            raise Interrupted(number, _continued(file)) from None
+
+
+def _kept(file: AnswerFile | None) -> AbstractContextManager[None]:
+    """Say how a file goes on where memory runs out."""
+    if file is None:
+        return nullcontext()
+    return explain_out_of_memory(_LOWER, then=lambda: f"; {_continued(file)} with another batch_size")
+
+
+def _continued(file: AnswerFile) -> str:
+    return f"{file.num_done} responses are in {file.path}: the same command continues it"
 
 
 def _answer(
