@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> bool:
     return True
 
 
-def kill_at_random(folder: Path, *, seed: int, kills: int) -> int:
-    """Run the chain of a project to its end, and kill it on its way; the number of kills that met it alive."""
+def kill_at_random(
+    folder: Path, *, seed: int, kills: int, numbers: Sequence[signal.Signals] = (signal.SIGKILL,)
+) -> int:
+    """Run the chain of a project to its end, and signal it on its way; the number of signals that met it alive."""
     draw, met = random.Random(seed), 0
     moments = sorted(draw.sample(range(len(MOMENTS)), kills))
     for moment in moments:
@@ -45,8 +48,13 @@ def kill_at_random(folder: Path, *, seed: int, kills: int) -> int:
         if wait_for(folder / "runs/chain" / MOMENTS[moment], process):
             time.sleep(draw.random() * 0.3)
             met += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-        assert process.wait() in (0, -signal.SIGKILL), (folder / "said.txt").read_text()
+            number = draw.choice(numbers)
+            process.send_signal(number)
+            stopped = -number if number == signal.SIGKILL else 128 + number
+            assert process.wait() in (0, stopped), (folder / "said.txt").read_text()
+            last = (folder / "said.txt").read_text().splitlines()[-1]
+            assert process.wait() <= 0 or last.startswith(f"alignkit: {number.name}: stopped in the step "), last
+        assert process.wait() in (0, -signal.SIGKILL, *(128 + number for number in numbers))
         assert half_written(folder) == []
     process = start(folder)
     assert process.wait() == 0, (folder / "said.txt").read_text()
