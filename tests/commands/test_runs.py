@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from alignkit.cli import app
 from alignkit.cli.ends import run_to_its_end
-from alignkit.errors import ConfigError, ModelError, RunError
+from alignkit.errors import ConfigError, ModelError, OutputError, RunError
 from alignkit.runs import result
 from alignkit.runs.directory import Run
 from alignkit.runs.given import Given
@@ -184,6 +184,11 @@ def test_a_command_whose_run_is_removed_says_so(
         assert capsys.readouterr().err == "alignkit: runs/sft/read was removed or moved while it was read\n"
         make(folder)
         seal_result(folder)
+    with pytest.raises(SystemExit) as caught:
+        run_to_its_end(partial(read, OutputError("the disk is full")))  # which has nothing to do with that
+    assert (caught.value.code, capsys.readouterr().err) == (1, "alignkit: the disk is full\n")
+    make(folder)
+    seal_result(folder)
     with pytest.raises(SystemExit):
         run_to_its_end(partial(check_results, folder, Path("runs/sft/a")))  # whose files are no result: its own words
     assert "removed" not in capsys.readouterr().err

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from alignkit.errors import AlignkitError, Interrupted, MemoryShortage, OutputError, StopSignal
+from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSignal
 
 
 def run_to_its_end(command: Callable[[], object]) -> None:
@@ -37,14 +37,14 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     except AlignkitError as error:
         # Once, not once a process, but for what only one of them knows.
         is_ours = os.environ.get("RANK", "0") == "0" or isinstance(error, MemoryShortage)
-        lost = _lost(error)
+        lost = _lost() if error.exit_status == 2 else []  # else it is no mistake that could come of that
         for line in (lost or error.shown) if is_ours else ():
             tell(line)
-        sys.exit(2 if lost else error.exit_status)
+        sys.exit(error.exit_status)
     except Exception as error:
         if os.environ.get("ALIGNKIT_DEBUG"):
             raise
-        if lost := _lost(error):
+        if lost := _lost():
             for line in lost:
                 tell(line)
             sys.exit(2)
@@ -69,11 +69,11 @@ def _end_if_output_is_lost(name: str, error: OSError) -> None:
     raise OutputError(f"{name} cannot be written: {error.strerror}") from error
 
 
-def _lost(error: Exception) -> list[str]:
-    """Say that a run which was read is gone, where that is what an error comes of."""
+def _lost() -> list[str]:
+    """Say which runs are gone that were read: what an error may come of."""
     from alignkit.runs.result import lost_results
 
-    return [] if isinstance(error, Interrupted) else lost_results()
+    return lost_results()
 
 
 def _shortage(error: Exception) -> str | None:
