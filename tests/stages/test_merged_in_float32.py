@@ -77,7 +77,7 @@ def by_merge(dtype: Dtype) -> Tensor:
 def held_by(stage: Any, name: str, *words: str) -> Any:
     """The trainer of a stage, just before its first step."""
 
-    def hold(trainer: Any, resume: bool) -> None:
+    def hold(trainer: Any, **given: Any) -> None:
         raise Held(trainer)
 
     job = compose_job(name, [*QUIET, *([] if name == "reward" else ["samples=0"]), *words])

@@ -211,7 +211,7 @@ def test_a_named_reference_that_is_the_policy_gives_what_the_policy_gives(
 
 def test_lora_holds_one_backbone(job: Job, sft_run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[DpoTrainer] = []
-    monkeypatch.setattr(dpo, "train", lambda trainer, resume: held.append(trainer))
+    monkeypatch.setattr(dpo, "train", lambda trainer, **_: held.append(trainer))
     sft_run("lora=default")
     for name, words in {"fresh": [*TINY, "lora=default"], "continued": ["model.name=sft"]}.items():
         dpo.run(job(*words), Path(name))
