@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from hypothesis import settings
 from serving import Serve, start
 
 ROOT = Path(__file__).parents[1]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(ROOT / ".pytest_cache" / "huggingface")  # not what someone once downloaded
 os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "cache")  # nothing is kept in the user's own

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from alignkit.cli import app
 from alignkit.cli.ends import run_to_its_end
 from alignkit.errors import ConfigError, ModelError, OutputError, RunError
-from alignkit.runs import result
 from alignkit.runs.directory import Run
 from alignkit.runs.given import Given
 from alignkit.runs.lock import hold
@@ -165,30 +164,31 @@ def test_a_run_whose_parent_is_removed_before_it_begins_does_not_begin(
     assert (folder / "run.json").is_file() == (moment == "between")  # which then says that it failed
 
 
-def test_a_command_whose_run_is_removed_says_so(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(result, "_checked", {})
-    folder = make(Path("runs/sft/read"))
-    seal_result(folder)
+def test_a_command_whose_run_is_removed_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs/sft/read")
 
-    def read(error: Exception) -> None:
-        check_results(folder)
-        typed("rm", "read", "--yes")
-        raise error
+    def told(error: Exception) -> tuple[int, list[str]]:
+        """What ends a command that reads a run which is removed, and then meets an error."""
 
-    for error in (FileNotFoundError(2, "No such file", "x"), ModelError("Repo id must be in the form 'repo_name'")):
-        with pytest.raises(SystemExit) as caught:
-            run_to_its_end(partial(read, error))
-        assert caught.value.code == 2
-        assert capsys.readouterr().err == "alignkit: runs/sft/read was removed or moved while it was read\n"
+        def read() -> None:
+            check_results(folder)
+            typed("rm", "read", "--yes")
+            raise error
+
         make(folder)
         seal_result(folder)
-    with pytest.raises(SystemExit) as caught:
-        run_to_its_end(partial(read, OutputError("the disk is full")))  # which has nothing to do with that
-    assert (caught.value.code, capsys.readouterr().err) == (1, "alignkit: the disk is full\n")
-    make(folder)
-    seal_result(folder)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_to_its_end(read)
+        return int(caught.value.code or 0), capsys.readouterr().err.splitlines()
+
+    removed = "alignkit: runs/sft/read was removed or moved while it was read"
+    assert told(FileNotFoundError(2, "No such file", "x")) == (2, [removed])
+    assert told(ModelError("there is no tokenizer")) == (2, [removed, "alignkit: there is no tokenizer"])
+    assert told(OutputError("the disk is full")) == (1, ["alignkit: the disk is full"])
+    assert told(MemoryError())[0] == 1
     with pytest.raises(SystemExit):
-        run_to_its_end(partial(check_results, folder, Path("runs/sft/a")))  # whose files are no result: its own words
+        run_to_its_end(
+            partial(check_results, Path("runs/sft/a"), folder)
+        )  # one is no result, the other never was there
     assert "removed" not in capsys.readouterr().err

@@ -151,7 +151,7 @@ def test_a_name_that_is_no_folder_is_no_run(root: Path, name: str) -> None:
 def test_a_link_is_not_removed_in_place_of_its_run(root: Path) -> None:
     (root / "link").symlink_to(root / "ppo" / "c")
     with pytest.raises(RunError, match=r"link is a link to .*ppo/c: name that"):
-        remove(named_run("link", root), checkpoints=False)
+        remove(named_run("link", root), root, checkpoints=False)
     assert (root / "ppo" / "c" / "run.json").is_file()
 
 
@@ -168,17 +168,17 @@ def test_a_run_that_others_start_from_is_not_removed(root: Path) -> None:
 
 def test_a_removal_that_was_killed_does_not_stand_in_the_way_of_another(root: Path) -> None:
     (root / "ppo" / ".c.removed" / "x").mkdir(parents=True)
-    remove(named_run("c", root), checkpoints=False)
+    remove(named_run("c", root), root, checkpoints=False)
     assert not (root / "ppo").exists()
 
 
 def test_what_is_removed_is_gone(root: Path) -> None:
-    remove(named_run("a", root), checkpoints=True)
+    remove(named_run("a", root), root, checkpoints=True)
     assert named_run("a", root).checkpoints == 0
-    remove(named_run("c", root), checkpoints=False)
+    remove(named_run("c", root), root, checkpoints=False)
     assert not (root / "ppo").exists()
     with hold(root / "dpo" / "b", root / "dpo" / "b" / LOCK), pytest.raises(RunError, match="is being written"):
-        remove(named_run("b", root), checkpoints=False)
+        remove(named_run("b", root), root, checkpoints=False)
 
 
 def test_the_first_step_that_differs_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from alignkit import api
 from alignkit.errors import AlignkitError, RunError
 from alignkit.runs.lock import hold
-from alignkit.runs.result import lost_results
+from alignkit.runs.taken import lost
 from alignkit.smoke.trial import Trial, report, try_out
 
 NO_END = """{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\
@@ -79,7 +79,7 @@ def test_a_planted_fault_is_found(stage: str, words: list[str], step: str, line:
     assert trial.error is not None
     assert trial.steps[-1][0] == step
     assert line in str(trial.error)
-    assert not [line for line in lost_results() if "alignkit-smoke-" in line]  # its own folders, which it removed
+    assert not [line for line in lost() if "alignkit-smoke-" in line]  # its own folders, which it removed
 
 
 def test_responses_that_are_all_cut_never_teach_the_end() -> None:

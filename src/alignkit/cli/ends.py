@@ -16,9 +16,11 @@ from alignkit.errors import AlignkitError, MemoryShortage, OutputError, StopSign
 
 def run_to_its_end(command: Callable[[], object]) -> None:
     """Run a command; the exit status is 0, 2 for the user's mistake, 1 for a bug of ours."""
+    from alignkit.runs import taken
     from alignkit.terminal import LineFormatter, steady_streams
     from alignkit.training.signals import name_of, stops_raised
 
+    taken.begin()
     if logging.lastResort is not None:  # what is said where no run has set up its log
         logging.lastResort.setFormatter(LineFormatter("alignkit: %(message)s"))
     try:
@@ -37,18 +39,19 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     except AlignkitError as error:
         # Once, not once a process, but for what only one of them knows.
         is_ours = os.environ.get("RANK", "0") == "0" or isinstance(error, MemoryShortage)
-        lost = _lost() if error.exit_status == 2 else []  # else it is no mistake that could come of that
-        for line in (lost or error.shown) if is_ours else ():
+        lost = taken.lost() if error.exit_status == 2 else []  # else it is no mistake that could come of that
+        for line in [*lost, *error.shown] if is_ours else ():
             tell(line)
         sys.exit(error.exit_status)
     except Exception as error:
         if os.environ.get("ALIGNKIT_DEBUG"):
             raise
-        if lost := _lost():
+        shortage = _shortage(error)
+        if not shortage and (lost := taken.lost()):
             for line in lost:
                 tell(line)
             sys.exit(2)
-        tell(_shortage(error) or f"internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}")
+        tell(shortage or f"internal error: {_brief(error)}; the traceback is in {_traceback_file(error)}")
         sys.exit(1)
 
 
@@ -67,13 +70,6 @@ def _end_if_output_is_lost(name: str, error: OSError) -> None:
     if isinstance(error, BrokenPipeError):
         sys.exit(128 + signal.SIGPIPE)  # as if it had not been caught: `| head -1` has what it wanted
     raise OutputError(f"{name} cannot be written: {error.strerror}") from error
-
-
-def _lost() -> list[str]:
-    """Say which runs are gone that were read: what an error may come of."""
-    from alignkit.runs.result import lost_results
-
-    return lost_results()
 
 
 def _shortage(error: Exception) -> str | None:

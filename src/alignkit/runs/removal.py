@@ -1,6 +1,6 @@
 """What may be removed of runs: checkpoints of finished ones, and whole runs that nothing descends from.
 
-Who only reads a run holds no lock on it: it is told in a line that the run is gone (`result.lost_results`). A run that
+Who only reads a run holds no lock on it: it is told in a line that the run is gone (`taken.lost`). A run that
 starts from another says so before it looks whether that is still there, and here is looked again for such a run once
 that is set aside: whichever of the two comes first, the other one gives way.
 """

@@ -12,6 +12,7 @@ from alignkit.digests import digests
 from alignkit.errors import AlignkitError, DamagedFile, RunError
 from alignkit.json_files import get, read_object
 from alignkit.runs.manifest import check_format
+from alignkit.runs.taken import take
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,6 @@ _RECORDS = (
     *("run.json", CHECKSUMS, "log.txt", "metrics.jsonl", "rows.jsonl", "first_rows.json", "rollouts.jsonl"),
     "report_card.json",
 )
-_checked: dict[Path, str] = {}  # the runs that this process was given, by their folders, as they were called
 _FOLDERS = ("base", "value")  # below an adapter; a value function of its own
 # What people change by hand to serve a model otherwise: that is said, and not refused.
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json")
@@ -66,24 +66,13 @@ def check_results(*folders: Path | None) -> None:
         return
     problems = []
     for folder in dict.fromkeys(filter(None, folders)):
-        _checked[folder.resolve()] = str(folder)
+        take(folder)
         found, changed = result_problems(folder)
         problems += found
         for name in changed:
             logger.warning("%s of %s has changed since the run wrote it", name, folder)
     if problems:
         raise RunError(*problems)
-
-
-def lost_results() -> list[str]:
-    """Say which folders that this process was given are no more, a line each: other errors may come of that."""
-    return [f"{name} was removed or moved while it was read" for place, name in _checked.items() if not place.is_dir()]
-
-
-def forget_results(below: Path) -> None:
-    """Say no more of folders that lie in one of this process's own, which it removes."""
-    for place in [place for place in _checked if place.is_relative_to(below.resolve())]:
-        del _checked[place]
 
 
 def result_problems(folder: Path, *, read_again: bool = False) -> tuple[list[str], list[str]]:

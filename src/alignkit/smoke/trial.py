@@ -26,7 +26,8 @@ from alignkit.runs.difference import differences
 from alignkit.runs.lock import hold
 from alignkit.runs.log import TERMINAL
 from alignkit.runs.manifest import read_manifest
-from alignkit.runs.result import CHECKSUMS, forget_results
+from alignkit.runs.result import CHECKSUMS
+from alignkit.runs.taken import give_back
 from alignkit.smoke.tiny_job import tiny_job
 from alignkit.terminal import in_a_line, print_json_lines
 
@@ -84,7 +85,7 @@ def try_out(job: StageJob, *, keep: Path | None) -> Trial:
             if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
                 raise RunError(f"--keep {keep} is there already: name a new folder")
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alignkit-smoke-")))
-        stack.callback(forget_results, folder)
+        stack.callback(give_back, folder)
         for stream in (contextlib.redirect_stdout, contextlib.redirect_stderr):
             stack.enter_context(stream(io.StringIO()))
         try:
