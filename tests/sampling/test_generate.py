@@ -385,6 +385,15 @@ ODD: dict[str, dict[str, Any]] = {  # what they keep between tokens is in no cac
     },
     "recurrent_gemma": {**HEADS, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8},
     "rwkv": {"attention_hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32},
+    "reformer": {
+        **{
+            "attn_layers": ["local", "local"],
+            "local_attn_chunk_length": 8,
+            "num_attention_heads": 2,
+            "is_decoder": True,
+        },
+        **{"attention_head_size": 16, "feed_forward_size": 32, "axial_pos_embds": False, "initializer_range": 0.2},
+    },
     "cpmant": {"num_hidden_layers": 2, "dim_ff": 32, "num_attention_heads": 2, "dim_head": 16, "init_std": 0.3},
 }
 

@@ -186,6 +186,7 @@ class _Batch:
         self.longest = max((len(row.prompt) for row in waiting), default=0) + sampling.max_new_tokens
         if not self.keeps_cache:
             self.size = 1  # a state that runs over the tokens may run over padding too
+            self.takes_positions = False  # they are those of a row alone, and Reformer fails at being told
             _warn_slow(self.name)
         elif size > 1 and chooses_columns(base.config, self.longest):
             self.size = 1
