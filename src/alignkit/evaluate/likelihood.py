@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignkit.data.batches.batching import IGNORED, Collator
-from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head, logits_at_once
+from alignkit.training.lm_head import hidden_states, is_plain_head, lm_head, positions_at_once
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _scored(model: PreTrainedModel, batch: dict[str, Tensor], plain_head: bool) 
 
 
 def _chunks(targets_N: Tensor, num_tokens: int) -> Iterator[slice]:
-    step = max(1, logits_at_once(targets_N.device) // num_tokens)
+    step = positions_at_once(num_tokens, targets_N.device)
     yield from (slice(start, start + step) for start in range(0, len(targets_N), step))
 
 
