@@ -188,6 +188,9 @@ def test_a_command_whose_run_is_removed_says_so(project: Path, capsys: pytest.Ca
     assert told(OutputError("the disk is full")) == (1, ["alignkit: the disk is full"])
     assert told(MemoryError())[0] == 1
     with pytest.raises(SystemExit):
+        run_to_its_end(lambda: typed("show", "nothing"))  # which reads none of these
+    assert "removed" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         run_to_its_end(
             partial(check_results, Path("runs/sft/a"), folder)
         )  # one is no result, the other never was there

@@ -1,13 +1,15 @@
 """Files are read with the columns that a run was trained with, where they cannot be read without."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignkit.config import DataConfig
 from alignkit.data.rows.responses import RESPONSES
-from alignkit.evaluate.kept_columns import kept_columns, kept_prompt_columns
+from alignkit.evaluate.kept_columns import kept_columns, kept_prompt_columns, with_kept_columns
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,15 @@ def test_the_columns_of_the_training_are_kept_as_far_as_the_file_has_them() -> N
         "prompt": "frage",
         "completion": "antwort",
     }
+
+
+def test_columns_of_the_command_are_kept_first_and_those_of_the_section_alone() -> None:
+    data = DataConfig(path=str(written(frage="Why?", antwort="So.", reply="No.")))
+    own = {"prompt": "frage", "completion": "reply"}
+    assert with_kept_columns(data, ["run"], RESPONSES).columns == {"prompt": "frage", "completion": "antwort"}
+    assert with_kept_columns(data, ["run"], RESPONSES, given=own).columns == own
+    assert with_kept_columns(replace(data, columns=own), ["run"], RESPONSES).columns == own
+    assert with_kept_columns(replace(data, format="prompt"), ["run"], RESPONSES).columns == {}
 
 
 def test_what_can_be_read_as_it_is_is_read_so() -> None:

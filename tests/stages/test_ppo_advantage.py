@@ -171,6 +171,14 @@ def test_a_kl_penalty_in_the_loss_keeps_the_policy_at_its_reference(job: Job, kl
     assert metrics("held", "loss/kl")[0] >= 0
 
 
+def test_the_two_kl_penalties_in_the_loss_have_one_value_and_two_gradients(job: Job) -> None:
+    for kl_as in ("loss", "loss_unbiased"):
+        run(job("ppo.advantage=grpo", "ppo.num_ppo_epochs=1", "ppo.kl_coef=5", f"ppo.kl_as={kl_as}"), kl_as)
+    assert metrics("loss", "loss/kl")[0] == metrics("loss_unbiased", "loss/kl")[0] == 0  # at the reference itself
+    assert metrics("loss", "loss/kl")[1] > 0
+    assert largest_difference("loss", "loss_unbiased") > 0
+
+
 def test_groups_without_a_difference_give_way_to_further_prompts(job: Job) -> None:
     chosen = ["ppo.advantage=grpo", "reward=[{function: 'rewards.py:easy'}]", "ppo.num_prompts=4", "data.shuffle=false"]
     chosen += ["train.per_device_train_batch_size=16", "ppo.keep_rollouts=4"]
