@@ -9,7 +9,6 @@ import shlex
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.jobs import VerifyJob
 from alignkit.launch import launch
+from serving import is_healthy
 
 LLAMA_CPP = Path(os.environ.get("LLAMA_CPP", "")).absolute()
 SHORT = ["config=smoke/sft", "data.limit=8", "data.eval_path=null", "sampling.max_new_tokens=12", "samples=4"]
@@ -70,7 +70,7 @@ def served(place: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable
         with Path("llama.log").open("w") as log:
             command = [LLAMA_CPP / "build" / "bin" / program, *words, "--port", port, "--threads", "1"]
             running.append(subprocess.Popen(command, stdout=log, stderr=log))
-        while not _is_there(f"http://127.0.0.1:{port}"):
+        while not is_healthy(f"http://127.0.0.1:{port}"):
             assert running[-1].poll() is None, Path("llama.log").read_text()[-2000:]
             time.sleep(1)
         return f"http://127.0.0.1:{port}"
@@ -79,14 +79,6 @@ def served(place: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable
     for process in running:
         process.terminate()
         process.wait()
-
-
-def _is_there(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health"):
-            return True
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("run", [BASE, ADAPTER])

@@ -8,7 +8,6 @@ import shlex
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from alignkit.config import ModelConfig
 from alignkit.errors import AlignkitError
 from alignkit.jobs import VerifyJob
 from alignkit.launch import launch
+from serving import is_healthy
 
 VLLM = Path(os.environ.get("VLLM_ENV", "")).absolute() / "bin" / "python"
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -65,20 +65,12 @@ def server(place: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
     with Path("vllm.log").open("w") as log:
         process = subprocess.Popen(command, env={**os.environ, **offline, **space}, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
-    while not _is_there(url):
+    while not is_healthy(url):
         assert process.poll() is None, Path("vllm.log").read_text()[-2000:]
         time.sleep(1)
     yield url
     process.terminate()
     process.wait()
-
-
-def _is_there(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health"):
-            return True
-    except OSError:
-        return False
 
 
 def test_an_adapter_is_served_as_it_was_trained_and_its_base_is_not(

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -38,3 +39,12 @@ def start(serving: Any) -> ThreadingHTTPServer:
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
+
+
+def is_healthy(url: str) -> bool:
+    """Tell whether a server answers already."""
+    try:
+        with urllib.request.urlopen(f"{url}/health"):
+            return True
+    except OSError:
+        return False
