@@ -125,7 +125,8 @@ def _open_closed_streams() -> None:
     """Give those that were closed (`>&-`) a descriptor that takes nothing, lest a file is opened in their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.open(os.devnull, os.O_RDONLY), mode))  # noqa: SIM115, PTH123  # stays open until the process ends
+            # A descriptor has no path to be opened by, and no block closes what stays open until the process ends.
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDONLY), mode))  # noqa: SIM115, PTH123
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from alignkit.commands.merge import settings_with_forms
 from alignkit.errors import RunError
 from alignkit.pipeline.composed import Composed
-from alignkit.runs.directory import changed_settings
+from alignkit.runs.changed_settings import changed_settings
 from alignkit.runs.manifest import check_format, read_manifest
 from alignkit.runs.result import result_problems
 from alignkit.stages.inputs import changed_inputs

@@ -101,7 +101,7 @@ class NoValueFunction(ValueFunction):
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
-    def forward(self, rows: Sequences, hidden_BTH: Tensor) -> None:  # type: ignore[override]  # None says that there are no values
+    def forward(self, rows: Sequences, hidden_BTH: Tensor) -> None:  # type: ignore[override]  # without a value function: None where the others return a tensor
         """Return nothing."""
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:

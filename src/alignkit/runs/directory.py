@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,13 +24,13 @@ from typing import Any
 
 from alignkit.choices import Resume
 from alignkit.errors import AlignkitError, Interrupted, RunError, StopSignal, TrainingError, as_yaml
-from alignkit.jobs import JOBS, StageJob
+from alignkit.runs.changed_settings import completed_settings, differing
 from alignkit.runs.full_disk import disk_trouble
 from alignkit.runs.given import Given, mask_settings
 from alignkit.runs.lock import LOCK, hold
 from alignkit.runs.log import is_main_process
 from alignkit.runs.machine import describe_machine, git_commit
-from alignkit.runs.manifest import FORMAT, MANIFEST, check_format, flat, parent_folders, read_manifest, run_time
+from alignkit.runs.manifest import FORMAT, MANIFEST, check_format, parent_folders, read_manifest, run_time
 from alignkit.runs.result import seal_result
 from alignkit.terminal import in_a_line
 
@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 # What a start that was killed before its first record leaves: nobody's work.
 _LEFTOVERS = (LOCK, f".{MANIFEST}", ".encoded")
-# On resume: they change no bit of the result.
-_MAY_CHANGE = ("name", "resume", "overwrite", "samples", "train.report_to", "ppo.gather")
 # What forcing cannot change: the shapes of the weights, and what the optimizer's saved state says.
 _IN_CHECKPOINTS = (
     "lora.",
@@ -354,7 +352,7 @@ def _guard(run: Run, *, resume: Resume, overwrite: bool) -> None:
     if overwrite:
         return
     if goes_on:
-        before, now = (_completed(run.stage, job) for job in (manifest.get("job", {}), run.record))
+        before, now = (completed_settings(run.stage, job) for job in (manifest.get("job", {}), run.record))
         run.finished, run.resuming = status == "finished", status != "finished"
         _check_unchanged(run, before, now)
         run.started = manifest.get("started", "")
@@ -376,16 +374,6 @@ def _check_writable(folder: Path) -> None:
 
 def _why(path: Path) -> str:
     return "read-only for you" if path.is_dir() else "a file"
-
-
-def _completed(stage: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay the record of a job over the defaults of the settings, some of which may be newer than the record."""
-    default: Any = JOBS[stage]()
-    settled = default.settled() if isinstance(default, StageJob) else default
-    completed = {**dict(flat(asdict(settled))), **dict(flat(job))}
-    if stage == "ppo" and not (completed["ppo.kl_coef"] or completed["ppo.kl_coef_end"]):
-        completed["ppo.max_kl"] = None  # earlier records name a limit where there is no penalty
-    return completed
 
 
 def finished_problems(folder: Path, stage: str) -> list[str]:
@@ -411,7 +399,7 @@ def _check_unchanged(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -
     """Resuming with other settings would be neither run, unless that is what was asked; each difference is named."""
     changed = {
         key: f"{key} was {as_yaml(old.get(key))} in {run.folder} and is {as_yaml(new.get(key))} now"
-        for key in _differing(old, new)
+        for key in differing(old, new)
     }
     if run.finished or not run.forced:
         if changed:
@@ -423,23 +411,6 @@ def _check_unchanged(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -
             *(f"resume=force: {line}, and the checkpoint holds what it was" for line in kept), *_OTHER_SETTINGS
         )
     run.force(changed.values())
-
-
-def changed_settings(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two records of settings, before and now, but for what changes no bit of a result.
-
-    Args:
-        stage: a key of `JOBS`, whose defaults stand for what a record does not name.
-        before: nested, as recorded.
-        now: nested, as given.
-    """
-    old, new = _completed(stage, before), _completed(stage, now)
-    return {key: (old.get(key), new.get(key)) for key in _differing(old, new)}
-
-
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    keys = sorted(old.keys() | new.keys())
-    return [key for key in keys if old.get(key) != new.get(key) and key not in _MAY_CHANGE]
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch does not list them
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch re-exports them without an __all__
 
 from alignkit.errors import Interrupted, TrainingError
 
