@@ -17,6 +17,7 @@ from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.estimators import estimator_of
 from alignkit.ppo.experience import RolloutTensors, experience
+from alignkit.ppo.freed_memory import give_back_freed_memory
 from alignkit.ppo.loss import ValueLoss, entropy_bonus, kl_loss, loss_divisors, policy_loss, value_loss
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.policy_trainer import PolicyTrainer
@@ -257,6 +258,7 @@ class Learner(PolicyTrainer):
                 )
                 # data parallelism averages the gradients of its processes, and the divisors are those of all
                 self.accelerator.backward(loss * self.args.world_size)
+            give_back_freed_memory(self.args.device)
             summed += parts
             ratio_max = max(ratio_max, float(largest))
             self._batches.append((loss.detach(), [rollouts[index].prompt for index in indices]))
