@@ -22,7 +22,7 @@ class _Account(ctypes.Structure):
 
 
 def give_back_freed_memory(device: torch.device) -> None:
-    """Give back what malloc holds unused, once that is more than what is in use.
+    """Give back what malloc holds unused, once that is more than half of what is in use.
 
     The rule spares a small model the walk over the heap. Numbers do not change.
 
@@ -34,5 +34,5 @@ def give_back_freed_memory(device: torch.device) -> None:
     assert _LIBC is not None
     _LIBC.mallinfo2.restype = _Account
     account = _LIBC.mallinfo2()
-    if account.fordblks > account.uordblks:
+    if 2 * account.fordblks > account.uordblks:
         _LIBC.malloc_trim(0)
