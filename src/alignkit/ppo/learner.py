@@ -17,7 +17,7 @@ from alignkit.config import PpoConfig, SamplingConfig, ValueConfig
 from alignkit.data.sets.prompts import Prompt
 from alignkit.estimators import estimator_of
 from alignkit.ppo.experience import RolloutTensors, experience
-from alignkit.ppo.freed_memory import give_back_freed_memory
+from alignkit.ppo.freed_memory import FreedMemory
 from alignkit.ppo.loss import ValueLoss, entropy_bonus, kl_loss, loss_divisors, policy_loss, value_loss
 from alignkit.ppo.policy import Policy
 from alignkit.ppo.policy_trainer import PolicyTrainer
@@ -100,6 +100,7 @@ class Learner(PolicyTrainer):
         in_reward = self.estimator.has_critic or (policy.has_reference and not self.has_kl_loss)
         self.learns_in_one_pass = one_pass and not in_reward and not compares
         self.pad_id = int(tokenizer.pad_token_id or 0)
+        self._freed = FreedMemory(self.args.device)
 
     def pad(self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> Sequences:
         """Put all rows of a rollout into one batch; each forward pass takes a few of them.
@@ -258,7 +259,7 @@ class Learner(PolicyTrainer):
                 )
                 # data parallelism averages the gradients of its processes, and the divisors are those of all
                 self.accelerator.backward(loss * self.args.world_size)
-            give_back_freed_memory(self.args.device)
+            self._freed.give_back()
             summed += parts
             ratio_max = max(ratio_max, float(largest))
             self._batches.append((loss.detach(), [rollouts[index].prompt for index in indices]))
