@@ -134,8 +134,8 @@ def test_gradients_in_chunks_are_those_of_the_whole(model: Any, monkeypatch: pyt
         scores = CompletionScorer(model, eos_ids=[1], entropy_trains=True)(model, rows(), temperature=0.9)
         (scores.logprobs_BT.sum() + 0.3 * scores.entropies_BT.sum()).backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    for one, other in zip(*found, strict=True):  # RWKV's reach into the thousands, so to their own size
+        assert float((one - other).norm()) <= 1e-5 * float(one.norm())
 
 
 @pytest.mark.parametrize("indices", [[0], [1], [2], [2, 0], [1, 2], [0, 1, 2]])
