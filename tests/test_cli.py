@@ -182,6 +182,43 @@ def test_a_wrong_model_is_told_with_a_wrong_setting(main: Main, words: list[str]
     assert models == [f"alignkit: model.name: {name} holds no model, config.json is missing" for name in named]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "here", "--prompt", "a"],
+        ["next", "here", "--prompt", "a"],
+        ["chat", "here"],
+        ["compare", "here", "more", "--prompt", "a"],
+        ["evaluate", "here", "data.path=rows.jsonl"],
+        ["evaluate", "here", "--tasks", "arc_easy"],
+        ["merge", "here", "merged"],
+        ["verify", "here"],
+        ["score", "here", "--pairs", "rows.jsonl"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_what_a_command_names_is_not_set_once_more(main: Main, words: list[str]) -> None:
+    Path("rows.jsonl").touch()
+    status, out, err = main(*words, "model.name=other")
+    assert (status, out) == (2, "")
+    line = "alignkit: model.name=other: the command names here, and has one of them; leave model.name out"
+    assert line in err.splitlines()
+
+
+def test_the_file_of_a_command_is_not_set_once_more(main: Main) -> None:
+    status, _, err = main("score", "here", "--pairs", "rows.jsonl", "data.path=more.jsonl")
+    assert status == 2
+    line = "alignkit: data.path=more.jsonl: the command names rows.jsonl, and has one of them; leave data.path out"
+    assert line in err.splitlines()
+
+
+def test_the_model_that_a_command_names_is_stronger_than_that_of_a_file(main: Main) -> None:
+    Path("my.yaml").write_text("model: {name: other}\n")
+    status, _, err = main("generate", "here", "--prompt", "a", "config=my.yaml")
+    assert status == 2
+    assert "model.name: there is no folder 'here'" in err
+
+
 def test_mistakes_in_data_are_a_line_each_in_every_command(main: Main) -> None:
     Path("rows.jsonl").write_text('{"instruction": "a", "output": null}\n{"instruction": "", "output": "b"}\n')
     for command in (["sft"], ["inspect", "sft"]):

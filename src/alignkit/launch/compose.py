@@ -37,6 +37,7 @@ class StepLayers:
 
 
 ALONE = StepLayers()
+_NAMED = (("model", "name"), ("data", "path"))  # settings that commands have arguments and options for
 
 
 def compose_job(
@@ -49,8 +50,9 @@ def compose_job(
         words: as in `launch`.
         config_dir: as in `launch`.
         also: finds what else is wrong with the job, to be told with the other mistakes.
-        **given: top-level sections laid under the words, such as `model={"name": run}`.
+        **given: what the command names beside the words, such as `model={"name": run}`: laid over the files.
     """
+    also = _and_named_once(given, also)
     overrides, overlays = prepare(stage, words, config_dir, also=also, given=given)
     return typed(stage, composed(stage, overrides, config_dir), overlays=overlays, also=also)
 
@@ -62,6 +64,7 @@ def command_job(
 
     Files and folders that are named must be there. In the record interpolations are unresolved: it may be written out.
     """
+    also = _and_named_once(given, also)
     overrides, overlays = prepare(stage, words, config_dir, named=True, also=also, given=given)
     cfg = composed(stage, overrides, config_dir)
     return typed(stage, cfg, named=True, overlays=overlays, also=also), as_given(cfg)
@@ -71,9 +74,26 @@ def step_job(
     stage: str, words: list[str], layers: StepLayers, *, config_dir: Path | None = None, **given: Any
 ) -> tuple[Any, dict[str, Any]]:
     """`command_job` for the step of a pipeline: runs that it names need not be there yet."""
-    overrides, overlays = prepare(stage, words, config_dir, given=given, layers=layers)
+    also = _and_named_once(given)
+    overrides, overlays = prepare(stage, words, config_dir, also=also, given=given, layers=layers)
     cfg = composed(stage, overrides, config_dir)
-    return typed(stage, cfg, overlays=overlays), as_given(cfg)
+    return typed(stage, cfg, overlays=overlays, also=also), as_given(cfg)
+
+
+def _and_named_once(given: Mapping[str, Mapping[str, Any]], also: Also = nothing) -> Also:
+    """Refuse a word that sets what the command names, too: one of the two would have no effect."""
+
+    def problems(job: Any) -> list[str]:
+        lines = []
+        for section, key in _NAMED:
+            wanted = expand_home(str(given.get(section, {}).get(key) or ""))
+            found = getattr(getattr(job, section, None), key, None)
+            if wanted and "${" not in wanted and found != wanted:
+                setting = f"{section}.{key}"
+                lines.append(f"{setting}={found}: the command names {wanted}, and has one of them; leave {setting} out")
+        return [*lines, *also(job)]
+
+    return problems
 
 
 def job_of_record(stage: str, given: Mapping[str, Any], folders: Mapping[str, str] | None = None) -> Any:
@@ -161,7 +181,7 @@ def _registered(stage: str, overlays: dict[str, Any], given: dict[str, Any] | No
     if not issubclass(JOBS[stage], StageJob):  # a stage has a file with its own choices among upstream's arguments
         store.store(name=stage, node={"defaults": [f"{stage}_schema", *_groups(stage), "_self_"]})
     chosen = []
-    for number, content in enumerate([*([given] if given else []), *overlays.values()]):
+    for number, content in enumerate([*overlays.values(), *([given] if given else [])]):
         store.store(group=f"overlay{number}", name="file", node=_as_overlay(content), package="_global_")
         chosen.append(f"+overlay{number}=file")
     return chosen

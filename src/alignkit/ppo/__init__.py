@@ -10,7 +10,8 @@ reference (`reference.py`). One step of the trainer is one update (`trainer.py`,
 4. `scoring.py`: log-probabilities, reference log-probabilities and values of the whole rollout
 5. `experience.py`, on `advantage.py`, `group_advantage.py` and `kl.py`: the KL penalty in the token rewards, advantages
    by a value function (GAE) or without one, whitening
-6. `learner.py`: num_ppo_epochs × num_mini_batches optimizer steps on `loss.py`; `freed_memory.py`: what they free on a CPU
+6. `learner.py`: num_ppo_epochs × num_mini_batches optimizer steps on `loss.py`; `freed_memory.py`: what they
+   free on a CPU
 7. `metrics.py`, `health.py`, `record.py`: metrics, warnings, rollouts.jsonl, curves
 
 `sharded.py` is what a policy needs that FSDP2 shards over processes, `policy_trainer.py` what transformers' trainer
