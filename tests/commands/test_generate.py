@@ -269,8 +269,10 @@ def test_mistakes_are_told_together_before_the_model_is_loaded(
     monkeypatch.setattr("alignkit.evaluate.served_model.load_model", unreachable)
     (tmp_path / "taken.jsonl").write_text("mine")
     assert refusal(job()) == ["there is nothing to answer: give --prompt TEXT or --prompts FILE"]
+    nowhere = job("sampling.do_sample=false", "sampling.top_k=5")
+    nowhere.model.name = "nowhere"
     assert refusal(
-        job("sampling.do_sample=false", "sampling.top_k=5", "model.name=nowhere"),
+        nowhere,
         prompts=["a", " "],
         prompts_path=Path("nowhere/p.jsonl"),
         out=Path("taken.jsonl"),

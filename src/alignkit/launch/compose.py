@@ -86,9 +86,9 @@ def _and_named_once(given: Mapping[str, Mapping[str, Any]], also: Also = nothing
     def problems(job: Any) -> list[str]:
         lines = []
         for section, key in _NAMED:
-            wanted = expand_home(str(given.get(section, {}).get(key) or ""))
+            wanted = given.get(section, {}).get(key)
             found = getattr(getattr(job, section, None), key, None)
-            if wanted and "${" not in wanted and found != wanted:
+            if isinstance(wanted, str) and wanted and "${" not in wanted and found != expand_home(wanted):
                 setting = f"{section}.{key}"
                 lines.append(f"{setting}={found}: the command names {wanted}, and has one of them; leave {setting} out")
         return [*lines, *also(job)]
